@@ -1,0 +1,11 @@
+#pragma once
+// One registration function per bound class or group of functions.
+
+#include <pybind11/pybind11.h>
+
+namespace llmcore {
+
+void bind_errors(pybind11::module_& m);
+void bind_tokenizer(pybind11::module_& m);
+
+}  // namespace llmcore
