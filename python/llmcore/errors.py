@@ -1,4 +1,4 @@
-"""Every error llmcore raises. File-supplied text inside a message is escaped and cut, so a log can't be attacked by it."""
+"""Every error llmcore raises. File-supplied text in a message is escaped and cut, so a log can't be attacked by it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ class DecoderSpec:
 
 
 MATRICES = frozenset({"embedding", "position_embedding", "qkv", "attention_output", "gate_up", "up", "down", "lm_head"})
-"""Matrix slots. Global: embedding, position_embedding, lm_head. In `layers.{i}.`: qkv, attention_output, gate_up or up, down.
+"""Matrix slots. Global: embedding, position_embedding, lm_head. In `layers.{i}.`: qkv, attention_output, gate_up or up,
+down.
 
 Vector slots. Global: final_norm, final_norm_bias, lm_head_bias. In `layers.{i}.`: attention_norm, attention_norm_bias,
 mlp_norm, mlp_norm_bias, q_norm, k_norm, and `<matrix>_bias` for each matrix of the layer."""
