@@ -24,6 +24,10 @@ class ArgumentError(LlmcoreError, ValueError):
     """A call's argument is out of range; the message names the argument and its range."""
 
 
+class ArgumentTypeError(ArgumentError, TypeError):
+    """A call's argument is of the wrong type."""
+
+
 class CheckpointError(LlmcoreError):
     """A checkpoint on disk can't be used as it is.
 

@@ -1,0 +1,278 @@
+"""What a caller may ask of a generation: SamplingParams, its ranges and its defaults.
+
+Field names, meanings and the interplay of penalties, top-k, top-p and min-p are vLLM's, so that parameters carry over.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmcore.errors import ArgumentError, ArgumentTypeError, escape
+
+MAX_N = 16
+MAX_LOGPROBS = 256
+MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024
+MAX_TOKEN_LIST = 4096
+MAX_TOKENS = 2**31 - 1
+GREEDY_TEMPERATURE = 1e-8
+"""At or below this a float32 softmax has no second choice left, so the temperature counts as 0."""
+_FLOAT32_MAX = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to turn logits into tokens, and when to stop.
+
+    A field left None takes the value of the checkpoint's generation_config.json, else the neutral value given below.
+
+    Raises:
+        ArgumentError: a value is out of its range, or two values contradict each other.
+        ArgumentTypeError: a value has the wrong type (also a TypeError); true and false are not numbers.
+    """
+
+    n: int = 1
+    """Completions per prompt, 1 to 16."""
+    temperature: float | None = None
+    """At least 0; 0 (as is all up to 1e-8) is greedy. None: 0 if generation_config says `do_sample: false`, else its
+    temperature, else 1."""
+    top_p: float | None = None
+    """0 to 1: sample among the fewest tokens that hold this much probability (always one at least). Neutral: 1."""
+    top_k: int | None = None
+    """Sample among this many of the likeliest tokens; 0 or -1 (neutral) for all; beyond the vocabulary means all."""
+    min_p: float | None = None
+    """0 to 1: drop tokens less likely than this times the likeliest. Neutral: 0."""
+    seed: int | None = None
+    """0 to 2**64 - 1. The same seed, prompt and parameters give the same tokens. None: the LLM's own seed."""
+    stop: str | Sequence[str] | None = ()
+    """Generation ends where one of these texts is complete; at most 64, each of 1 to 1,024 characters."""
+    stop_token_ids: Sequence[int] | None = ()
+    """Generation ends at these tokens, as at the end-of-text tokens."""
+    max_tokens: int | None = None
+    """At least 1. Neutral: until the context is full, which also bounds any larger value."""
+    min_tokens: int | None = None
+    """No stop token and no stop text ends the answer before it has this many tokens. Neutral: 0."""
+    logprobs: int | None = None
+    """None: no log-probabilities. 0: of the chosen token. k: of the k likeliest tokens too, up to 256."""
+    presence_penalty: float = 0.0
+    """-2 to 2, subtracted from the logits of tokens which the answer already has."""
+    frequency_penalty: float = 0.0
+    """-2 to 2, subtracted once for each time the answer has the token."""
+    repetition_penalty: float | None = None
+    """0.01 to 100: logits of tokens in prompt or answer are divided (negative ones multiplied) by it. Neutral: 1."""
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    """Added to the logits of these token ids, each -100 to 100."""
+    allowed_token_ids: Sequence[int] | None = None
+    """Only these tokens can be chosen. None: all."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop text at the end of the answer."""
+
+    def __post_init__(self) -> None:
+        _fix(self, "n", _integer("n", self.n, 1, MAX_N))
+        self._check_numbers()
+        self._check_lists()
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} must be true or false, got {_shown(getattr(self, name))}")
+        if self.n > 1 and self.temperature == 0:
+            raise ArgumentError(
+                f"n is {self.n}, but temperature 0 gives the same answer each time: set n=1 or a temperature above 0"
+            )
+        if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ArgumentError(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
+
+    def _check_numbers(self) -> None:
+        floats = {
+            "temperature": (0.0, _FLOAT32_MAX),
+            "top_p": (0.0, 1.0),
+            "min_p": (0.0, 1.0),
+            "repetition_penalty": (0.01, 100.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
+        }
+        for name, (low, high) in floats.items():
+            value = getattr(self, name)
+            if value is not None or name in ("presence_penalty", "frequency_penalty"):
+                _fix(self, name, _number(name, value, low, high))
+        if self.temperature is not None and self.temperature <= GREEDY_TEMPERATURE:
+            _fix(self, "temperature", 0.0)
+        integers = {
+            "top_k": (-1, 2**63 - 1),
+            "seed": (0, 2**64 - 1),
+            "max_tokens": (1, MAX_TOKENS),
+            "min_tokens": (0, MAX_TOKENS),
+            "logprobs": (0, MAX_LOGPROBS),
+        }
+        for name, (least, most) in integers.items():
+            value = getattr(self, name)
+            if value is not None:
+                _fix(self, name, _integer(name, value, least, most))
+
+    def _check_lists(self) -> None:
+        _fix(self, "stop", _stop_strings(self.stop))
+        _fix(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.logit_bias is not None:
+            _fix(self, "logit_bias", _logit_bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids, limit=None)
+            if not allowed:
+                raise ArgumentError("allowed_token_ids must hold at least one token id, got none; None allows all")
+            _fix(self, "allowed_token_ids", allowed)
+
+    def resolve(self, generation_config: Mapping[str, Any], eos_ids: Iterable[int], vocab_size: int) -> SamplingParams:
+        """These parameters for one model: every number is set but `seed`, `logprobs` (None: off) and lists.
+
+        `generation_config` is generation_config.json's object; absent and null keys count as not given. The model's
+        `eos_ids` join `stop_token_ids` unless `ignore_eos`; those beyond the vocabulary can't occur and are dropped.
+        `top_k` 0 means all. Resolving twice changes nothing.
+
+        Raises:
+            ArgumentError: a token id is not below `vocab_size`, or the model's defaults contradict what was asked.
+        """
+        self._check_ids(vocab_size)
+
+        def given(name: str, neutral: Any, key: str | None = None) -> Any:
+            own = getattr(self, name)
+            if own is not None:
+                return own
+            theirs = generation_config.get(key or name)
+            return neutral if theirs is None else theirs
+
+        greedy = generation_config.get("do_sample") is False
+        temperature = 0.0 if greedy and self.temperature is None else given("temperature", 1.0)
+        ends = () if self.ignore_eos else tuple(i for i in eos_ids if 0 <= i < vocab_size)
+        minimum = given("min_tokens", 0, "min_new_tokens")
+        maximum = given("max_tokens", MAX_TOKENS, "max_new_tokens")
+        if self.min_tokens is None and self.max_tokens is not None:
+            minimum = min(minimum, maximum)
+        elif self.max_tokens is None and self.min_tokens is not None:
+            maximum = max(minimum, maximum)
+        resolved = replace(
+            self,
+            temperature=temperature,
+            top_p=given("top_p", 1.0),
+            top_k=given("top_k", 0),
+            min_p=given("min_p", 0.0),
+            repetition_penalty=given("repetition_penalty", 1.0),
+            max_tokens=maximum,
+            min_tokens=minimum,
+            stop_token_ids=tuple(sorted({*(self.stop_token_ids or ()), *ends})),
+            logprobs=None if self.logprobs is None else min(self.logprobs, vocab_size),
+        )
+        resolved._settle(vocab_size)
+        return resolved
+
+    def _settle(self, vocab_size: int) -> None:
+        """The last steps of resolve(), on values that are checked and set."""
+        if not 0 < (self.top_k or 0) < vocab_size:
+            _fix(self, "top_k", 0)
+        allowed = self.allowed_token_ids
+        if self.min_tokens and allowed is not None and set(allowed) <= set(self.stop_token_ids or ()):
+            raise ArgumentError(
+                f"allowed_token_ids holds only tokens that end the answer, but min_tokens asks for {self.min_tokens}"
+                " tokens before an end: allow another token, or set min_tokens=0"
+            )
+
+    def _check_ids(self, vocab_size: int) -> None:
+        lists: dict[str, Iterable[int]] = {
+            "stop_token_ids": self.stop_token_ids or (),
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "logit_bias": self.logit_bias or (),
+        }
+        for name, ids in lists.items():
+            worst = max(ids, default=-1)
+            if worst >= vocab_size:
+                raise ArgumentError(f"{name} must hold token ids from 0 to {vocab_size - 1}, got {worst}")
+
+
+def _fix(params: SamplingParams, name: str, value: object) -> None:
+    object.__setattr__(params, name, value)
+
+
+def _shown(value: object) -> str:
+    """`value` for a message: short and printable, by its type where the type is the trouble."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return escape(value, 40)
+    return _short_number(value) if isinstance(value, numbers.Real) else type(value).__name__
+
+
+def _short_number(value: numbers.Real) -> str:
+    # An integer of a million digits must neither be printed nor, beyond Python's limit on digits, fail to be.
+    if isinstance(value, numbers.Integral):
+        size = int(value).bit_length()
+        return str(int(value)) if size <= 80 else f"an integer of {size} bits"
+    return str(value)[:40]
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number <= high:  # also refuses NaN
+        raise ArgumentError(f"{name} must be a number from {low:g} to {high:g}, got {_short_number(value)}")
+    return number + 0.0  # -0.0 becomes 0.0
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(f"{name} must be an integer from {low} to {high}, got {_shown(value)}")
+    number = int(value)
+    if not low <= number <= high:
+        raise ArgumentError(f"{name} must be an integer from {low} to {high}, got {_short_number(value)}")
+    return number
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    if strings is None:
+        return ()
+    if not isinstance(strings, Sequence) or isinstance(strings, bytes | bytearray):
+        raise ArgumentTypeError(f"stop must be a string or a list of strings, got {_shown(stop)}")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise ArgumentError(f"stop must hold at most {MAX_STOP_STRINGS} strings, got {len(strings)}")
+    for i, text in enumerate(strings):
+        if not isinstance(text, str):
+            raise ArgumentTypeError(f"stop[{i}] must be a string, got {_shown(text)}")
+        if not 1 <= len(text) <= MAX_STOP_LENGTH:
+            raise ArgumentError(f"stop[{i}] must have 1 to {MAX_STOP_LENGTH} characters, got {len(text)}")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise ArgumentError(f"stop[{i}] must be valid Unicode, got a lone surrogate, which no answer contains")
+    return tuple(dict.fromkeys(strings))
+
+
+def _token_ids(name: str, ids: object, limit: int | None = MAX_TOKEN_LIST) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    if isinstance(ids, str | bytes | bytearray | Mapping) or not isinstance(ids, Iterable):
+        raise ArgumentTypeError(f"{name} must be a list of token ids, got {_shown(ids)}")
+    out: list[int] = []
+    for i in ids:
+        out.append(_integer(f"{name}[{len(out)}]", i, 0, MAX_TOKENS))
+        if limit is not None and len(out) > limit:
+            raise ArgumentError(f"{name} must hold at most {limit} token ids, got more")
+    return tuple(dict.fromkeys(out))
+
+
+def _logit_bias(bias: object) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise ArgumentTypeError(f"logit_bias must map token ids to numbers, got {_shown(bias)}")
+    if len(bias) > MAX_TOKEN_LIST:
+        raise ArgumentError(f"logit_bias must hold at most {MAX_TOKEN_LIST} entries, got {len(bias)}")
+    out = {}
+    for key, value in bias.items():
+        token = _integer("logit_bias key", key, 0, MAX_TOKENS)
+        out[token] = _number(f"logit_bias[{token}]", value, -100.0, 100.0)
+    return out
