@@ -1,4 +1,4 @@
-"""What leaks from the native code: one symbol from each ISA object, one from the extension.
+"""What leaks from the native code: one symbol from each ISA object, one from the extension, no stray AVX.
 
 An inline function compiled with AVX-512 and kept by the linker for everybody would crash an older CPU far away from the
 kernels, so an ISA object may define its kernel table and nothing else that another object could see.
@@ -7,6 +7,7 @@ kernels, so an ISA object may define its kernel table and nothing else that anot
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -38,30 +39,48 @@ def is_plain_build(folder: Path) -> bool:
     return cache.is_file() and not re.search(r"^LLMCORE_SANITIZE:\w+=.+$", cache.read_text(), re.MULTILINE)
 
 
-def isa_objects() -> dict[str, list[Path]]:
-    """The objects of each ISA folder in $LLMCORE_BUILD_DIR, else in the build tree under build/ that is newest."""
-    isas = [path.name for path in (ROOT / "csrc" / "kernels").glob("*") if path.is_dir() and path.name != "generic"]
+def build_tree() -> Path:
+    """$LLMCORE_BUILD_DIR, else the build tree under build/ whose kernels are newest."""
     chosen = os.environ.get("LLMCORE_BUILD_DIR")
     trees = [Path(chosen)] if chosen else [path for path in (ROOT / "build").glob("*") if is_plain_build(path)]
-    found = {tree: {isa: sorted(tree.glob(f"csrc/kernels/**/*.dir/{isa}/*.o")) for isa in isas} for tree in trees}
-    built = [tree for tree in trees if any(found[tree].values())]
+    age = {tree: [o.stat().st_mtime for o in tree.glob("csrc/kernels/**/*.o")] for tree in trees}
+    built = [tree for tree in trees if age[tree]]
     if not built:
-        return {}
-    newest = max(built, key=lambda tree: max(o.stat().st_mtime for objects in found[tree].values() for o in objects))
-    return {isa: objects for isa, objects in found[newest].items() if objects}
+        pytest.skip("no build tree under build/ (pip install . leaves one)")
+    return max(built, key=lambda tree: max(age[tree]))
+
+
+def isa_objects(tree: Path) -> dict[str, list[Path]]:
+    """The objects compiled from each folder of csrc/kernels that stands for an ISA."""
+    isas = [path.name for path in (ROOT / "csrc" / "kernels").glob("*") if path.is_dir() and path.name != "generic"]
+    found = {isa: sorted(tree.glob(f"csrc/kernels/**/*.dir/{isa}/*.o")) for isa in isas}
+    return {isa: objects for isa, objects in found.items() if objects}
 
 
 def test_an_isa_object_exports_its_kernel_table_alone() -> None:
-    objects = isa_objects()
-    if not objects:
-        pytest.skip("no build tree under build/ (pip install . leaves one)")
-    for isa, paths in objects.items():
-        visible = {name: kind for path in paths for name, kind in symbols(path).items()}
-        assert len(visible) == 1, f"{isa} exports {visible}"
-        ((name, kind),) = visible.items()
-        assert kind in "BDRT", f"{isa}: {name} is of kind {kind}, not a plain definition"
-        assert isa in name
-        assert "table" in name.lower()
+    objects = isa_objects(build_tree())
+    assert "scalar" in objects
+    visible = {isa: [symbols(path) for path in paths] for isa, paths in objects.items()}
+    names = {isa: [sorted(found) for found in per_object] for isa, per_object in visible.items()}
+    assert names == {isa: [[f"llmcore_kernels_{isa}"]] for isa in objects}
+    kinds = {kind for per_object in visible.values() for found in per_object for kind in found.values()}
+    assert kinds <= set("BDR"), "a kernel table is data, and not weak"
+
+
+def uses_avx(path: Path) -> bool:
+    """Whether an instruction of the object is encoded for AVX or later."""
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", str(path)]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return re.search(r"\tv\w+ .*%[xyz]mm", listing) is not None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump on this machine")
+def test_only_avx_folders_hold_avx_instructions() -> None:
+    tree = build_tree()
+    wide = {path for isa, paths in isa_objects(tree).items() if isa.startswith("avx") for path in paths}
+    assert all(uses_avx(path) for path in wide)
+    assert [path for path in sorted(tree.glob("csrc/**/*.o")) if path not in wide and uses_avx(path)] == []
 
 
 def test_the_extension_exports_its_init_function_alone() -> None:
