@@ -10,13 +10,15 @@ namespace llmcore {
 
 inline int64_t checked_mul(int64_t a, int64_t b) {
   int64_t r;
-  if (__builtin_mul_overflow(a, b, &r)) throw LimitError("size overflow: " + std::to_string(a) + " * " + std::to_string(b));
+  if (__builtin_mul_overflow(a, b, &r))
+    throw LimitError("size overflow: " + std::to_string(a) + " * " + std::to_string(b));
   return r;
 }
 
 inline int64_t checked_add(int64_t a, int64_t b) {
   int64_t r;
-  if (__builtin_add_overflow(a, b, &r)) throw LimitError("size overflow: " + std::to_string(a) + " + " + std::to_string(b));
+  if (__builtin_add_overflow(a, b, &r))
+    throw LimitError("size overflow: " + std::to_string(a) + " + " + std::to_string(b));
   return r;
 }
 

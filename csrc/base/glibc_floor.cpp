@@ -39,12 +39,8 @@ LLMCORE_BIND(__pthread_key_create);
 LLMCORE_HIDDEN int pthread_create(pthread_t* thread, const pthread_attr_t* attr, void* (*start)(void*), void* arg) {
   return llmcore_old_pthread_create(thread, attr, start, arg);
 }
-LLMCORE_HIDDEN int pthread_join(pthread_t thread, void** result) {
-  return llmcore_old_pthread_join(thread, result);
-}
-LLMCORE_HIDDEN int pthread_detach(pthread_t thread) {
-  return llmcore_old_pthread_detach(thread);
-}
+LLMCORE_HIDDEN int pthread_join(pthread_t thread, void** result) { return llmcore_old_pthread_join(thread, result); }
+LLMCORE_HIDDEN int pthread_detach(pthread_t thread) { return llmcore_old_pthread_detach(thread); }
 LLMCORE_HIDDEN int pthread_once(pthread_once_t* once, void (*init)(void)) {
   return llmcore_old_pthread_once(once, init);
 }
