@@ -1,0 +1,263 @@
+"""llmcore chat: a conversation with a model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmcore.cli._arguments import (
+    BUILT_IN,
+    MODEL_HELP,
+    add_loading,
+    add_sampling,
+    load_model,
+    read_file,
+    sampling_params,
+)
+from llmcore.cli._terminal import Output, note
+from llmcore.errors import ContextLengthError, LlmcoreError, TemplateError, TokenizerError
+from llmcore.progress import is_terminal
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM
+    from llmcore.sampling import SamplingParams
+    from llmcore.tokenizer import Tokenizer
+
+HELP = "Talk to a model"
+
+_EPILOG = """\
+examples:
+  llmcore chat path/to/model                        a model with a chat template
+  llmcore chat path/to/model --system "Be brief."   with a system message
+  llmcore chat path/to/base-model --template plain  a model without one
+  echo "What is a fjord?" | llmcore chat path/to/model
+
+in the conversation: /help, /reset, /system TEXT, /exit; Ctrl-C stops an answer, Ctrl-D leaves.
+templates for models without their own: chatml, plain, or a file with a Jinja template.
+"""
+
+_HELP_IN_CHAT = """\
+/reset          forget the conversation
+/system TEXT    set the system message and forget the conversation; without TEXT show it
+/help           this list
+/exit           leave (also Ctrl-D)
+\"\"\"             begins and ends a message of several lines
+Ctrl-C          stop the answer
+"""
+
+# Templates for models that bring none: their Jinja source, and the text at which an answer ends.
+_TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ("<|im_end|>", "<|im_start|>"),
+    ),
+    "plain": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}"
+        "User: {{ m['content'] }}\n{% else %}Assistant: {{ m['content'] }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}",
+        ("\nUser:", "\nAssistant:"),
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `llmcore chat`."""
+    parser.epilog = _EPILOG
+    parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--template", metavar="NAME", help="chatml, plain, or a file with a Jinja template")
+    add_loading(parser)
+    add_sampling(parser, max_tokens=None)
+    parser.add_argument("--stats", action="store_true", help="tokens and speed after each answer")
+
+
+@dataclass
+class Conversation:
+    """The messages so far and how they become a prompt."""
+
+    tokenizer: Tokenizer
+    template: str | None = None
+    """Jinja source; None for the model's own."""
+    system: str | None = None
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def prompt(self) -> list[int]:
+        """The token ids of the whole conversation, ready for the next answer."""
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        own = {} if self.template is None else {"chat_template": self.template}
+        ids: list[int] = self.tokenizer.apply_chat_template([*opening, *self.turns], **own)
+        return ids
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `llmcore chat`."""
+    template, stops = _template(args.template)
+    args.stop = [*args.stop, *stops]
+    params = sampling_params(args)
+    import llmcore
+
+    model = load_model(args.model, args)
+    if model.tokenizer is None:
+        raise TokenizerError("this checkpoint has no tokenizer, so it can't chat; put its tokenizer files beside it")
+    conversation = Conversation(model.tokenizer, template, args.system)
+    _check_template(conversation)
+    interactive = is_terminal(sys.stdin)
+    if interactive:
+        note(f"{args.model}: /help lists what you can do, Ctrl-D leaves")
+    with llmcore.LLM(model) as llm:
+        return _Chat(llm, conversation, params, interactive, args.stats).talk(_reader(interactive))
+
+
+def _template(name: str | None) -> tuple[str | None, tuple[str, ...]]:
+    if name is None:
+        return None, ()
+    return _TEMPLATES[name] if name in _TEMPLATES else (read_file(name), ())
+
+
+def _check_template(conversation: Conversation) -> None:
+    """Fails before the first question, not after it, for a model that has no template."""
+    trial = Conversation(conversation.tokenizer, conversation.template, turns=[{"role": "user", "content": "Hello"}])
+    try:
+        trial.prompt()
+    except TemplateError as error:
+        if conversation.template is not None or conversation.tokenizer.chat_template is not None:
+            raise
+        raise TemplateError(
+            "this model has no chat template: it continues texts (llmcore run). To chat with it all the same, "
+            "choose one: --template plain, --template chatml, or --template FILE"
+        ) from error
+
+
+def _reader(interactive: bool) -> Callable[[], str]:
+    """A function that returns the next line and raises EOFError at the end."""
+    if not interactive:
+        return _read_piped_line
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  (importing it gives input() its editing and history)
+    return lambda: input("> ")
+
+
+def _read_piped_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+def _read_message(read: Callable[[], str]) -> str:
+    line = read()
+    if not line.startswith('"""'):
+        return line
+    lines, line = [], line[3:]
+    while not line.endswith('"""'):
+        lines.append(line)
+        line = read()
+    return "\n".join([*lines, line[:-3]])
+
+
+def _reset(conversation: Conversation, message: str) -> None:
+    conversation.turns.clear()
+    note("forgotten")
+
+
+def _system(conversation: Conversation, message: str) -> None:
+    text = message.removeprefix("/system").strip()
+    if text:
+        conversation.system = text
+        conversation.turns.clear()
+        note("system message set")
+    else:
+        note(f"system message: {conversation.system}" if conversation.system else "no system message")
+
+
+def _help(conversation: Conversation, message: str) -> None:
+    print(_HELP_IN_CHAT, file=sys.stderr, end="")
+
+
+_COMMANDS: dict[str, Callable[[Conversation, str], None]] = {"/reset": _reset, "/system": _system, "/help": _help}
+
+
+@dataclass
+class _Chat:
+    """Reads messages and answers them until the end of input. Without a person, an error or Ctrl-C ends it."""
+
+    llm: LLM
+    conversation: Conversation
+    params: SamplingParams
+    interactive: bool
+    stats: bool
+
+    def talk(self, read: Callable[[], str]) -> int:
+        """The loop; `read` returns a line or raises EOFError. Returns the exit code."""
+        while True:
+            try:
+                message = _read_message(read).strip()
+            except EOFError:
+                if self.interactive:
+                    print()
+                return 0
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                print()
+                note("/exit or Ctrl-D leaves")
+                continue
+            if message in ("/exit", "/quit"):
+                return 0
+            self._take(message)
+
+    def _take(self, message: str) -> None:
+        word = message.split()[0] if message.startswith("/") else ""
+        if word in _COMMANDS:
+            _COMMANDS[word](self.conversation, message)
+        elif word and word == message:
+            note(f"no command {message}; /help lists them")
+        elif message:
+            self._exchange(message)
+
+    def _exchange(self, message: str) -> None:
+        """A question and its answer. A question without any answer is taken back, a stopped answer is kept."""
+        turns = self.conversation.turns
+        turns.append({"role": "user", "content": message})
+        text = ""
+        try:
+            text = self._answer(self.conversation.prompt())
+        except LlmcoreError as error:
+            if not self.interactive:
+                raise
+            remedy = "; /reset forgets the conversation" if isinstance(error, ContextLengthError) else ""
+            note(f"llmcore: error: {error}{remedy}")
+        if text:
+            turns.append({"role": "assistant", "content": text})
+        else:
+            turns.pop()
+
+    def _answer(self, prompt: list[int]) -> str:
+        """Streams the answer to standard output and returns what was shown."""
+        output = Output()
+        text, count, cut, start = "", 0, False, time.perf_counter()
+        try:
+            for chunk in self.llm.stream(prompt, self.params):
+                # An answer often begins with the space or newline that the template left to the model.
+                piece = chunk.text if text else chunk.text.lstrip()
+                text += piece
+                output.write(piece)
+                count += chunk.token_id is not None
+                cut = chunk.finish_reason == "length"
+        except KeyboardInterrupt:
+            output.end_line()
+            if not self.interactive:
+                raise
+            note("(stopped)")
+        output.end_line()
+        if cut:
+            note("(cut: --max-tokens or the context is used up)")
+        if self.stats:
+            note(f"{len(prompt)} + {count} tokens in {time.perf_counter() - start:.2f} s")
+        return text

@@ -1,0 +1,224 @@
+"""llmcore inspect: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmcore.cli._arguments import BUILT_IN, MODEL_HELP
+from llmcore.cli._terminal import print_facts, print_json, print_table
+from llmcore.errors import ConfigError, LlmcoreError, UnsupportedModelError
+from llmcore.progress import quantity
+
+if TYPE_CHECKING:
+    from llmcore.checkpoint.hf_dir import Checkpoint
+    from llmcore.checkpoint.safetensors import TensorInfo
+    from llmcore.models.spec import DecoderSpec
+
+HELP = "Show what is in a checkpoint, without loading its weights"
+
+_EPILOG = """\
+examples:
+  llmcore inspect                                 the built-in model
+  llmcore inspect path/to/model                   architecture, tensors, bytes, tokenizer
+  llmcore inspect path/to/model --quantize int4   how much memory it would take so
+  llmcore inspect path/to/model --tensors         every tensor, instead of one line for all layers
+  llmcore inspect --json | jq .parameters
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `llmcore inspect`."""
+    parser.epilog = _EPILOG
+    parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--quantize", metavar="FORMAT", help="show the memory with int8, int4, ternary or nf4 weights")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `llmcore inspect`."""
+    from llmcore.checkpoint.hf_dir import open_checkpoint
+
+    checkpoint = open_checkpoint(args.model)
+    try:
+        report = _report(checkpoint, args.model, args.quantize)
+        if args.json:
+            print_json(report | {"tensors": _tensor_list(checkpoint.tensors)})
+            return 0
+        print_facts(_facts(report))
+        print()
+        rows = _tensor_rows(checkpoint.tensors) if args.tensors else group_rows(checkpoint.tensors)
+        print_table([["tensor", "dtype", "shape", "bytes"], *rows], right="lllr")
+        return 0
+    finally:
+        checkpoint.close()
+
+
+def _report(checkpoint: Checkpoint, name: str, quantize: str | None) -> dict[str, Any]:
+    tensors = checkpoint.tensors.values()
+    by_dtype: dict[str, int] = {}
+    for info in tensors:
+        by_dtype[info.dtype] = by_dtype.get(info.dtype, 0) + info.nbytes
+    spec, reason = _spec(checkpoint)
+    return {
+        "path": str(checkpoint.path),
+        "fingerprint": checkpoint.fingerprint,
+        "supported": spec is not None,
+        "unsupported_because": reason,
+        "spec": None if spec is None else asdict(spec),
+        "parameters": _parameters(checkpoint, spec),
+        "tensor_count": len(checkpoint.tensors),
+        "tensor_bytes": sum(by_dtype.values()),
+        "bytes_by_dtype": by_dtype,
+        "memory": None if spec is None else _memory(name, quantize),
+        "tokenizer": _tokenizer(checkpoint),
+    }
+
+
+def _spec(checkpoint: Checkpoint) -> tuple[DecoderSpec | None, str | None]:
+    """The decoder this checkpoint describes, or why llmcore can't run it. Its tensors are shown all the same."""
+    from llmcore.models.registry import resolve
+
+    try:
+        return resolve(checkpoint.config).spec(checkpoint.config), None
+    except (UnsupportedModelError, ConfigError) as error:
+        return None, str(error)
+
+
+def _parameters(checkpoint: Checkpoint, spec: DecoderSpec | None) -> int:
+    """Weights of the model: a tied matrix counts once, and so does a quantised one, without its scales."""
+    if spec is None:
+        return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    from llmcore.models.registry import resolve
+
+    return sum(
+        math.prod(shape)
+        for slot in resolve(checkpoint.config).slots(spec)
+        for name, shape in zip(slot.tensors, slot.shapes, strict=True)
+        if not slot.optional or name in checkpoint.tensors
+    )
+
+
+def _memory(name: str, quantize: str | None) -> dict[str, int]:
+    """Bytes once loaded, by kind."""
+    from llmcore import plan
+
+    planned = plan(name, quantize=quantize)
+    return {kind: int(getattr(planned, kind)) for kind in ("weights", "kv_cache", "activations", "total")}
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    from llmcore import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.load(checkpoint.path)
+    except LlmcoreError as error:
+        return {"error": str(error)}
+    return {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "special_tokens": dict(tokenizer.special_tokens),
+        "bos_id": tokenizer.bos_id,
+        "eos_ids": list(tokenizer.eos_ids),
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The report as lines for people."""
+    stored = ", ".join(f"{dtype} {quantity(size, 'B')}" for dtype, size in sorted(report["bytes_by_dtype"].items()))
+    facts = [("checkpoint", report["path"]), ("fingerprint", report["fingerprint"])]
+    if report["spec"] is None:
+        facts.append(("architecture", f"not supported: {report['unsupported_because']}"))
+    else:
+        facts += _architecture(report["spec"])
+    facts.append(("parameters", f"{report['parameters']:,}"))
+    facts.append(("stored", f"{quantity(report['tensor_bytes'], 'B')} in {report['tensor_count']:,} tensors: {stored}"))
+    if memory := report["memory"]:
+        parts = ", ".join(f"{kind.replace('_', ' ')} {quantity(memory[kind], 'B')}" for kind in list(memory)[:-1])
+        facts.append(("loaded", f"{quantity(memory['total'], 'B')}: {parts}"))
+    return facts + _tokenizer_facts(report["tokenizer"])
+
+
+def _architecture(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rope, window = spec["rope_inv_freq"], spec["sliding_window"]
+    positions = "learned positions" if spec["learned_positions"] else "no positions"
+    if rope is not None:
+        positions = f"RoPE over {2 * len(rope)} of {spec['head_dim']}"
+    extras = [positions]
+    if spec["qk_norm"]:
+        extras.append("normalised queries and keys")
+    if window is not None:
+        extras.append(f"window of {window:,} tokens")
+    heads = f"{spec['num_heads']} heads of {spec['head_dim']}, {spec['num_kv_heads']} key/value heads"
+    tied = "tied" if spec["tie_word_embeddings"] else "untied"
+    gate = "gated " if spec["gated_mlp"] else ""
+    return [
+        ("architecture", spec["model_type"]),
+        ("layers", f"{spec['num_layers']}, hidden size {spec['hidden_size']:,}"),
+        ("attention", ", ".join([heads, *extras])),
+        ("MLP", f"{gate}{spec['activation']}, {spec['intermediate_size']:,}"),
+        ("norm", f"{spec['norm']}, epsilon {spec['norm_eps']:g}"),
+        ("context", f"{spec['max_position_embeddings']:,} tokens"),
+        ("vocabulary", f"{spec['vocab_size']:,}, {tied} embeddings"),
+    ]
+
+
+def _tokenizer_facts(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "error" in tokenizer:
+        return [("tokenizer", f"none: {tokenizer['error']}")]
+    special = tokenizer["special_tokens"]
+    shown = ", ".join(f"{text} ({i})" for text, i in list(special.items())[:6])
+    more = f", and {len(special) - 6:,} more" if len(special) > 6 else ""
+    return [
+        ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"),
+        ("special", shown + more if special else "none"),
+        ("chat template", "yes" if tokenizer["chat_template"] else "no"),
+    ]
+
+
+@dataclass
+class _Group:
+    count: int = 0
+    nbytes: int = 0
+
+
+def group_rows(tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
+    """A row for each tensor, those that differ only in the numbers of their names in one row with their count."""
+    groups: dict[tuple[str, str, tuple[int, ...]], _Group] = {}
+    for name, info in sorted(tensors.items(), key=lambda item: _natural(item[0])):
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        group = groups.setdefault((pattern, info.dtype, info.shape), _Group())
+        group.count += 1
+        group.nbytes += info.nbytes
+    return [
+        [f"{pattern} ({group.count})" if "*" in pattern else pattern, dtype, _shape(shape), quantity(group.nbytes, "B")]
+        for (pattern, dtype, shape), group in groups.items()
+    ]
+
+
+def _tensor_rows(tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
+    return [
+        [name, info.dtype, _shape(info.shape), quantity(info.nbytes, "B")]
+        for name, info in sorted(tensors.items(), key=lambda item: _natural(item[0]))
+    ]
+
+
+def _tensor_list(tensors: Mapping[str, TensorInfo]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "dtype": info.dtype, "shape": info.shape, "bytes": info.nbytes} for name, info in tensors.items()
+    ]
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that sorts layer 2 before layer 10."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
