@@ -15,7 +15,7 @@ from llmcore.errors import ConfigError, LlmcoreError, UnsupportedModelError
 from llmcore.progress import quantity
 
 if TYPE_CHECKING:
-    from llmcore.checkpoint.hf_dir import Checkpoint
+    from llmcore.checkpoint.readers import Checkpoint
     from llmcore.checkpoint.safetensors import TensorInfo
     from llmcore.models.spec import DecoderSpec
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `llmcore inspect`."""
-    from llmcore.checkpoint.hf_dir import open_checkpoint
+    from llmcore.checkpoint.readers import open_checkpoint
 
     checkpoint = open_checkpoint(args.model)
     try:

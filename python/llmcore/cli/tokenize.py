@@ -78,7 +78,7 @@ def _model_and_text(args: argparse.Namespace) -> tuple[str, str]:
 
 def _load(name: str) -> Tokenizer:
     from llmcore import Tokenizer
-    from llmcore.checkpoint.hf_dir import resolve_path
+    from llmcore.checkpoint.readers import resolve_path
 
     return Tokenizer.load(resolve_path(name))
 
