@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from llmcore.errors import StorageError, escape
+from llmcore.errors import CheckpointError, StorageError, escape
 
 _CHUNK_BYTES = 1 << 30  # Linux and macOS cut a single read a little below 2 GiB
 _RETRIES = 1000
@@ -153,6 +153,58 @@ class PlainFile:
 
     def __del__(self) -> None:
         self.close()
+
+
+def open_inside(folder: Path, name: str) -> PlainFile:
+    """Opens the file `name` of `folder`, which a file of untrusted content may have chosen.
+
+    A link that leads out of the folder is refused, be it symbolic or hard; in a snapshot of the Hugging Face cache
+    the files are links to that model's own blobs. Raises CheckpointError for such a link, else StorageError.
+    """
+    path = folder / name
+    if not name or name in (".", "..") or any(mark in name for mark in "/\\:\0"):
+        raise CheckpointError(f"{shown(folder)}: {escape(name)} is not the name of a file in the folder")
+    base = Path(os.path.realpath(folder))
+    real = Path(os.path.realpath(path))
+    inside = real.parent == base or base in real.parents
+    if not inside and base.parent.name == "snapshots":
+        inside = base.parent.parent / "blobs" in real.parents
+    if not inside:
+        raise CheckpointError(f"{shown(path)}: is a link out of the folder, to {shown(real)}; put a copy in its place")
+    file = _open_without_links(real)
+    try:
+        file.path = path
+        # Only the links of this folder are known to be the owner's own doing.
+        if file.links > 1 and file.links > _names_of(file.identity, base):
+            raise CheckpointError(f"{shown(path)}: has a hard link outside the folder; put a copy in its place")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _open_without_links(path: Path) -> PlainFile:
+    """Opens `path`, already resolved, so that a link put there in the meantime isn't followed."""
+    if os.open not in os.supports_dir_fd:
+        return PlainFile(path)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error("open", path, error) from None
+    try:
+        return PlainFile(path, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _names_of(identity: tuple[int, int], folder: Path) -> int:
+    """How many names in `folder` are the file `identity`."""
+    count = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            found = entry.stat(follow_symlinks=False)
+            count += (found.st_dev, found.st_ino) == identity
+    return count
 
 
 def _kind(mode: int) -> str:

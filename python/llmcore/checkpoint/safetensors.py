@@ -105,9 +105,13 @@ class SafetensorsFile:
         self.metadata: dict[str, str] = parser.metadata
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, dir_fd: int | None = None) -> SafetensorsFile:
-        """Opens `path`; with `dir_fd` its last part is looked up in that folder and may not be a symbolic link."""
-        file = PlainFile(path, dir_fd=dir_fd)
+    def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
+        """Opens the file at `path`."""
+        return cls.of(PlainFile(path))
+
+    @classmethod
+    def of(cls, file: PlainFile) -> SafetensorsFile:
+        """Takes over an open file, which is closed when its header is refused."""
         try:
             return cls(file)
         except BaseException:

@@ -34,7 +34,7 @@ class _RefusedError(ValueError):
 
 
 def load_json(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | PlainFile,
     *,
     limit_bytes: int,
     max_depth: int = 32,
@@ -42,22 +42,33 @@ def load_json(
     max_items: int = 1 << 18,
     error: type[LlmcoreError] = ConfigError,
 ) -> object:
-    """The value in the JSON file at `path`.
+    """The value in the JSON file at `path`, or in an open file, which stays open.
 
     `limit_bytes` bounds the file, the rest is as in `parse_json`. Raises `error` for a missing file and for what isn't
     strict JSON, LimitError for what is too large, StorageError when the file can't be read.
     """
+    if isinstance(path, PlainFile):
+        if path.size > limit_bytes:
+            raise LimitError(f"{_shown(path.path)}{path.size} bytes of JSON, at most {limit_bytes} are read")
+        data = bytes(path.read(path.size, 0))
+        return parse_json(
+            data, file=path.path, max_depth=max_depth, max_keys=max_keys, max_items=max_items, error=error
+        )
     try:
         opened = PlainFile(path)
     except StorageError as problem:
         if problem.errno == errno.ENOENT:
             raise _make(error, "no such file", path) from None
         raise
-    with opened as file:
-        if file.size > limit_bytes:
-            raise LimitError(f"{_shown(path)}{file.size} bytes of JSON, at most {limit_bytes} are read")
-        data = bytes(file.read(file.size, 0))
-    return parse_json(data, file=path, max_depth=max_depth, max_keys=max_keys, max_items=max_items, error=error)
+    with opened:
+        return load_json(
+            opened,
+            limit_bytes=limit_bytes,
+            max_depth=max_depth,
+            max_keys=max_keys,
+            max_items=max_items,
+            error=error,
+        )
 
 
 def parse_json(

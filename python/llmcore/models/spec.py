@@ -37,6 +37,10 @@ class DecoderSpec:
     """down(act(gate(x)) * up(x)) rather than down(act(up(x)))."""
     qk_norm: bool = False
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""
+    qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    """Biases of all the MLP's matrices."""
     rope_inv_freq: tuple[float, ...] | None = None
     """float32 values, one per rotated pair (the first 2 * len elements of a head are rotated); None: no RoPE.
     Element i is rotated with element i + len (the half-split kind). Scaling is already applied."""
