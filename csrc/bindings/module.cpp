@@ -10,5 +10,9 @@ namespace py = pybind11;
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "llmcore's native core; use the llmcore package, not this module.";
   llmcore::bind_errors(m);
+  llmcore::bind_runtime(m);
   llmcore::bind_tokenizer(m);
+  llmcore::bind_matrix(m);
+  llmcore::bind_model(m);
+  llmcore::bind_ops(m);
 }

@@ -1,0 +1,88 @@
+#pragma once
+// What the decoder runs on (law 5). A backend owns memory and executes fused operations on it; the decoder and the engine
+// know no other interface, so that a second device is a second implementation of this class and no edit above it.
+//
+// Pointers of type float* and uint8_t* named here are the backend's own memory; tokens, positions and slices are host
+// memory, valid during the call. Operations are in order; read() waits for them. Activations are float32, row-major.
+
+#include <cstdint>
+#include <memory>
+
+#include "base/buffer.h"
+#include "ops/attention.h"
+#include "ops/rows.h"
+#include "quant/matrix.h"
+
+namespace llmcore {
+
+/// Memory of a backend; freed with the object.
+class DeviceBuffer {
+ public:
+  virtual ~DeviceBuffer() = default;
+  virtual uint8_t* data() = 0;
+  virtual int64_t size() const = 0;
+  float* floats() { return reinterpret_cast<float*>(data()); }
+};
+
+/// A weight matrix or a vector of weights as the backend keeps it.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t columns() const = 0;
+  virtual int64_t nbytes() const = 0;
+};
+
+/// The sizes that a plan needs: nothing is allocated after it.
+struct StepLimits {
+  int64_t max_tokens = 0;      // of one step, over all sequences
+  int64_t max_columns = 0;     // the widest input of a matrix product
+  int64_t head_dim = 0;
+  int64_t max_model_len = 0;   // tokens of one sequence
+};
+
+struct Slices {
+  const SequenceSlice* data = nullptr;
+  int64_t count = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+
+  virtual std::unique_ptr<DeviceBuffer> allocate(int64_t bytes) = 0;
+  virtual std::shared_ptr<Weight> take_matrix(std::shared_ptr<const Matrix> matrix) = 0;
+  virtual std::shared_ptr<Weight> take_vector(const float* values, int64_t n) = 0;
+  /// Plans the scratch memory of the operations below; returns its bytes.
+  virtual int64_t plan(const StepLimits& limits) = 0;
+  /// Host memory that holds `data[0, n)`, after all operations so far; valid until the next operation.
+  virtual const float* read(const float* data, int64_t n) = 0;
+
+  /// y[t] (+)= table[ids[t]]
+  virtual void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) = 0;
+  virtual void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) = 0;
+  virtual void layer_norm(const float* x, int64_t T, const Weight& weight, const Weight* bias, float eps, float* y) = 0;
+  /// y = x W^T + bias; x [T, columns], y [T, rows].
+  virtual void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
+  /// y += x W^T + bias
+  virtual void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
+  virtual void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) = 0;
+  /// Makes the cosines and sines of the tokens of this step, for attend().
+  virtual void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) = 0;
+  /// Norms the heads of q and k where weights are given, rotates the first 2 * half elements of each (half 0: none),
+  /// scales q, and writes k and v into their pages. qkv: [T, (heads + 2 kv_heads) * head_dim], changed in place.
+  virtual void prepare_qkv(float* qkv, int64_t T, int64_t heads, const Weight* q_norm, const Weight* k_norm, float eps,
+                           int64_t half, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
+                           Slices slices) = 0;
+  /// out: [T, heads * head_dim]
+  virtual void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys,
+                      const uint8_t* values, Slices slices, int64_t window, float* out) = 0;
+  /// y[i] = x[rows[i]], n columns.
+  virtual void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) = 0;
+};
+
+/// The built-in backend. `threads` 0: as many as the process may use.
+std::unique_ptr<Backend> make_cpu_backend(int threads);
+
+}  // namespace llmcore

@@ -1,0 +1,137 @@
+#include <cstring>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/error.h"
+#include "ops/matmul.h"
+
+namespace llmcore {
+namespace {
+
+class CpuBuffer final : public DeviceBuffer {
+ public:
+  explicit CpuBuffer(int64_t bytes) : buffer_(bytes) {}
+  uint8_t* data() override { return buffer_.data(); }
+  int64_t size() const override { return buffer_.size(); }
+
+ private:
+  Buffer buffer_;
+};
+
+class CpuWeight final : public Weight {
+ public:
+  explicit CpuWeight(std::shared_ptr<const Matrix> m) : matrix(std::move(m)) {}
+  CpuWeight(const float* values, int64_t n) : vector(n * 4), length(n) {
+    std::memcpy(vector.data(), values, static_cast<size_t>(n * 4));
+  }
+  int64_t rows() const override { return matrix ? matrix->N() : length; }
+  int64_t columns() const override { return matrix ? matrix->K() : 1; }
+  int64_t nbytes() const override { return matrix ? matrix->nbytes() : vector.size(); }
+
+  std::shared_ptr<const Matrix> matrix;
+  Buffer vector;
+  int64_t length = 0;
+};
+
+const Matrix& matrix_of(const Weight& w) { return *static_cast<const CpuWeight&>(w).matrix; }
+const float* vector_of(const Weight* w) { return w ? static_cast<const CpuWeight*>(w)->vector.as<float>() : nullptr; }
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : pool_(threads > 0 ? threads : usable_cores()), context_{kernels(), pool_} {}
+
+  const char* name() const override { return "cpu"; }
+  std::unique_ptr<DeviceBuffer> allocate(int64_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
+  std::shared_ptr<Weight> take_matrix(std::shared_ptr<const Matrix> matrix) override {
+    return std::make_shared<CpuWeight>(std::move(matrix));
+  }
+  std::shared_ptr<Weight> take_vector(const float* values, int64_t n) override {
+    return std::make_shared<CpuWeight>(values, n);
+  }
+
+  int64_t plan(const StepLimits& limits) override {
+    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns);
+    attention_ = AttentionWorkspace(context_, limits.head_dim, limits.max_model_len);
+    row_ = Buffer(limits.max_columns * 4);
+    residual_ = Buffer(limits.max_tokens * limits.max_columns * 4);
+    tables_ = Buffer(limits.max_tokens * limits.head_dim * 4);
+    return matmul_.nbytes() + attention_.nbytes() + row_.size() + residual_.size() + tables_.size();
+  }
+
+  const float* read(const float* data, int64_t) override { return data; }
+
+  void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) override {
+    llmcore::embed(context_, matrix_of(table), ids, T, accumulate, row_.as<float>(), y, table.columns());
+  }
+  void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) override {
+    llmcore::rms_norm(context_, x, T, weight.rows(), vector_of(&weight), weight.rows(), eps, y, weight.rows());
+  }
+  void layer_norm(const float* x, int64_t T, const Weight& weight, const Weight* bias, float eps, float* y) override {
+    const int64_t n = weight.rows();
+    llmcore::layer_norm(context_, x, T, n, vector_of(&weight), vector_of(bias), n, eps, y, n);
+  }
+  void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
+    matmul(context_, matmul_, x, T, w.columns(), matrix_of(w), vector_of(bias), y, w.rows());
+  }
+  void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
+    float* product = residual_.as<float>();
+    linear(x, T, w, bias, product);
+    add_rows(context_, product, T, w.rows(), w.rows(), y, w.rows());
+  }
+  void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) override {
+    llmcore::activate(context_, activation, gated, x, T, gated ? 2 * n : n, n, y, n);
+  }
+  void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) override {
+    float* cosines = tables_.as<float>();
+    llmcore::rope_tables(inv_freq, half, factor, positions, T, cosines, cosines + T * half);
+  }
+
+  void prepare_qkv(float* qkv, int64_t T, int64_t heads, const Weight* q_norm, const Weight* k_norm, float eps,
+                   int64_t half, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
+                   Slices slices) override {
+    const int64_t D = layout.head_dim, stride = (heads + 2 * layout.kv_heads) * D;
+    const float *cosines = tables_.as<float>(), *sines = cosines + T * half;
+    const KernelTable& table = context_.table;
+    const auto prepare = [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        for (int64_t h = 0; h < heads + layout.kv_heads; ++h) {
+          float* head = qkv + t * stride + h * D;
+          const Weight* norm = h < heads ? q_norm : k_norm;
+          if (norm) table.rms_norm(head, vector_of(norm), eps, head, D);
+          if (half) table.rope(head, cosines + t * half, sines + t * half, half);
+          if (h < heads) table.scale(head, scale, D);
+        }
+      }
+    };
+    if (T < 4) {
+      prepare(0, T, 0);
+    } else {
+      pool_.parallel_for(T, 1, prepare);
+    }
+    const float* k = qkv + heads * D;
+    store_kv(context_, layout, keys, values, slices.data, slices.count, k, k + layout.kv_heads * D, stride);
+  }
+
+  void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys, const uint8_t* values,
+              Slices slices, int64_t window, float* out) override {
+    paged_attention(context_, attention_, layout, keys, values, slices.data, slices.count, qkv,
+                    (heads + 2 * layout.kv_heads) * layout.head_dim, heads, window, out, heads * layout.head_dim);
+  }
+
+  void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) override {
+    for (int64_t i = 0; i < count; ++i) std::memcpy(y + i * n, x + rows[i] * n, static_cast<size_t>(n * 4));
+  }
+
+ private:
+  ThreadPool pool_;
+  Context context_;
+  MatmulWorkspace matmul_;
+  AttentionWorkspace attention_;
+  Buffer row_, residual_, tables_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+
+}  // namespace llmcore

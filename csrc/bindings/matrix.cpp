@@ -1,0 +1,96 @@
+// Matrix: a packed weight.
+
+#include <memory>
+#include <vector>
+
+#include "bindings/bind.h"
+#include "bindings/native_call.h"
+#include "bindings/runtime.h"
+#include "quant/matrix.h"
+
+namespace py = pybind11;
+
+namespace llmcore {
+namespace {
+
+using Int8Array = py::array_t<int8_t, py::array::c_style>;
+
+// values: [rows, K], or [K, rows] when transposed; float32, float16, or uint16 that holds bfloat16.
+void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transposed) {
+  check_dims(values, 2, "values");
+  check_argument(values.flags() & py::array::c_style, "values must be C-contiguous");
+  Element element;
+  const char kind = values.dtype().kind();
+  const auto size = values.dtype().itemsize();
+  if (kind == 'f' && size == 4) {
+    element = Element::kF32;
+  } else if (kind == 'f' && size == 2) {
+    element = Element::kF16;
+  } else if (kind == 'u' && size == 2) {
+    element = Element::kBF16;
+  } else {
+    throw ArgumentError("values must be float32, float16, or uint16 holding bfloat16");
+  }
+  const int64_t rows = values.shape(transposed ? 1 : 0), columns = values.shape(transposed ? 0 : 1);
+  check_argument(columns == m.K(), "values must have K = " + std::to_string(m.K()) + " columns, got " +
+                                       std::to_string(columns));
+  const void* data = values.data();
+  const NativeCall call;
+  m.set_rows(first_row, rows, data, element, transposed, default_pool());
+}
+
+void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const FloatArray& scales) {
+  check_dims(codes, 2, "codes");
+  check_dims(scales, 2, "scales");
+  check_argument(codes.shape(1) == m.K() && scales.shape(1) == m.groups() && scales.shape(0) == codes.shape(0),
+                 "codes must be [rows, K] and scales [rows, groups]");
+  const int64_t rows = codes.shape(0);
+  const NativeCall call;
+  m.set_codes(first_row, rows, codes.data(), scales.data());
+}
+
+py::array_t<float> dequantize(const Matrix& m) {
+  py::array_t<float> out({m.N(), m.K()});
+  float* data = out.mutable_data();
+  {
+    const NativeCall call;
+    default_pool().parallel_for(m.N(), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t n = begin; n < end; ++n) m.decode_row(n, data + n * m.K());
+    });
+  }
+  return out;
+}
+
+py::tuple codes(const Matrix& m) {
+  py::array_t<int8_t> q({m.N(), m.K()});
+  py::array_t<float> scales({m.N(), m.groups()});
+  for (int64_t n = 0; n < m.N(); ++n) m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + n * m.groups());
+  return py::make_tuple(q, scales);
+}
+
+}  // namespace
+
+void bind_matrix(py::module_& m) {
+  py::class_<Matrix, std::shared_ptr<Matrix>>(m, "Matrix")
+      .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size) {
+             return std::make_shared<Matrix>(format_from_name(format), N, K, group_size);
+           }),
+           py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0)
+      .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false)
+      .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"))
+      .def("dequantize", dequantize)
+      .def("codes", codes)
+      .def_property_readonly("format", [](const Matrix& w) { return format_name(w.format()); })
+      .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.N(), w.K()); })
+      .def_property_readonly("group_size", &Matrix::group_size)
+      .def_property_readonly("activation_group", &Matrix::activation_group)
+      .def_property_readonly("nbytes", &Matrix::nbytes);
+  m.def(
+      "matrix_bytes",
+      [](const std::string& format, int64_t N, int64_t K, int64_t group_size) {
+        return matrix_bytes(format_from_name(format), N, K, group_size);
+      },
+      py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0);
+}
+
+}  // namespace llmcore

@@ -1,0 +1,211 @@
+// Model: a decoder with its weights on a backend. Engine: requests on a model.
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <mutex>
+
+#include "bindings/bind.h"
+#include "bindings/native_call.h"
+#include "engine/engine.h"
+#include "engine/forward.h"
+
+namespace py = pybind11;
+
+namespace llmcore {
+namespace {
+
+KvType kv_type_from_name(const std::string& name) {
+  if (name == "f32") return kKvF32;
+  if (name == "f16") return kKvF16;
+  if (name == "bf16") return kKvBF16;
+  throw ArgumentError("kv_dtype must be one of f32, f16, bf16, got '" + name.substr(0, 40) + "'");
+}
+
+DecoderSpec spec_from_dict(const py::dict& d) {
+  DecoderSpec s;
+  const auto number = [&](const char* key) { return d[key].cast<int64_t>(); };
+  s.hidden_size = number("hidden_size");
+  s.num_layers = number("num_layers");
+  s.num_heads = number("num_heads");
+  s.num_kv_heads = number("num_kv_heads");
+  s.head_dim = number("head_dim");
+  s.intermediate_size = number("intermediate_size");
+  s.vocab_size = number("vocab_size");
+  s.max_position_embeddings = number("max_position_embeddings");
+  s.layer_norm = d["norm"].cast<std::string>() == "layer_norm";
+  s.norm_eps = d["norm_eps"].cast<float>();
+  s.activation = activation_from_name(d["activation"].cast<std::string>());
+  s.gated_mlp = d["gated_mlp"].cast<bool>();
+  s.qk_norm = d["qk_norm"].cast<bool>();
+  s.rope_inv_freq = d["rope_inv_freq"].cast<std::vector<float>>();
+  s.rope_attention_factor = d["rope_attention_factor"].cast<float>();
+  s.learned_positions = d["learned_positions"].cast<bool>();
+  s.attention_scale = d["attention_scale"].cast<float>();
+  s.sliding_window = number("sliding_window");
+  s.tie_word_embeddings = d["tie_word_embeddings"].cast<bool>();
+  return s;
+}
+
+// The decoder and the lock that its users, the engine and forward(), share.
+struct Model {
+  std::shared_ptr<Decoder> decoder;
+  std::mutex mutex;
+};
+
+std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads) {
+  auto model = std::make_shared<Model>();
+  std::shared_ptr<Backend> backend = make_cpu_backend(threads);
+  Weights slots;
+  for (const auto& [key, value] : weights) {
+    std::shared_ptr<Weight> weight;
+    if (py::isinstance<Matrix>(value)) {
+      weight = backend->take_matrix(value.cast<std::shared_ptr<Matrix>>());
+    } else {
+      const auto vector = value.cast<FloatArray>();
+      check_dims(vector, 1, "a vector weight");
+      weight = backend->take_vector(vector.data(), vector.shape(0));
+    }
+    slots.emplace(key.cast<std::string>(), std::move(weight));
+  }
+  model->decoder = std::make_shared<Decoder>(spec_from_dict(spec), std::move(backend), std::move(slots));
+  return model;
+}
+
+py::list forward_model(Model& model, const std::vector<IdArray>& sequences, const std::string& kv_dtype,
+                       int64_t chunk_size, const py::object& probe) {
+  const int64_t vocab = model.decoder->spec().vocab_size;
+  py::list results;
+  std::vector<ForwardSequence> work;
+  for (const IdArray& ids : sequences) {
+    check_dims(ids, 1, "ids");
+    py::array_t<float> out({static_cast<int64_t>(ids.shape(0)), vocab});
+    work.push_back({ids.data(), ids.shape(0), out.mutable_data()});
+    results.append(std::move(out));
+  }
+  const KvType kv_type = kv_type_from_name(kv_dtype);
+  Probe native_probe;
+  if (!probe.is_none()) {
+    native_probe = [&probe](const std::string& name, const float* data, int64_t rows, int64_t columns) {
+      const py::gil_scoped_acquire acquire;
+      probe(name, py::array_t<float>({rows, columns}, data));
+    };
+  }
+  {
+    NativeCall call;
+    const std::lock_guard lock(model.mutex);
+    model.decoder->set_probe(std::move(native_probe));
+    const auto clear = [](Decoder* d) { d->set_probe(nullptr); };
+    const std::unique_ptr<Decoder, decltype(clear)> cleared(model.decoder.get(), clear);
+    forward(*model.decoder, kv_type, work, chunk_size, [&call] { call.poll(); });
+  }
+  return results;
+}
+
+struct PyEngine {
+  std::shared_ptr<Model> model;
+  std::unique_ptr<Engine> engine;
+};
+
+std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
+                                      int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype) {
+  const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype)};
+  auto engine = std::make_unique<Engine>(model->decoder, limits);
+  return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine)});
+}
+
+int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
+  Request r;
+  r.prompt = std::move(prompt);
+  r.sequence = p["sequence"].cast<uint64_t>();
+  r.max_tokens = p["max_tokens"].cast<int64_t>();
+  r.min_tokens = p["min_tokens"].cast<int64_t>();
+  r.stop_ids = p["stop_ids"].cast<std::vector<int32_t>>();
+  SamplerParams& s = r.sampling;
+  s.temperature = p["temperature"].cast<float>();
+  s.top_p = p["top_p"].cast<float>();
+  s.top_k = p["top_k"].cast<int32_t>();
+  s.min_p = p["min_p"].cast<float>();
+  s.repetition_penalty = p["repetition_penalty"].cast<float>();
+  s.presence_penalty = p["presence_penalty"].cast<float>();
+  s.frequency_penalty = p["frequency_penalty"].cast<float>();
+  s.seed = p["seed"].cast<uint64_t>();
+  s.logprobs = p["logprobs"].cast<int32_t>();
+  s.logit_bias = p["logit_bias"].cast<std::vector<std::pair<int32_t, float>>>();
+  s.allowed = p["allowed_token_ids"].cast<std::vector<int32_t>>();
+  const NativeCall call;
+  const std::lock_guard lock(e.model->mutex);
+  return e.engine->submit(std::move(r));
+}
+
+// [(request, token, logprob, [(id, logprob)], finish, error)]
+py::list step(PyEngine& e) {
+  std::vector<Output> outputs;
+  {
+    NativeCall call;
+    const std::lock_guard lock(e.model->mutex);
+    outputs = e.engine->step([&call] { call.poll(); });
+  }
+  py::list results;
+  for (const Output& o : outputs) {
+    results.append(py::make_tuple(o.request, o.token.id, o.token.logprob, o.token.top, static_cast<int>(o.finish), o.error));
+  }
+  return results;
+}
+
+py::dict stats(PyEngine& e) {
+  EngineStats s;
+  {
+    const NativeCall call;
+    const std::lock_guard lock(e.model->mutex);
+    s = e.engine->stats();
+  }
+  py::dict d;
+  d["kv_pages_total"] = s.pages_total;
+  d["kv_pages_free"] = s.pages_free;
+  d["requests_running"] = s.running;
+  d["requests_waiting"] = s.waiting;
+  d["preemptions"] = s.preemptions;
+  d["steps"] = s.steps;
+  d["generated_tokens"] = s.tokens;
+  return d;
+}
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model")
+      .def(py::init(&make_model), py::arg("spec"), py::arg("weights"), py::arg("threads") = 0)
+      .def(
+          "plan",
+          [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+            const NativeCall call;
+            const std::lock_guard lock(model.mutex);
+            model.decoder->plan(max_tokens, max_logit_rows, max_model_len);
+          },
+          py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
+      .def("forward", forward_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("chunk_size") = 0,
+           py::arg("probe") = py::none())
+      .def_property_readonly("weight_bytes", [](const Model& model) { return model.decoder->weight_bytes(); })
+      .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
+      .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });
+
+  py::class_<PyEngine>(m, "Engine")
+      .def(py::init(&make_engine), py::arg("model"), py::arg("max_model_len"), py::arg("max_batch_size"),
+           py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"))
+      .def("submit", submit, py::arg("prompt"), py::arg("params"))
+      .def(
+          "cancel",
+          [](PyEngine& e, int64_t id) {
+            const NativeCall call;
+            const std::lock_guard lock(e.model->mutex);
+            e.engine->cancel(id);
+          },
+          py::arg("request"))
+      .def("step", step)
+      .def("stats", stats)
+      .def_property_readonly("kv_bytes", [](const PyEngine& e) { return e.engine->kv_bytes(); });
+}
+
+}  // namespace llmcore

@@ -1,0 +1,206 @@
+// The kernels, for tests, benches and research.
+
+#include <pybind11/stl.h>
+
+#include "bindings/bind.h"
+#include "bindings/native_call.h"
+#include "bindings/runtime.h"
+#include "kvcache/kv_cache.h"
+#include "ops/attention.h"
+#include "ops/matmul.h"
+#include "ops/rows.h"
+#include "sampling/sampler.h"
+
+namespace py = pybind11;
+
+namespace llmcore {
+namespace {
+
+// A named table, or the one in use.
+const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa); }
+
+py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::object& bias, const std::string& isa) {
+  check_dims(x, 2, "x");
+  check_argument(x.shape(1) == w.K(), "matmul: x must have K = " + std::to_string(w.K()) + " columns, got " +
+                                          std::to_string(x.shape(1)));
+  const int64_t M = x.shape(0);
+  FloatArray bias_array;
+  if (!bias.is_none()) {
+    bias_array = bias.cast<FloatArray>();
+    check_argument(bias_array.ndim() == 1 && bias_array.shape(0) == w.N(), "matmul: bias must be [N]");
+  }
+  py::array_t<float> y({M, w.N()});
+  const float *x_data = x.data(), *bias_data = bias.is_none() ? nullptr : bias_array.data();
+  float* y_data = y.mutable_data();
+  const NativeCall call;
+  const Context context{table_of(isa), default_pool()};
+  MatmulWorkspace workspace(context, M, w.K());
+  matmul(context, workspace, x_data, M, w.K(), w, bias_data, y_data, w.N());
+  return y;
+}
+
+// Applies function(table, row in, row out, n) to the rows of x.
+template <class Function>
+py::array_t<float> by_row(const FloatArray& x, const std::string& isa, Function&& function) {
+  check_argument(x.ndim() >= 1 && x.shape(x.ndim() - 1) >= 1, "x must have at least one column");
+  py::array_t<float> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  const int64_t n = x.shape(x.ndim() - 1), rows = x.size() / n;
+  const float* from = x.data();
+  float* to = y.mutable_data();
+  const NativeCall call;
+  const KernelTable& table = table_of(isa);
+  for (int64_t r = 0; r < rows; ++r) function(table, from + r * n, to + r * n, n);
+  return y;
+}
+
+py::array_t<float> activation_op(const FloatArray& x, const std::string& name, const std::string& isa) {
+  const Activation activation = activation_from_name(name);
+  return by_row(x, isa, [&](const KernelTable& t, const float* from, float* to, int64_t n) {
+    const Context context{t, default_pool()};
+    activate(context, activation, false, from, 1, n, n, to, n);
+  });
+}
+
+py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const std::vector<float>& inv_freq,
+                           const std::string& isa) {
+  check_dims(x, 3, "x");
+  check_dims(positions, 1, "positions");
+  const int64_t T = x.shape(0), heads = x.shape(1), D = x.shape(2), half = static_cast<int64_t>(inv_freq.size());
+  check_argument(positions.shape(0) == T && 2 * half <= D, "rope: x must be [T, heads, head_dim], positions [T], and "
+                                                           "inv_freq at most head_dim / 2 long");
+  py::array_t<float> y({T, heads, D});
+  std::copy(x.data(), x.data() + x.size(), y.mutable_data());
+  float* data = y.mutable_data();
+  const int32_t* where = positions.data();
+  const NativeCall call;
+  std::vector<float> cosines(static_cast<size_t>(T * half)), sines(cosines.size());
+  rope_tables(inv_freq.data(), half, 1.0f, where, T, cosines.data(), sines.data());
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      table_of(isa).rope(data + (t * heads + h) * D, cosines.data() + t * half, sines.data() + t * half, half);
+    }
+  }
+  return y;
+}
+
+// q: [T, heads, D]; k, v: [S, kv_heads, D]; the queries are the last T of the S tokens.
+py::array_t<float> attention_op(const FloatArray& q, const FloatArray& k, const FloatArray& v, float scale,
+                                int64_t window, const std::string& kv_dtype, const std::string& isa) {
+  check_dims(q, 3, "q");
+  check_dims(k, 3, "k");
+  check_dims(v, 3, "v");
+  const int64_t T = q.shape(0), heads = q.shape(1), D = q.shape(2), S = k.shape(0), kv_heads = k.shape(1);
+  check_argument(k.shape(2) == D && v.shape(0) == S && v.shape(1) == kv_heads && v.shape(2) == D && S >= T && T >= 1 &&
+                     kv_heads >= 1 && heads % kv_heads == 0 && window >= 0,
+                 "attention: q [T, heads, D], k and v [S, kv_heads, D], S >= T, heads a multiple of kv_heads");
+  const KvType type = kv_dtype == "f32" ? kKvF32 : kv_dtype == "f16" ? kKvF16 : kKvBF16;
+  py::array_t<float> out({T, heads, D});
+  const float *q_data = q.data(), *k_data = k.data(), *v_data = v.data();
+  float* out_data = out.mutable_data();
+  const NativeCall call;
+  const Context context{table_of(isa), default_pool()};
+  std::vector<float> scaled(q_data, q_data + T * heads * D);
+  for (float& s : scaled) s *= scale;
+  const KvLayout layout{type, kv_heads, D, pages_for(S)};
+  Buffer memory(layout.layer_bytes());
+  uint8_t *keys = memory.data(), *values = keys + layout.pages * layout.key_page_bytes();
+  std::vector<int32_t> block_table(static_cast<size_t>(layout.pages));
+  for (int64_t i = 0; i < layout.pages; ++i) block_table[i] = static_cast<int32_t>(layout.pages - 1 - i);
+  const SequenceSlice all{0, S, 0, block_table.data()};
+  store_kv(context, layout, keys, values, &all, 1, k_data, v_data, kv_heads * D);
+  AttentionWorkspace workspace(context, D, S);
+  const SequenceSlice last{0, T, S - T, block_table.data()};
+  paged_attention(context, workspace, layout, keys, values, &last, 1, scaled.data(), heads * D, heads, window, out_data,
+                  heads * D);
+  return out;
+}
+
+py::tuple sample_op(const FloatArray& logits, float temperature, int32_t top_k, float top_p, float min_p, uint64_t seed,
+                    uint64_t position, uint64_t sequence) {
+  check_dims(logits, 1, "logits");
+  SamplerParams p;
+  p.temperature = temperature;
+  p.top_k = top_k;
+  p.top_p = top_p;
+  p.min_p = min_p;
+  p.seed = seed;
+  p.logprobs = 0;
+  SamplerHistory history;
+  history.total = static_cast<int64_t>(position);
+  history.sequence = sequence;
+  const float* data = logits.data();
+  const int64_t vocab = logits.shape(0);
+  SampledToken token;
+  {
+    const NativeCall call;
+    Sampler sampler(kernels(), vocab);
+    token = sampler.sample(data, p, history);
+  }
+  return py::make_tuple(token.id, token.logprob);
+}
+
+py::tuple quantize_activations(const FloatArray& x, int64_t group, const std::string& isa) {
+  check_dims(x, 2, "x");
+  check_argument(group >= 16 && group % 16 == 0, "group must be a positive multiple of 16");
+  const int64_t M = x.shape(0), K = x.shape(1), padded = (K + 15) / 16 * 16, groups = (padded + group - 1) / group;
+  py::array_t<int8_t> codes({M, padded});
+  py::array_t<float> scales({M, groups});
+  py::array_t<int32_t> sums({M, groups});
+  const KernelTable& table = table_of(isa);
+  const FloatEnvironment environment;
+  for (int64_t m = 0; m < M; ++m) {
+    table.quantize_row(x.data() + m * K, K, padded, group, codes.mutable_data() + m * padded,
+                       scales.mutable_data() + m * groups, sums.mutable_data() + m * groups);
+  }
+  return py::make_tuple(codes, scales, sums);
+}
+
+}  // namespace
+
+void bind_ops(py::module_& m) {
+  m.def("matmul", matmul_op, py::arg("x"), py::arg("w"), py::arg("bias") = py::none(), py::arg("isa") = "");
+  m.def(
+      "rms_norm",
+      [](const FloatArray& x, const FloatArray& weight, float eps, const std::string& isa) {
+        check_argument(x.ndim() >= 1 && weight.ndim() == 1 && weight.shape(0) == x.shape(x.ndim() - 1),
+                       "rms_norm: weight must be [n] for x [..., n]");
+        return by_row(x, isa, [w = weight.data(), eps](const KernelTable& t, const float* from, float* to, int64_t n) {
+          t.rms_norm(from, w, eps, to, n);
+        });
+      },
+      py::arg("x"), py::arg("weight"), py::arg("eps") = 1e-5f, py::arg("isa") = "");
+  m.def(
+      "layer_norm",
+      [](const FloatArray& x, const FloatArray& weight, const FloatArray& bias, float eps, const std::string& isa) {
+        check_argument(x.ndim() >= 1 && weight.ndim() == 1 && weight.shape(0) == x.shape(x.ndim() - 1) &&
+                           bias.ndim() == 1 && bias.shape(0) == weight.shape(0),
+                       "layer_norm: weight and bias must be [n] for x [..., n]");
+        return by_row(x, isa, [w = weight.data(), b = bias.data(), eps](const KernelTable& t, const float* from,
+                                                                        float* to, int64_t n) {
+          t.layer_norm(from, w, b, eps, to, n);
+        });
+      },
+      py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps") = 1e-5f, py::arg("isa") = "");
+  m.def(
+      "softmax",
+      [](const FloatArray& x, const std::string& isa) {
+        return by_row(x, isa, [](const KernelTable& t, const float* from, float* to, int64_t n) { t.softmax(from, to, n); });
+      },
+      py::arg("x"), py::arg("isa") = "");
+  m.def(
+      "exp",
+      [](const FloatArray& x, const std::string& isa) {
+        return by_row(x, isa, [](const KernelTable& t, const float* from, float* to, int64_t n) { t.exp(from, to, n); });
+      },
+      py::arg("x"), py::arg("isa") = "");
+  m.def("activation", activation_op, py::arg("x"), py::arg("name"), py::arg("isa") = "");
+  m.def("rope", rope_op, py::arg("x"), py::arg("positions"), py::arg("inv_freq"), py::arg("isa") = "");
+  m.def("attention", attention_op, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("window") = 0,
+        py::arg("kv_dtype") = "f32", py::arg("isa") = "");
+  m.def("sample", sample_op, py::arg("logits"), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
+        py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("position") = 0,
+        py::arg("sequence") = 0);
+  m.def("quantize_activations", quantize_activations, py::arg("x"), py::arg("group"), py::arg("isa") = "");
+}
+
+}  // namespace llmcore

@@ -1,0 +1,206 @@
+#include "decoder/decoder.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/checked.h"
+
+namespace llmcore {
+
+Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights weights)
+    : spec_(std::move(spec)), backend_(std::move(backend)), weights_(std::move(weights)) {
+  check_spec();
+  const DecoderSpec& s = spec_;
+  const int64_t H = s.hidden_size, up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
+  embedding_ = matrix("embedding", s.vocab_size, H);
+  if (s.learned_positions) position_embedding_ = matrix("position_embedding", s.max_position_embeddings, H);
+  final_norm_ = vector("final_norm", H, true);
+  final_norm_bias_ = vector("final_norm_bias", H, false);
+  lm_head_ = s.tie_word_embeddings ? embedding_ : matrix("lm_head", s.vocab_size, H);
+  lm_head_bias_ = vector("lm_head_bias", s.vocab_size, false);
+  for (int64_t i = 0; i < s.num_layers; ++i) {
+    const std::string p = "layers." + std::to_string(i) + ".";
+    const std::string up = p + (s.gated_mlp ? "gate_up" : "up");
+    layers_.push_back({
+        .attention_norm = vector(p + "attention_norm", H, true),
+        .attention_norm_bias = vector(p + "attention_norm_bias", H, false),
+        .qkv = matrix(p + "qkv", s.qkv_size(), H),
+        .qkv_bias = vector(p + "qkv_bias", s.qkv_size(), false),
+        .q_norm = s.qk_norm ? vector(p + "q_norm", s.head_dim, true) : nullptr,
+        .k_norm = s.qk_norm ? vector(p + "k_norm", s.head_dim, true) : nullptr,
+        .attention_output = matrix(p + "attention_output", H, s.attention_size()),
+        .attention_output_bias = vector(p + "attention_output_bias", H, false),
+        .mlp_norm = vector(p + "mlp_norm", H, true),
+        .mlp_norm_bias = vector(p + "mlp_norm_bias", H, false),
+        .up = matrix(up, up_rows, H),
+        .up_bias = vector(up + "_bias", up_rows, false),
+        .down = matrix(p + "down", H, s.intermediate_size),
+        .down_bias = vector(p + "down_bias", H, false),
+    });
+  }
+}
+
+void Decoder::check_spec() const {
+  const DecoderSpec& s = spec_;
+  const auto at_least_one = [](int64_t value, const char* name) {
+    check_argument(value >= 1 && value < (int64_t{1} << 31),
+                   std::string("decoder: ") + name + " must be within [1, 2^31), got " + std::to_string(value));
+  };
+  at_least_one(s.hidden_size, "hidden_size");
+  at_least_one(s.num_layers, "num_layers");
+  at_least_one(s.num_heads, "num_heads");
+  at_least_one(s.num_kv_heads, "num_kv_heads");
+  at_least_one(s.head_dim, "head_dim");
+  at_least_one(s.intermediate_size, "intermediate_size");
+  at_least_one(s.vocab_size, "vocab_size");
+  at_least_one(s.max_position_embeddings, "max_position_embeddings");
+  check_argument(s.num_heads % s.num_kv_heads == 0, "decoder: num_heads must be a multiple of num_kv_heads");
+  check_argument(static_cast<int64_t>(s.rope_inv_freq.size()) * 2 <= s.head_dim,
+                 "decoder: RoPE turns more elements than a head has");
+  check_argument(s.sliding_window >= 0, "decoder: sliding_window must not be negative");
+}
+
+const Weight* Decoder::matrix(const std::string& slot, int64_t rows, int64_t columns, bool required) const {
+  const auto found = weights_.find(slot);
+  if (found == weights_.end()) {
+    check_argument(!required, "decoder: the weight '" + slot + "' is missing");
+    return nullptr;
+  }
+  const Weight& w = *found->second;
+  check_argument(w.rows() == rows && w.columns() == columns,
+                 "decoder: '" + slot + "' must be [" + std::to_string(rows) + ", " + std::to_string(columns) +
+                     "], got [" + std::to_string(w.rows()) + ", " + std::to_string(w.columns()) + "]");
+  return &w;
+}
+
+const Weight* Decoder::vector(const std::string& slot, int64_t n, bool required) const {
+  return matrix(slot, n, 1, required);
+}
+
+int64_t Decoder::weight_bytes() const {
+  std::set<const Weight*> seen;
+  int64_t total = 0;
+  for (const auto& [slot, weight] : weights_) {
+    if (seen.insert(weight.get()).second) total += weight->nbytes();
+  }
+  return total;
+}
+
+int64_t Decoder::bytes_per_token() const {
+  int64_t total = weight_bytes();
+  // Of the embeddings a token reads one row, unless the head is tied to them.
+  const auto only_a_row = [&](const Weight* table) {
+    if (table && table != lm_head_) total -= table->nbytes() - table->nbytes() / table->rows();
+  };
+  only_a_row(embedding_);
+  only_a_row(position_embedding_);
+  return total;
+}
+
+KvLayout Decoder::kv_layout(KvType type, int64_t pages) const {
+  return {type, spec_.num_kv_heads, spec_.head_dim, pages};
+}
+
+void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+  check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1, "decoder: a plan needs at least one token");
+  const DecoderSpec& s = spec_;
+  const int64_t up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
+  memory_.reset();
+  int64_t floats = 0;
+  const auto reserve = [&](int64_t rows, int64_t columns) {
+    const int64_t at = floats;
+    floats = checked_add(floats, round_up(checked_mul(rows, columns), 16));
+    return at;
+  };
+  const int64_t x = reserve(max_tokens, s.hidden_size), normed = reserve(max_tokens, s.hidden_size);
+  const int64_t qkv = reserve(max_tokens, s.qkv_size()), attention = reserve(max_tokens, s.attention_size());
+  const int64_t mlp = reserve(max_tokens, up_rows), activated = reserve(max_tokens, s.intermediate_size);
+  const int64_t head = reserve(max_logit_rows, s.hidden_size), out = reserve(max_logit_rows, s.vocab_size);
+  memory_ = backend_->allocate(checked_mul(floats, 4));
+  float* base = memory_->floats();
+  x_ = base + x;
+  normed_ = base + normed;
+  qkv_ = base + qkv;
+  attention_ = base + attention;
+  mlp_ = base + mlp;
+  activated_ = base + activated;
+  head_rows_ = base + head;
+  logits_ = base + out;
+  max_tokens_ = max_tokens;
+  max_logit_rows_ = max_logit_rows;
+  const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
+  const StepLimits limits{std::max(max_tokens, max_logit_rows), widest, s.head_dim, max_model_len};
+  activation_bytes_ = memory_->size() + backend_->plan(limits);
+}
+
+void Decoder::norm(const float* x, int64_t T, const Weight* weight, const Weight* bias, float* y) {
+  if (spec_.layer_norm) {
+    backend_->layer_norm(x, T, *weight, bias, spec_.norm_eps, y);
+  } else {
+    backend_->rms_norm(x, T, *weight, spec_.norm_eps, y);
+  }
+}
+
+void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns) {
+  if (!probe_) return;
+  const std::string full = layer < 0 ? name : "layers." + std::to_string(layer) + "." + name;
+  probe_(full, backend_->read(data, rows * columns), rows, columns);
+}
+
+void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
+  const int64_t T = batch.tokens, H = spec_.hidden_size;
+  check_argument(T >= 1 && T <= max_tokens_, "decoder: a step of " + std::to_string(T) + " tokens, planned for " +
+                                                 std::to_string(max_tokens_));
+  backend_->embed(*embedding_, batch.ids, T, false, x_);
+  probe("token_embeddings", -1, x_, T, H);
+  if (position_embedding_) backend_->embed(*position_embedding_, batch.positions, T, true, x_);
+  probe("embeddings", -1, x_, T, H);
+  const int64_t half = static_cast<int64_t>(spec_.rope_inv_freq.size());
+  if (half) {
+    backend_->rope_tables(spec_.rope_inv_freq.data(), half, spec_.rope_attention_factor, batch.positions, T);
+  }
+  for (int64_t i = 0; i < spec_.num_layers; ++i) {
+    if (poll) poll();
+    run_layer(i, batch, cache);
+  }
+  norm(x_, T, final_norm_, final_norm_bias_, normed_);
+  probe("final_norm", -1, normed_, T, H);
+}
+
+void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
+  const DecoderSpec& s = spec_;
+  const Layer& w = layers_[index];
+  const int64_t T = batch.tokens, H = s.hidden_size, half = static_cast<int64_t>(s.rope_inv_freq.size());
+  norm(x_, T, w.attention_norm, w.attention_norm_bias, normed_);
+  probe("attention_norm", index, normed_, T, H);
+  backend_->linear(normed_, T, *w.qkv, w.qkv_bias, qkv_);
+  probe("qkv", index, qkv_, T, s.qkv_size());
+  backend_->prepare_qkv(qkv_, T, s.num_heads, w.q_norm, w.k_norm, s.norm_eps, half, s.attention_scale, cache.layout(),
+                        cache.keys(index), cache.values(index), batch.slices);
+  probe("rotated_qkv", index, qkv_, T, s.qkv_size());
+  backend_->attend(qkv_, s.num_heads, cache.layout(), cache.keys(index), cache.values(index), batch.slices,
+                   s.sliding_window, attention_);
+  probe("attention", index, attention_, T, s.attention_size());
+  backend_->linear_residual(attention_, T, *w.attention_output, w.attention_output_bias, x_);
+  probe("attention_residual", index, x_, T, H);
+
+  norm(x_, T, w.mlp_norm, w.mlp_norm_bias, normed_);
+  probe("mlp_norm", index, normed_, T, H);
+  backend_->linear(normed_, T, *w.up, w.up_bias, mlp_);
+  probe(s.gated_mlp ? "gate_up" : "up", index, mlp_, T, w.up->rows());
+  backend_->activate(s.activation, s.gated_mlp, mlp_, T, s.intermediate_size, activated_);
+  probe("activation", index, activated_, T, s.intermediate_size);
+  backend_->linear_residual(activated_, T, *w.down, w.down_bias, x_);
+  probe("output", index, x_, T, H);
+}
+
+const float* Decoder::logits(const int32_t* rows, int64_t count) {
+  check_argument(count >= 1 && count <= max_logit_rows_, "decoder: logits of " + std::to_string(count) +
+                                                             " rows, planned for " + std::to_string(max_logit_rows_));
+  backend_->gather_rows(normed_, rows, count, spec_.hidden_size, head_rows_);
+  backend_->linear(head_rows_, count, *lm_head_, lm_head_bias_, logits_);
+  probe("logits", -1, logits_, count, spec_.vocab_size);
+  return logits_;
+}
+
+}  // namespace llmcore

@@ -1,0 +1,81 @@
+#pragma once
+// Executes a DecoderSpec on a backend: one decoder for every architecture (law 2).
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "decoder/spec.h"
+#include "kvcache/kv_cache.h"
+
+namespace llmcore {
+
+/// Weights by slot name ("embedding", "layers.0.qkv", ...; python/llmcore/models/spec.py lists them).
+using Weights = std::map<std::string, std::shared_ptr<Weight>>;
+
+/// Tokens of one step, over all its sequences; host memory, valid during the call.
+struct Batch {
+  const int32_t* ids = nullptr;
+  const int32_t* positions = nullptr;
+  int64_t tokens = 0;
+  Slices slices;
+};
+
+/// Sees an activation by name ("embeddings", "layers.0.attention_norm", ..., "logits"): float32 [rows, columns].
+using Probe = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t columns)>;
+/// Called now and then during a step; may throw Interrupted.
+using Poll = std::function<void()>;
+
+class Decoder {
+ public:
+  /// Checks every weight's shape against the spec. Throws ArgumentError, OutOfMemoryError.
+  Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights weights);
+
+  const DecoderSpec& spec() const { return spec_; }
+  Backend& backend() { return *backend_; }
+  /// Allocates the activations of a step of at most max_tokens tokens and max_logit_rows rows of logits. Again: re-plans.
+  void plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len);
+  int64_t max_tokens() const { return max_tokens_; }
+  int64_t max_logit_rows() const { return max_logit_rows_; }
+  int64_t activation_bytes() const { return activation_bytes_; }
+  int64_t weight_bytes() const;
+  /// Bytes of weights that one decoded token reads.
+  int64_t bytes_per_token() const;
+  KvLayout kv_layout(KvType type, int64_t pages) const;
+
+  /// Runs the layers over a batch; keys and values go to `cache`.
+  void forward(const Batch& batch, KvCache& cache, const Poll& poll);
+  /// Logits [count, vocab] of rows of the last forward(), in the backend's memory; count <= max_logit_rows.
+  const float* logits(const int32_t* rows, int64_t count);
+
+  void set_probe(Probe probe) { probe_ = std::move(probe); }
+
+ private:
+  struct Layer {
+    const Weight *attention_norm, *attention_norm_bias, *qkv, *qkv_bias, *q_norm, *k_norm, *attention_output,
+        *attention_output_bias, *mlp_norm, *mlp_norm_bias, *up, *up_bias, *down, *down_bias;
+  };
+  const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
+  const Weight* vector(const std::string& slot, int64_t n, bool required) const;
+  void check_spec() const;
+  void norm(const float* x, int64_t T, const Weight* weight, const Weight* bias, float* y);
+  void run_layer(int64_t index, const Batch& batch, KvCache& cache);
+  void probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns);
+
+  DecoderSpec spec_;
+  std::shared_ptr<Backend> backend_;
+  Weights weights_;
+  std::vector<Layer> layers_;
+  const Weight *embedding_ = nullptr, *position_embedding_ = nullptr, *final_norm_ = nullptr,
+               *final_norm_bias_ = nullptr, *lm_head_ = nullptr, *lm_head_bias_ = nullptr;
+  int64_t max_tokens_ = 0, max_logit_rows_ = 0, activation_bytes_ = 0;
+  std::unique_ptr<DeviceBuffer> memory_;
+  float *x_ = nullptr, *normed_ = nullptr, *qkv_ = nullptr, *attention_ = nullptr, *mlp_ = nullptr,
+        *activated_ = nullptr, *head_rows_ = nullptr, *logits_ = nullptr;
+  Probe probe_;
+};
+
+}  // namespace llmcore

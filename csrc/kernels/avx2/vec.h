@@ -1,0 +1,175 @@
+#pragma once
+// Sixteen lanes in two ymm registers. Needs AVX2, FMA and F16C. The meaning of each operation is that of
+// scalar/vec.h, bit for bit.
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+#define LLMCORE_INLINE inline __attribute__((always_inline))
+
+struct F32x16 {
+  __m256 a, b;
+};
+struct I32x16 {
+  __m256i a, b;
+};
+struct Mask16 {
+  __m256 a, b;
+};
+struct U8x64 {
+  __m256i a, b;
+};
+struct S8x4 {
+  __m256i v;
+};
+
+LLMCORE_INLINE F32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+LLMCORE_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+LLMCORE_INLINE void store(float* p, F32x16 x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+LLMCORE_INLINE F32x16 add(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 sub(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 mul(F32x16 x, F32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 div(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 max(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 min(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+LLMCORE_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+LLMCORE_INLINE F32x16 abs(F32x16 x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+LLMCORE_INLINE F32x16 neg(F32x16 x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
+}
+
+LLMCORE_INLINE I32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+LLMCORE_INLINE I32x16 add(I32x16 x, I32x16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+LLMCORE_INLINE I32x16 sub(I32x16 x, I32x16 y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+template <int n>
+LLMCORE_INLINE I32x16 shift_left(I32x16 x) {
+  return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};
+}
+template <int n>
+LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 x) {
+  return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
+LLMCORE_INLINE F32x16 as_float(I32x16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+LLMCORE_INLINE F32x16 to_float(I32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+LLMCORE_INLINE I32x16 to_int(F32x16 x) {
+  const F32x16 biased = add(x, set1(12582912.0f));
+  return sub(I32x16{_mm256_castps_si256(biased.a), _mm256_castps_si256(biased.b)}, set1_i32(0x4b400000));
+}
+LLMCORE_INLINE void store(int32_t* p, I32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
+}
+LLMCORE_INLINE void store_i8(int8_t* p, I32x16 x) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+LLMCORE_INLINE Mask16 less(F32x16 x, F32x16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
+LLMCORE_INLINE Mask16 is_nan(F32x16 x) {
+  return {_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q)};
+}
+LLMCORE_INLINE Mask16 lanes(int begin, int end) {
+  const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+  const __m256i before = _mm256_set1_epi32(begin - 1), after = _mm256_set1_epi32(end);
+  const __m256i a = _mm256_and_si256(_mm256_cmpgt_epi32(low, before), _mm256_cmpgt_epi32(after, low));
+  const __m256i b = _mm256_and_si256(_mm256_cmpgt_epi32(high, before), _mm256_cmpgt_epi32(after, high));
+  return {_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)};
+}
+LLMCORE_INLINE F32x16 select(Mask16 m, F32x16 x, F32x16 y) {
+  return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
+}
+
+LLMCORE_INLINE __m128i load_128(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+LLMCORE_INLINE F32x16 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
+}
+LLMCORE_INLINE F32x16 load_bf16(const uint16_t* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p + 8)), 16))};
+}
+LLMCORE_INLINE void store_f16(uint16_t* p, F32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+LLMCORE_INLINE __m256i round_bf16(__m256 x) {
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, quiet, nan);
+}
+LLMCORE_INLINE void store_bf16(uint16_t* p, F32x16 x) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(round_bf16(x.a), round_bf16(x.b)), 0xd8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+}
+
+LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
+}
+template <int shift, int mask>
+LLMCORE_INLINE U8x64 extract(U8x64 x) {
+  if constexpr (mask == 0xff) return x;
+  const __m256i keep = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_and_si256(shift ? _mm256_srli_epi16(x.a, shift) : x.a, keep),
+          _mm256_and_si256(shift ? _mm256_srli_epi16(x.b, shift) : x.b, keep)};
+}
+LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm256_set1_epi32(x)};
+}
+
+// maddubs adds two products in 16 bits and saturates. Small codes can't reach that; 8-bit codes are taken as signed,
+// and their sign is moved to the activation: |w| * 127 * 2 <= 128 * 127 * 2 = 32,512 < 32,767.
+template <int kMaxCode>
+constexpr bool fits_maddubs() {
+  return kMaxCode * 127 * 2 <= 32767;
+}
+template <int kMaxCode>
+constexpr int dot4_zero() {
+  return fits_maddubs<kMaxCode>() ? 0 : 128;
+}
+template <int kMaxCode>
+LLMCORE_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
+  __m256i pairs;
+  if constexpr (fits_maddubs<kMaxCode>()) {
+    pairs = _mm256_maddubs_epi16(w, x);
+  } else {
+    const __m256i centred = _mm256_xor_si256(w, _mm256_set1_epi8(-128));  // w - 128
+    pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
+  }
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <int kMaxCode>
+LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
+  return {dot4_half<kMaxCode>(acc.a, w.a, x.v), dot4_half<kMaxCode>(acc.b, w.b, x.v)};
+}
+LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+constexpr int kTileRows = 3;
+constexpr int kTilePanels = 1;
+constexpr int kVectorPanels = 2;
+constexpr int kAttentionRows = 4;
+
+}  // namespace

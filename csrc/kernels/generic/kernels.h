@@ -1,0 +1,40 @@
+// Fills the kernel table of one ISA. An ISA's kernels.cpp includes its vec.h, then this, then defines its one symbol.
+
+#include "kernels/table.h"
+
+#include "kernels/generic/elementwise.h"
+
+#include "kernels/generic/attention.h"
+#include "kernels/generic/matmul.h"
+
+namespace {
+
+constexpr llmcore::KernelTable make_kernel_table(const char* name) {
+  return {
+      name,
+      kPanelQuantum,
+      {float_matmul<F32Lines>, float_matmul<BF16Lines>, float_matmul<F16Lines>, integer_matmul<Int8Lines>,
+       integer_matmul<Int4Lines>, integer_matmul<TernaryLines>},
+      matmul_scratch_bytes_kernel,
+      quantize_row_kernel,
+      rms_norm_kernel,
+      layer_norm_kernel,
+      softmax_kernel,
+      rope_kernel,
+      add_kernel,
+      scale_kernel,
+      silu_kernel,
+      gelu_tanh_kernel,
+      gelu_kernel,
+      relu_kernel,
+      relu2_kernel,
+      exp_kernel,
+      softmax_statistics_kernel,
+      {store_key_kernel<KvF32>, store_key_kernel<KvF16>, store_key_kernel<KvBF16>},
+      {store_value_kernel<KvF32>, store_value_kernel<KvF16>, store_value_kernel<KvBF16>},
+      {attention_kernel<KvF32>, attention_kernel<KvF16>, attention_kernel<KvBF16>},
+      attention_combine_kernel,
+  };
+}
+
+}  // namespace

@@ -1,0 +1,220 @@
+// Matrix products over interleaved panels of 16 weight rows (layout: quant/matrix.h). Vector lanes run over weight rows,
+// so each output element is summed in one order on every ISA: k ascending, int32 inside a group, one fma per group.
+// Included after vec.h and elementwise.h.
+
+namespace {
+
+// How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s * kBits
+// and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
+template <int kBits_, int kZero_, int kMaxCode_>
+struct CodeLines {
+  static constexpr int kBits = kBits_;
+  static constexpr int kParts = 8 / kBits;
+  static constexpr int kStep = 4 * kParts;
+  static constexpr int kZero = kZero_;
+  static constexpr int kMaxCode = kMaxCode_;
+};
+using Int8Lines = CodeLines<8, 128, 255>;
+using Int4Lines = CodeLines<4, 8, 15>;
+using TernaryLines = CodeLines<2, 1, 2>;
+// The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
+template <class Lines>
+using Unpacked = CodeLines<8, Lines::kZero, Lines::kMaxCode>;
+
+LLMCORE_INLINE F32x16 load_scales(const void* scales, int type, int64_t index) {
+  if (type == llmcore::kScaleF32) return load(static_cast<const float*>(scales) + index);
+  if (type == llmcore::kScaleF16) return load_f16(static_cast<const uint16_t*>(scales) + index);
+  return load_bf16(static_cast<const uint16_t*>(scales) + index);
+}
+
+LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64_t panel, F32x16 y) {
+  const int64_t n = panel * 16;
+  if (a.bias) y = add(y, load_first(a.bias + n, a.N - n));
+  store_first(a.y + m * a.y_stride + n, y, a.N - n);
+}
+
+template <class Lines, int part, int MR, int NP>
+LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride) {
+  U8x64 codes[NP];
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+    codes[p] = extract<part * Lines::kBits, (1 << Lines::kBits) - 1>(line[p]);
+  }
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    const S8x4 activations = load_s8x4(x + m * x_stride + 4 * part);
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+      acc[m][p] = dot4<Lines::kMaxCode>(acc[m][p], codes[p], activations);
+    }
+  }
+}
+
+// MR rows of x times NP panels. `codes` is the first panel's first line.
+template <class Lines, int MR, int NP>
+void integer_tile(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t panel_bytes, int64_t panel,
+                  int64_t m0) noexcept {
+  F32x16 sums[MR][NP];
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = set1(0.0f);
+  }
+  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  for (int64_t g = 0; g < a.x_groups; ++g) {
+    const int64_t begin = g * a.x_group;
+    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
+    I32x16 acc[MR][NP];
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      const I32x16 start = set1_i32(kOffset ? -kOffset * a.x_sums[(m0 + m) * a.x_groups + g] : 0);
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = start;
+    }
+    const int8_t* x = a.x + m0 * a.x_stride + begin;
+    const uint8_t* line_codes = codes + begin / Lines::kStep * 64;
+    for (int64_t k = begin; k < end; k += Lines::kStep) {
+      U8x64 line[NP];
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) line[p] = load_u8(line_codes + p * panel_bytes);
+      multiply_part<Lines, 0>(acc, line, x, a.x_stride);
+      if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, a.x_stride);
+      if constexpr (Lines::kParts > 2) {
+        multiply_part<Lines, 2>(acc, line, x, a.x_stride);
+        multiply_part<Lines, 3>(acc, line, x, a.x_stride);
+      }
+      x += Lines::kStep;
+      line_codes += 64;
+    }
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+      F32x16 weight_scale = set1(1.0f);
+      if (!a.per_row) weight_scale = load_scales(a.scales, a.scale_type, ((panel + p) * a.x_groups + g) * 16);
+      _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+        F32x16 scale = set1(a.x_scales[(m0 + m) * a.x_groups + g]);
+        if (!a.per_row) scale = mul(weight_scale, scale);
+        sums[m][p] = fma(to_float(acc[m][p]), scale, sums[m][p]);
+      }
+    }
+  }
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+    const F32x16 row_scale =
+        a.per_row ? load(static_cast<const float*>(a.scales) + (panel + p) * 16) : set1(1.0f);
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      store_outputs(a, m0 + m, panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
+    }
+  }
+}
+
+template <class Lines, int MR, int NP>
+void integer_rows(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t panel_bytes, int64_t panel,
+                  int64_t m) noexcept {
+  for (; a.M - m >= MR; m += MR) integer_tile<Lines, MR, NP>(a, codes, panel_bytes, panel, m);
+  if constexpr (MR > 1) {
+    if (m < a.M) integer_rows<Lines, MR - 1, NP>(a, codes, panel_bytes, panel, m);
+  }
+}
+
+template <class Lines>
+void unpack_panel(const uint8_t* codes, int64_t K, uint8_t* out) noexcept {
+  for (int64_t k = 0; k < K; k += Lines::kStep, codes += 64) {
+    const U8x64 line = load_u8(codes);
+    store_u8(out, extract<0, (1 << Lines::kBits) - 1>(line));
+    if constexpr (Lines::kParts > 1) store_u8(out + 64, extract<Lines::kBits, (1 << Lines::kBits) - 1>(line));
+    if constexpr (Lines::kParts > 2) {
+      store_u8(out + 128, extract<2 * Lines::kBits, (1 << Lines::kBits) - 1>(line));
+      store_u8(out + 192, extract<3 * Lines::kBits, (1 << Lines::kBits) - 1>(line));
+    }
+    out += 64 * Lines::kParts;
+  }
+}
+
+template <class Lines, int NP>
+void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+  const uint8_t* codes = a.codes + panel * a.panel_bytes;
+  if (a.M == 1) return integer_tile<Lines, 1, NP>(a, codes, a.panel_bytes, panel, 0);
+  if (Lines::kParts == 1 || a.M < 2 * kTileRows) {
+    return integer_rows<Lines, kTileRows, NP>(a, codes, a.panel_bytes, panel, 0);
+  }
+  for (int p = 0; p < NP; ++p) unpack_panel<Lines>(codes + p * a.panel_bytes, a.K, a.scratch + p * 16 * a.K);
+  integer_rows<Unpacked<Lines>, kTileRows, NP>(a, a.scratch, 16 * a.K, panel, 0);
+}
+
+template <class Lines>
+void integer_matmul(const llmcore::MatmulArgs& a) noexcept {
+  int64_t panel = a.panel_begin;
+  const int width = a.M == 1 ? kVectorPanels : kTilePanels;
+  for (; panel + width <= a.panel_end; panel += width) {
+    if (a.M == 1) {
+      integer_block<Lines, kVectorPanels>(a, panel);
+    } else {
+      integer_block<Lines, kTilePanels>(a, panel);
+    }
+  }
+  for (; panel < a.panel_end; ++panel) integer_block<Lines, 1>(a, panel);
+}
+
+struct F32Lines {
+  static constexpr int kBytes = 4;
+  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+struct BF16Lines {
+  static constexpr int kBytes = 2;
+  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load_bf16(reinterpret_cast<const uint16_t*>(p)); }
+};
+struct F16Lines {
+  static constexpr int kBytes = 2;
+  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
+};
+
+// Sums in blocks of kFloatBlock k, then over blocks: shorter chains, a smaller error.
+constexpr int64_t kFloatBlock = 128;
+
+template <class Lines, int MR, int NP>
+void float_tile(const llmcore::MatmulArgs& a, int64_t panel, int64_t m0) noexcept {
+  F32x16 sums[MR][NP];
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = set1(0.0f);
+  }
+  const uint8_t* codes = a.codes + panel * a.panel_bytes;
+  const float* x = a.xf + m0 * a.xf_stride;
+  for (int64_t begin = 0; begin < a.K; begin += kFloatBlock) {
+    const int64_t end = begin + kFloatBlock < a.K ? begin + kFloatBlock : a.K;
+    F32x16 acc[MR][NP];
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = set1(0.0f);
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      F32x16 w[NP];
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+        w[p] = Lines::load_line(codes + p * a.panel_bytes + k * 16 * Lines::kBytes);
+      }
+      _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+        const F32x16 activation = set1(x[m * a.xf_stride + k]);
+        _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = fma(w[p], activation, acc[m][p]);
+      }
+    }
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = add(sums[m][p], acc[m][p]);
+    }
+  }
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) store_outputs(a, m0 + m, panel + p, sums[m][p]);
+  }
+}
+
+template <class Lines, int MR, int NP>
+void float_rows(const llmcore::MatmulArgs& a, int64_t panel, int64_t m) noexcept {
+  for (; a.M - m >= MR; m += MR) float_tile<Lines, MR, NP>(a, panel, m);
+  if constexpr (MR > 1) {
+    if (m < a.M) float_rows<Lines, MR - 1, NP>(a, panel, m);
+  }
+}
+
+template <class Lines>
+void float_matmul(const llmcore::MatmulArgs& a) noexcept {
+  int64_t panel = a.panel_begin;
+  if (a.M == 1) {
+    for (; panel + kVectorPanels <= a.panel_end; panel += kVectorPanels) float_tile<Lines, 1, kVectorPanels>(a, panel, 0);
+  } else {
+    for (; panel + kTilePanels <= a.panel_end; panel += kTilePanels) float_rows<Lines, kTileRows, kTilePanels>(a, panel, 0);
+  }
+  for (; panel < a.panel_end; ++panel) float_rows<Lines, kTileRows, 1>(a, panel, 0);
+}
+
+constexpr int kPanelQuantum = kVectorPanels > kTilePanels ? kVectorPanels : kTilePanels;
+
+int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return K * 16 * kPanelQuantum; }
+
+}  // namespace

@@ -1,0 +1,206 @@
+#pragma once
+// Sixteen lanes in four q registers. Baseline Armv8.0; with LLMCORE_NEON_DOTPROD (Armv8.2) dot4 uses sdot. The meaning
+// of each operation is that of scalar/vec.h, bit for bit.
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+namespace {
+
+#define LLMCORE_INLINE inline __attribute__((always_inline))
+
+struct F32x16 {
+  float32x4_t v[4];
+};
+struct I32x16 {
+  int32x4_t v[4];
+};
+struct Mask16 {
+  uint32x4_t v[4];
+};
+struct U8x64 {
+  uint8x16_t v[4];
+};
+struct S8x4 {
+  int8x16_t v;
+};
+
+#define LLMCORE_QUADS _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i)
+
+LLMCORE_INLINE F32x16 set1(float x) {
+  const float32x4_t q = vdupq_n_f32(x);
+  return {{q, q, q, q}};
+}
+LLMCORE_INLINE F32x16 load(const float* p) {
+  return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
+LLMCORE_INLINE void store(float* p, F32x16 a) { LLMCORE_QUADS vst1q_f32(p + 4 * i, a.v[i]); }
+
+#define LLMCORE_BINARY(Type, name, expression)      \
+  LLMCORE_INLINE Type name(Type a, Type b) {        \
+    Type r;                                         \
+    LLMCORE_QUADS r.v[i] = expression;              \
+    return r;                                       \
+  }
+LLMCORE_BINARY(F32x16, add, vaddq_f32(a.v[i], b.v[i]))
+LLMCORE_BINARY(F32x16, sub, vsubq_f32(a.v[i], b.v[i]))
+LLMCORE_BINARY(F32x16, mul, vmulq_f32(a.v[i], b.v[i]))
+LLMCORE_BINARY(F32x16, div, vdivq_f32(a.v[i], b.v[i]))
+// Compare and select, for fmax and fmin treat NaN and signed zeros otherwise than maxps and minps.
+LLMCORE_BINARY(F32x16, max, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+LLMCORE_BINARY(F32x16, min, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+LLMCORE_BINARY(I32x16, add, vaddq_s32(a.v[i], b.v[i]))
+LLMCORE_BINARY(I32x16, sub, vsubq_s32(a.v[i], b.v[i]))
+#undef LLMCORE_BINARY
+
+LLMCORE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  LLMCORE_QUADS c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+  return c;
+}
+LLMCORE_INLINE F32x16 abs(F32x16 a) {
+  LLMCORE_QUADS a.v[i] = vabsq_f32(a.v[i]);
+  return a;
+}
+LLMCORE_INLINE F32x16 neg(F32x16 a) {
+  LLMCORE_QUADS a.v[i] = vnegq_f32(a.v[i]);
+  return a;
+}
+
+LLMCORE_INLINE I32x16 set1_i32(int32_t x) {
+  const int32x4_t q = vdupq_n_s32(x);
+  return {{q, q, q, q}};
+}
+template <int n>
+LLMCORE_INLINE I32x16 shift_left(I32x16 a) {
+  LLMCORE_QUADS a.v[i] = vshlq_n_s32(a.v[i], n);
+  return a;
+}
+template <int n>
+LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 a) {
+  LLMCORE_QUADS a.v[i] = vshrq_n_s32(a.v[i], n);
+  return a;
+}
+LLMCORE_INLINE F32x16 as_float(I32x16 a) {
+  F32x16 r;
+  LLMCORE_QUADS r.v[i] = vreinterpretq_f32_s32(a.v[i]);
+  return r;
+}
+LLMCORE_INLINE F32x16 to_float(I32x16 a) {
+  F32x16 r;
+  LLMCORE_QUADS r.v[i] = vcvtq_f32_s32(a.v[i]);
+  return r;
+}
+LLMCORE_INLINE I32x16 to_int(F32x16 a) {
+  I32x16 r;
+  LLMCORE_QUADS {
+    const int32x4_t biased = vreinterpretq_s32_f32(vaddq_f32(a.v[i], vdupq_n_f32(12582912.0f)));
+    r.v[i] = vsubq_s32(biased, vdupq_n_s32(0x4b400000));
+  }
+  return r;
+}
+LLMCORE_INLINE void store(int32_t* p, I32x16 a) { LLMCORE_QUADS vst1q_s32(p + 4 * i, a.v[i]); }
+LLMCORE_INLINE void store_i8(int8_t* p, I32x16 a) {
+  const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
+  const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
+  vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+
+LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) {
+  Mask16 r;
+  LLMCORE_QUADS r.v[i] = vcltq_f32(a.v[i], b.v[i]);
+  return r;
+}
+LLMCORE_INLINE Mask16 is_nan(F32x16 a) {
+  Mask16 r;
+  LLMCORE_QUADS r.v[i] = vmvnq_u32(vceqq_f32(a.v[i], a.v[i]));
+  return r;
+}
+LLMCORE_INLINE Mask16 lanes(int begin, int end) {
+  static const int32_t kIndex[4] = {0, 1, 2, 3};
+  Mask16 r;
+  LLMCORE_QUADS {
+    const int32x4_t index = vaddq_s32(vld1q_s32(kIndex), vdupq_n_s32(4 * i));
+    r.v[i] = vandq_u32(vcgeq_s32(index, vdupq_n_s32(begin)), vcltq_s32(index, vdupq_n_s32(end)));
+  }
+  return r;
+}
+LLMCORE_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
+  F32x16 r;
+  LLMCORE_QUADS r.v[i] = vbslq_f32(m.v[i], a.v[i], b.v[i]);
+  return r;
+}
+
+LLMCORE_INLINE F32x16 load_f16(const uint16_t* p) {
+  F32x16 r;
+  LLMCORE_QUADS r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+  return r;
+}
+LLMCORE_INLINE F32x16 load_bf16(const uint16_t* p) {
+  F32x16 r;
+  LLMCORE_QUADS r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+  return r;
+}
+LLMCORE_INLINE void store_f16(uint16_t* p, F32x16 a) {
+  LLMCORE_QUADS vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+LLMCORE_INLINE void store_bf16(uint16_t* p, F32x16 a) {
+  LLMCORE_QUADS {
+    const uint32x4_t u = vreinterpretq_u32_f32(a.v[i]);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+    const uint32x4_t quiet = vorrq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(0x40));
+    const uint32x4_t number = vceqq_f32(a.v[i], a.v[i]);
+    vst1_u16(p + 4 * i, vmovn_u32(vbslq_u32(number, rounded, quiet)));
+  }
+}
+
+LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) {
+  return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
+}
+LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 a) { LLMCORE_QUADS vst1q_u8(p + 16 * i, a.v[i]); }
+template <int shift, int mask>
+LLMCORE_INLINE U8x64 extract(U8x64 a) {
+  LLMCORE_QUADS {
+    uint8x16_t q = a.v[i];
+    if constexpr (shift != 0) q = vshrq_n_u8(q, shift);
+    if constexpr ((mask & (0xff >> shift)) != (0xff >> shift)) q = vandq_u8(q, vdupq_n_u8(mask));
+    a.v[i] = q;
+  }
+  return a;
+}
+LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {vreinterpretq_s8_s32(vdupq_n_s32(x))};
+}
+
+template <int kMaxCode>
+constexpr int dot4_zero() {
+  return kMaxCode > 127 ? 128 : 0;
+}
+template <int kMaxCode>
+LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
+  LLMCORE_QUADS {
+    uint8x16_t codes = w.v[i];
+    if constexpr (dot4_zero<kMaxCode>() != 0) codes = veorq_u8(codes, vdupq_n_u8(0x80));
+    const int8x16_t s = vreinterpretq_s8_u8(codes);
+#if defined(LLMCORE_NEON_DOTPROD)
+    acc.v[i] = vdotq_s32(acc.v[i], s, x.v);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(s), vget_low_s8(x.v));
+    const int16x8_t high = vmull_s8(vget_high_s8(s), vget_high_s8(x.v));
+    acc.v[i] = vaddq_s32(acc.v[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+  }
+  return acc;
+}
+LLMCORE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+#undef LLMCORE_QUADS
+
+constexpr int kTileRows = 4;
+constexpr int kTilePanels = 1;
+constexpr int kVectorPanels = 2;
+constexpr int kAttentionRows = 4;
+
+}  // namespace

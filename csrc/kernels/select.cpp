@@ -1,0 +1,96 @@
+#include "kernels/select.h"
+
+#include <cstdlib>
+
+#include "base/error.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+extern "C" {
+extern const llmcore::KernelTable llmcore_kernels_scalar;
+#if defined(__x86_64__)
+extern const llmcore::KernelTable llmcore_kernels_avx2;
+extern const llmcore::KernelTable llmcore_kernels_avx512;
+#elif defined(__aarch64__)
+extern const llmcore::KernelTable llmcore_kernels_neon;
+extern const llmcore::KernelTable llmcore_kernels_neon_dotprod;
+#endif
+}
+
+namespace llmcore {
+namespace {
+
+struct Isa {
+  const KernelTable* table;
+  bool (*supported)();
+};
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#elif defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#else
+  return true;  // every Arm Mac has it
+#endif
+}
+#endif
+
+// Best first. A row here and one in CMakeLists.txt add an ISA.
+const Isa kIsas[] = {
+#if defined(__x86_64__)
+    {&llmcore_kernels_avx512, has_avx512},
+    {&llmcore_kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&llmcore_kernels_neon_dotprod, has_dotprod},
+    {&llmcore_kernels_neon, [] { return true; }},
+#endif
+    {&llmcore_kernels_scalar, [] { return true; }},
+};
+
+const KernelTable& select() {
+  const char* wanted = std::getenv("LLMCORE_ISA");
+  if (wanted && *wanted) return kernels_named(wanted);
+  for (const Isa& isa : kIsas) {
+    if (isa.supported()) return *isa.table;
+  }
+  return llmcore_kernels_scalar;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas) {
+    if (isa.supported()) names.emplace_back(isa.table->name);
+  }
+  return names;
+}
+
+const KernelTable& kernels_named(const std::string& name) {
+  std::string known;
+  for (const Isa& isa : kIsas) {
+    if (!isa.supported()) continue;
+    if (name == isa.table->name) return *isa.table;
+    known += (known.empty() ? "" : ", ") + std::string(isa.table->name);
+  }
+  throw ArgumentError("LLMCORE_ISA must be one of " + known + " on this CPU, got '" + name.substr(0, 40) + "'");
+}
+
+const KernelTable& kernels() {
+  static const KernelTable& table = select();
+  return table;
+}
+
+}  // namespace llmcore

@@ -1,0 +1,99 @@
+#pragma once
+// The kernel table: what an ISA offers. Kernels allocate nothing, check nothing, throw nothing; ops/ has checked.
+// Plain C types only, for ISA objects include this file.
+
+#include <stdint.h>
+
+namespace llmcore {
+
+constexpr int kPanelRows = 16;   // weight rows that are interleaved, one per vector lane
+constexpr int kPageTokens = 16;  // tokens of a KV page, one per vector lane
+constexpr int kSplitTokens = 256;  // attention is split here, whatever the batch or thread count
+constexpr int kMaxQueryBlock = 8;  // query rows that share one reading of the keys
+
+// Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
+enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNumWeightFormats };
+enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16 };
+enum KvType : int { kKvF32, kKvF16, kKvBF16, kNumKvTypes };
+
+// y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
+struct MatmulArgs {
+  const uint8_t* codes;    // packed panels, quant/matrix.h
+  int64_t panel_bytes;     // from a panel to the next
+  const void* scales;      // per row: [N padded] float32; else [panel][group][16] of scale_type
+  int scale_type;
+  bool per_row;            // one scale for a whole row
+  int64_t K;               // padded to the format's step
+  int64_t N;
+  int64_t M;
+  // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.
+  const int8_t* x;
+  int64_t x_stride;
+  const float* x_scales;   // [M, x_groups]
+  const int32_t* x_sums;   // [M, x_groups]
+  int64_t x_group;
+  int64_t x_groups;
+  // Float formats: rows of float32, K long (zero-padded).
+  const float* xf;
+  int64_t xf_stride;
+  float* y;
+  int64_t y_stride;
+  const float* bias;       // or null
+  int64_t panel_begin;
+  int64_t panel_end;
+  uint8_t* scratch;        // matmul_scratch_bytes(K), per thread
+};
+
+// Attention of one block of query rows that share a KV head over one split of kSplitTokens tokens.
+struct AttentionArgs {
+  const float* const* queries;  // [rows] -> [head_dim], already scaled
+  int rows;                     // at most kMaxQueryBlock
+  const int32_t* begins;        // [rows] first visible token
+  const int32_t* ends;          // [rows] one past the last visible token
+  int64_t head_dim;
+  int64_t token_begin;          // the split's first token, a multiple of kSplitTokens
+  int64_t token_end;            // at most token_begin + kSplitTokens; beyond it nothing is read
+  const int32_t* block_table;   // page numbers of the sequence, from its first token
+  const uint8_t* keys;          // pages of this layer and head: [head_dim][16 tokens]
+  const uint8_t* values;        // [16 tokens][head_dim padded to 16]
+  int64_t key_page_stride;      // bytes from a page to the next
+  int64_t value_page_stride;
+  float* const* outputs;        // [rows] -> [head_dim padded to 16], not yet divided by the sum
+  float* maxima;                // [rows]; -infinity when no token of the split is visible
+  float* sums;                  // [rows]
+};
+
+struct KernelTable {
+  const char* name;
+  // Panels of a matrix that should be given to a thread together.
+  int panel_quantum;
+  void (*matmul[kNumWeightFormats])(const MatmulArgs&) noexcept;
+  int64_t (*matmul_scratch_bytes)(int64_t K) noexcept;
+  // x: [n] -> codes [n padded], scales and sums per group. NaN or infinity in a group makes its scale NaN.
+  void (*quantize_row)(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
+                       int32_t* sums) noexcept;
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept;
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) noexcept;
+  void (*softmax)(const float* x, float* y, int64_t n) noexcept;
+  // Rotates x[i] and x[i + half] by (cos[i], sin[i]), i < half.
+  void (*rope)(float* x, const float* cosines, const float* sines, int64_t half) noexcept;
+  void (*add)(const float* x, float* y, int64_t n) noexcept;              // y += x
+  void (*scale)(float* x, float factor, int64_t n) noexcept;              // x *= factor
+  void (*silu)(const float* x, const float* up, float* y, int64_t n) noexcept;  // y = silu(x) [* up if not null]
+  void (*gelu_tanh)(const float* x, const float* up, float* y, int64_t n) noexcept;
+  void (*gelu)(const float* x, const float* up, float* y, int64_t n) noexcept;
+  void (*relu)(const float* x, const float* up, float* y, int64_t n) noexcept;
+  void (*relu2)(const float* x, const float* up, float* y, int64_t n) noexcept;
+  void (*exp)(const float* x, float* y, int64_t n) noexcept;
+  // max of x, and the sum of exp((x - max) * factor) in 16 lanes; NaN in x makes the sum NaN.
+  void (*softmax_statistics)(const float* x, float factor, int64_t n, float* maximum, float* sum) noexcept;
+  // Stores one token's key head [head_dim] (transposed into its lane) and value head.
+  void (*store_key[kNumKvTypes])(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept;
+  void (*store_value[kNumKvTypes])(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept;
+  void (*attention[kNumKvTypes])(const AttentionArgs&) noexcept;
+  // Combines splits in order: out[d] = sum_s outputs[s][d] * exp(maxima[s] - max) / sum_s sums[s] * exp(maxima[s] - max).
+  void (*attention_combine)(const float* outputs, int64_t output_stride, const float* maxima, const float* sums,
+                            int64_t splits, float* out, int64_t head_dim) noexcept;
+};
+
+}  // namespace llmcore

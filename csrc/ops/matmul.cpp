@@ -1,0 +1,69 @@
+#include "ops/matmul.h"
+
+#include "base/checked.h"
+
+namespace llmcore {
+
+static_assert(kRowsPerPanel == kPanelRows);
+static_assert(static_cast<int>(Format::kTernary) == kTernary && static_cast<int>(Format::kF32) == kF32);
+
+MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k)
+    : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), groups_(ceil_div(max_k, 32)) {
+  codes_ = Buffer(checked_mul(max_rows, stride_));
+  scales_ = Buffer(checked_mul(max_rows, groups_ * 4));
+  sums_ = Buffer(checked_mul(max_rows, groups_ * 4));
+  scratch_stride_ = round_up(context.table.matmul_scratch_bytes(stride_), 64);
+  scratch_ = Buffer(checked_mul(scratch_stride_, context.pool.size()));
+}
+
+void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t M, int64_t x_stride, const Matrix& w,
+            const float* bias, float* y, int64_t y_stride) {
+  check_argument(M >= 0 && x_stride >= w.K() && y_stride >= w.N(), "matmul: row strides are shorter than the rows");
+  check_argument(ws.fits(M, w.K()), "matmul: the workspace was planned for fewer rows or columns");
+  if (M == 0) return;
+  MatmulArgs a{};
+  a.codes = w.codes();
+  a.panel_bytes = w.panel_bytes();
+  a.scales = w.scales();
+  a.scale_type = w.per_row() ? kScaleF32 : kScaleF16;
+  a.per_row = w.per_row();
+  a.K = w.K_padded();
+  a.N = w.N();
+  a.M = M;
+  a.y = y;
+  a.y_stride = y_stride;
+  a.bias = bias;
+  if (is_integer(w.format())) {
+    a.x_group = w.activation_group();
+    a.x_groups = ceil_div(w.K_padded(), a.x_group);
+    a.x = ws.codes_.as<int8_t>();
+    a.x_stride = ws.stride_;
+    a.x_scales = ws.scales_.as<float>();
+    a.x_sums = ws.sums_.as<int32_t>();
+    const auto quantize = [&](int64_t begin, int64_t end, int) {
+      for (int64_t m = begin; m < end; ++m) {
+        context.table.quantize_row(x + m * x_stride, w.K(), w.K_padded(), a.x_group,
+                                   ws.codes_.as<int8_t>() + m * ws.stride_, ws.scales_.as<float>() + m * a.x_groups,
+                                   ws.sums_.as<int32_t>() + m * a.x_groups);
+      }
+    };
+    if (M < 8) {
+      quantize(0, M, 0);
+    } else {
+      context.pool.parallel_for(M, 1, quantize);
+    }
+  } else {
+    a.xf = x;
+    a.xf_stride = x_stride;
+  }
+  const auto kernel = context.table.matmul[static_cast<int>(w.format())];
+  context.pool.parallel_for(w.panels(), context.table.panel_quantum, [&](int64_t begin, int64_t end, int thread) {
+    MatmulArgs share = a;
+    share.panel_begin = begin;
+    share.panel_end = end;
+    share.scratch = ws.scratch_.data() + thread * ws.scratch_stride_;
+    kernel(share);
+  });
+}
+
+}  // namespace llmcore

@@ -1,0 +1,33 @@
+#pragma once
+// The list of weight formats. A new one is a header beside this and a line in each list below; it works everywhere
+// through the generic path, and fast kernels replace entries of the kernel table later.
+
+#include <string>
+
+#include "quant/int4.h"
+#include "quant/int8.h"
+#include "quant/ternary.h"
+
+namespace llmcore {
+
+/// The values are the indices of the kernel table (kernels/table.h, WeightFormat).
+enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary };
+
+/// Calls visitor.template operator()<Codec>() for the codec of an integer format.
+template <class Visitor>
+auto visit_codec(Format format, Visitor&& visitor) {
+  switch (format) {
+    case Format::kInt4: return visitor.template operator()<Int4>();
+    case Format::kTernary: return visitor.template operator()<Ternary>();
+    default: return visitor.template operator()<Int8>();
+  }
+}
+
+inline bool is_integer(Format f) { return f >= Format::kInt8; }
+const char* format_name(Format format);
+/// Throws ArgumentError naming the formats there are.
+Format format_from_name(const std::string& name);
+/// Bits a code takes, scales not counted.
+int code_bits(Format format);
+
+}  // namespace llmcore

@@ -1,0 +1,25 @@
+#pragma once
+// int4: code = round(w / scale) + 8 in [0, 15]; w ~ scale * (code - 8), a scale (float16) per group of 32, 64 or 128 k, or
+// per row (float32). The element of largest magnitude becomes exactly -8, so the scale's sign is free and all 16 levels are
+// used (as ggml's Q4_0): a smaller error than the symmetric -7..7.
+//   line: quant/lines.h, 4 bits.   bits per weight: 4 + 16/group.
+//   |w - decoded| <= |scale| / 2, but |scale| for elements of the other sign within |scale| / 2 of the maximum.
+
+#include "quant/lines.h"
+
+namespace llmcore {
+
+struct Int4 {
+  static constexpr const char* kName = "int4";
+  static constexpr int kBits = 4;
+  static constexpr int kZero = 8;
+  static constexpr int kMinCode = 0;
+  static constexpr int kMaxCode = 15;
+  static float choose_scale(const float* w, int64_t n) {
+    float top = 0;
+    for (int64_t i = 0; i < n; ++i) top = __builtin_fabsf(w[i]) > __builtin_fabsf(top) ? w[i] : top;
+    return top / -8.0f;
+  }
+};
+
+}  // namespace llmcore

@@ -1,0 +1,24 @@
+#pragma once
+// int8: code = round(w / scale) + 128 in [1, 255], symmetric; w ~ scale * (code - 128). One scale per row (float32), or
+// per group of 32, 64 or 128 k (float16). Imported checkpoints may use code 0 (-128).
+//   line: quant/lines.h, 8 bits.   bits per weight: 8 + 32/K, or 8 + 16/group.
+//   |w - decoded| <= scale / 2 (scale as stored, plus its own rounding in groups).
+
+#include "quant/lines.h"
+
+namespace llmcore {
+
+struct Int8 {
+  static constexpr const char* kName = "int8";
+  static constexpr int kBits = 8;
+  static constexpr int kZero = 128;
+  static constexpr int kMinCode = 1;
+  static constexpr int kMaxCode = 255;
+  static float choose_scale(const float* w, int64_t n) {
+    float top = 0;
+    for (int64_t i = 0; i < n; ++i) top = top > __builtin_fabsf(w[i]) ? top : __builtin_fabsf(w[i]);
+    return top / 127.0f;
+  }
+};
+
+}  // namespace llmcore

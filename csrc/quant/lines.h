@@ -1,0 +1,38 @@
+#pragma once
+// How the codes of 16 weight rows share a line of 64 bytes. One layout for every bit width:
+//
+//   byte 4 r + j of a line belongs to row r of the panel and to k = j (mod 4);
+//   bits [s * bits, (s + 1) * bits) of that byte hold k = line * step + 4 s + j,     step = 32 / bits.
+//
+//   8 bits:  | k0 | k1 | k2 | k3 |                        of row 0, then row 1, ...          4 k a line
+//   4 bits:  | k4:k0 | k5:k1 | k6:k2 | k7:k3 |            (high nibble : low nibble)         8 k a line
+//   2 bits:  | k12:k8:k4:k0 | k13:k9:k5:k1 | ...          (high bits : ... : low bits)      16 k a line
+//
+// So one 64-byte load and a mask give 16 lanes of 4 consecutive k, what vpdpbusd, sdot and their relatives eat, and a
+// lane is a weight row on every ISA. Codes are unsigned: real weight = scale * (code - zero).
+
+#include <cstdint>
+
+namespace llmcore {
+
+constexpr int kLineBytes = 64;
+
+template <int bits>
+struct Lines {
+  static constexpr int kParts = 8 / bits;
+  static constexpr int kStep = 4 * kParts;
+  static constexpr unsigned kMask = (1u << bits) - 1;
+
+  static void put(uint8_t* panel, int row, int64_t k, unsigned code) {
+    const int64_t j = k % kStep;
+    uint8_t& byte = panel[k / kStep * kLineBytes + row * 4 + j % 4];
+    const int shift = static_cast<int>(j / 4) * bits;
+    byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code << shift));
+  }
+  static unsigned get(const uint8_t* panel, int row, int64_t k) {
+    const int64_t j = k % kStep;
+    return (panel[k / kStep * kLineBytes + row * 4 + j % 4] >> (j / 4 * bits)) & kMask;
+  }
+};
+
+}  // namespace llmcore

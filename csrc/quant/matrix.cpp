@@ -1,0 +1,206 @@
+#include "quant/matrix.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/checked.h"
+#include "quant/half.h"
+
+namespace llmcore {
+namespace {
+
+// The unsigned code 255 times 127, summed over a row, must fit int32.
+constexpr int64_t kMaxK = int64_t{1} << 24;
+constexpr int64_t kMaxGroup = 128;
+static_assert(255 * 127 * kMaxGroup < (int64_t{1} << 31) && 255 * 127 * kDefaultActivationGroup < (int64_t{1} << 31));
+
+// All integer formats pad k alike, so that a row of activations serves any of them.
+int64_t padded_k(Format f, int64_t K) { return is_integer(f) ? round_up(K, 16) : K; }
+
+float element_at(const void* values, Element element, int64_t i) {
+  switch (element) {
+    case Element::kF32: return static_cast<const float*>(values)[i];
+    case Element::kBF16: return bfloat_to_float(static_cast<const uint16_t*>(values)[i]);
+    default: return half_to_float(static_cast<const uint16_t*>(values)[i]);
+  }
+}
+
+// Round half to even by the floating-point unit, saturating; NaN gives `lowest`.
+int round_clamped(float x, int lowest, int highest) {
+  if (!(x > static_cast<float>(lowest))) return lowest;
+  if (x > static_cast<float>(highest)) return highest;
+  return static_cast<int>(std::nearbyintf(x));
+}
+
+}  // namespace
+
+int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size) {
+  const int64_t rows = round_up(N, kRowsPerPanel);
+  const int64_t bits = checked_mul(checked_mul(rows, padded_k(format, K)), code_bits(format));
+  int64_t bytes = bits / 8;
+  if (is_integer(format)) {
+    bytes = checked_add(bytes, group_size ? checked_mul(rows * 2, ceil_div(K, group_size)) : rows * 4);
+  }
+  return bytes;
+}
+
+Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size)
+    : format_(format), N_(N), K_(K), group_size_(group_size) {
+  check_argument(N >= 1 && K >= 1, "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " +
+                                       std::to_string(K) + "]");
+  if (N > (int64_t{1} << 31) || K > kMaxK) {
+    throw LimitError("matrix: [" + std::to_string(N) + ", " + std::to_string(K) + "] is beyond [2^31, 2^24]");
+  }
+  check_argument(group_size == 0 || group_size == 32 || group_size == 64 || group_size == 128,
+                 "group_size must be 32, 64, 128 or 0 (one scale per row), got " + std::to_string(group_size));
+  check_argument(is_integer(format) || group_size == 0,
+                 std::string("group_size must be 0 for the format ") + format_name(format));
+  K_padded_ = padded_k(format, K);
+  panel_bytes_ = K_padded_ * kRowsPerPanel * code_bits(format) / 8;
+  codes_ = Buffer(checked_mul(panels(), panel_bytes_));
+  if (is_integer(format)) {
+    const int64_t rows = panels() * kRowsPerPanel;
+    scales_ = Buffer(per_row() ? rows * 4 : checked_mul(rows * 2, groups()));
+    visit_codec(format, [&]<class Codec>() {  // padding holds the zero code
+      unsigned fill = 0;
+      for (int shift = 0; shift < 8; shift += Codec::kBits) fill |= static_cast<unsigned>(Codec::kZero) << shift;
+      if (N_ % kRowsPerPanel || K_ != K_padded_) {
+        std::memset(codes_.data(), static_cast<int>(fill), static_cast<size_t>(codes_.size()));
+      }
+    });
+  }
+}
+
+float Matrix::scale(int64_t n, int64_t group) const {
+  if (per_row()) return scales_.as<float>()[n];
+  const int64_t index = ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
+  return half_to_float(scales_.as<uint16_t>()[index]);
+}
+
+float Matrix::store_scale(int64_t n, int64_t group, float value) {
+  if (per_row()) return scales_.as<float>()[n] = value;
+  const int64_t index = ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
+  return half_to_float(scales_.as<uint16_t>()[index] = float_to_half(value));
+}
+
+template <class Codec>
+void Matrix::encode_row(int64_t n, const float* w) {
+  uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+  const int row = static_cast<int>(n % kRowsPerPanel);
+  const int64_t width = per_row() ? K_ : group_size_;
+  for (int64_t g = 0; g < groups(); ++g) {
+    const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
+    const float stored = store_scale(n, g, Codec::choose_scale(w + begin, end - begin));
+    const float inverse = stored != 0 && std::fabs(1.0f / stored) < 1e38f ? 1.0f / stored : 0.0f;
+    constexpr int kLowest = Codec::kMinCode - Codec::kZero, kHighest = Codec::kMaxCode - Codec::kZero;
+    for (int64_t k = begin; k < end; ++k) {
+      const int q = round_clamped(w[k] * inverse, kLowest, kHighest);
+      Lines<Codec::kBits>::put(panel, row, k, static_cast<unsigned>(q + Codec::kZero));
+    }
+  }
+}
+
+void Matrix::check_rows(int64_t first_row, int64_t rows) const {
+  check_argument(first_row >= 0 && rows >= 0 && first_row <= N_ && rows <= N_ - first_row,
+                 "matrix: rows [" + std::to_string(first_row) + ", " + std::to_string(first_row) + " + " +
+                     std::to_string(rows) + ") are outside its " + std::to_string(N_) + " rows");
+}
+
+void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed,
+                      ThreadPool& pool) {
+  check_rows(first_row, rows);
+  pool.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> w(static_cast<size_t>(K_));
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t k = 0; k < K_; ++k) w[k] = element_at(values, element, transposed ? k * rows + r : r * K_ + k);
+      const int64_t n = first_row + r;
+      uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+      const int64_t lane = n % kRowsPerPanel;
+      switch (format_) {
+        case Format::kF32:
+          for (int64_t k = 0; k < K_; ++k) reinterpret_cast<float*>(panel)[k * kRowsPerPanel + lane] = w[k];
+          break;
+        case Format::kBF16:
+          for (int64_t k = 0; k < K_; ++k) {
+            reinterpret_cast<uint16_t*>(panel)[k * kRowsPerPanel + lane] = float_to_bfloat(w[k]);
+          }
+          break;
+        case Format::kF16:
+          for (int64_t k = 0; k < K_; ++k) {
+            reinterpret_cast<uint16_t*>(panel)[k * kRowsPerPanel + lane] = float_to_half(w[k]);
+          }
+          break;
+        default: visit_codec(format_, [&]<class Codec>() { encode_row<Codec>(n, w.data()); });
+      }
+    }
+  });
+}
+
+void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales) {
+  check_rows(first_row, rows);
+  check_argument(is_integer(format_), "matrix: codes need an integer format");
+  visit_codec(format_, [&]<class Codec>() {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t n = first_row + r;
+      uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+      for (int64_t g = 0; g < groups(); ++g) {
+        const float wanted = scales[r * groups() + g];
+        if (store_scale(n, g, wanted) != wanted) {
+          throw QuantError("scale " + std::to_string(wanted) + " of row " + std::to_string(n) + ", group " +
+                           std::to_string(g) + " can't be kept exactly as float16");
+        }
+      }
+      for (int64_t k = 0; k < K_; ++k) {
+        const int code = codes[r * K_ + k] + Codec::kZero;
+        if (code < 0 || code > Codec::kMaxCode) {
+          throw QuantError("code " + std::to_string(codes[r * K_ + k]) + " at row " + std::to_string(n) + ", column " +
+                           std::to_string(k) + " is out of range for " + Codec::kName);
+        }
+        Lines<Codec::kBits>::put(panel, static_cast<int>(n % kRowsPerPanel), k, static_cast<unsigned>(code));
+      }
+    }
+  });
+}
+
+void Matrix::decode_row(int64_t n, float* out) const {
+  const uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+  const int64_t lane = n % kRowsPerPanel;
+  switch (format_) {
+    case Format::kF32:
+      for (int64_t k = 0; k < K_; ++k) out[k] = reinterpret_cast<const float*>(panel)[k * kRowsPerPanel + lane];
+      return;
+    case Format::kBF16:
+      for (int64_t k = 0; k < K_; ++k) {
+        out[k] = bfloat_to_float(reinterpret_cast<const uint16_t*>(panel)[k * kRowsPerPanel + lane]);
+      }
+      return;
+    case Format::kF16:
+      for (int64_t k = 0; k < K_; ++k) {
+        out[k] = half_to_float(reinterpret_cast<const uint16_t*>(panel)[k * kRowsPerPanel + lane]);
+      }
+      return;
+    default:
+      visit_codec(format_, [&]<class Codec>() {
+        const int64_t width = per_row() ? K_ : group_size_;
+        for (int64_t k = 0; k < K_; ++k) {
+          const int code = static_cast<int>(Lines<Codec::kBits>::get(panel, static_cast<int>(lane), k)) - Codec::kZero;
+          out[k] = scale(n, k / width) * static_cast<float>(code);
+        }
+      });
+  }
+}
+
+void Matrix::read_codes(int64_t n, int8_t* codes, float* scales) const {
+  check_argument(is_integer(format_), "matrix: codes need an integer format");
+  const uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+  visit_codec(format_, [&]<class Codec>() {
+    for (int64_t k = 0; k < K_; ++k) {
+      const unsigned code = Lines<Codec::kBits>::get(panel, static_cast<int>(n % kRowsPerPanel), k);
+      codes[k] = static_cast<int8_t>(static_cast<int>(code) - Codec::kZero);
+    }
+  });
+  for (int64_t g = 0; g < groups(); ++g) scales[g] = scale(n, g);
+}
+
+}  // namespace llmcore

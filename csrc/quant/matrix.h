@@ -1,0 +1,72 @@
+#pragma once
+// A packed weight matrix [N, K] in one of the formats of formats.h.
+//
+//   codes:   panels of 16 rows; a panel is K_padded / step lines of 64 bytes (integers, quant/lines.h) or K lines of
+//            16 elements (floats: element r of line k is w[row r, k]).
+//   scales:  per row: float32 [N padded to 16]. Per group: float16 [panel][group][16 rows].
+//   padding: rows beyond N and k beyond K hold the zero code; their scales are 0.
+
+#include <cstdint>
+
+#include "base/buffer.h"
+#include "quant/formats.h"
+#include "threading/pool.h"
+
+namespace llmcore {
+
+constexpr int64_t kRowsPerPanel = 16;
+/// Activations of a matrix with one scale per row are quantised in groups of this many k.
+constexpr int64_t kDefaultActivationGroup = 128;
+
+/// Element type of an array that comes in.
+enum class Element : int { kF32, kBF16, kF16 };
+
+class Matrix {
+ public:
+  Matrix() = default;
+  /// group_size: 0 for one scale per row, else 32, 64 or 128 (integer formats alone). Throws ArgumentError, LimitError,
+  /// OutOfMemoryError.
+  Matrix(Format format, int64_t N, int64_t K, int64_t group_size);
+
+  /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed.
+  void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed, ThreadPool& pool);
+  /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups is 1
+  /// per row). Throws QuantError when a code is out of range or a group's scale is no float16.
+  void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales);
+
+  /// out: [K] float32, the exact value of row n.
+  void decode_row(int64_t n, float* out) const;
+  /// Copies row n of the quantised codes (signed) to codes [K] and its scales to scales [groups].
+  void read_codes(int64_t n, int8_t* codes, float* scales) const;
+
+  Format format() const { return format_; }
+  int64_t N() const { return N_; }
+  int64_t K() const { return K_; }
+  int64_t K_padded() const { return K_padded_; }
+  int64_t panels() const { return (N_ + kRowsPerPanel - 1) / kRowsPerPanel; }
+  int64_t panel_bytes() const { return panel_bytes_; }
+  int64_t group_size() const { return group_size_; }
+  bool per_row() const { return group_size_ == 0; }
+  int64_t groups() const { return per_row() ? 1 : (K_ + group_size_ - 1) / group_size_; }
+  int64_t activation_group() const { return per_row() ? kDefaultActivationGroup : group_size_; }
+  int64_t nbytes() const { return codes_.size() + scales_.size(); }
+  const uint8_t* codes() const { return codes_.data(); }
+  const void* scales() const { return scales_.data(); }
+  bool empty() const { return N_ == 0; }
+
+ private:
+  template <class Codec>
+  void encode_row(int64_t n, const float* w);
+  void check_rows(int64_t first_row, int64_t rows) const;
+  float scale(int64_t n, int64_t group) const;
+  float store_scale(int64_t n, int64_t group, float scale);
+
+  Format format_ = Format::kF32;
+  int64_t N_ = 0, K_ = 0, K_padded_ = 0, group_size_ = 0, panel_bytes_ = 0;
+  Buffer codes_, scales_;
+};
+
+/// Bytes a matrix will take, before it is made.
+int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size);
+
+}  // namespace llmcore

@@ -1,0 +1,196 @@
+#include "threading/pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+#include "base/error.h"
+#include "base/float_environment.h"
+
+namespace llmcore {
+namespace {
+
+constexpr int kSpins = 4000;  // some 20 to 50 microseconds, longer than the gap between two operations of a layer
+
+std::atomic<int64_t> g_fork_generation{0};
+
+void watch_forks() {
+#if defined(__linux__) || defined(__APPLE__)
+  static std::once_flag once;
+  std::call_once(once, [] {
+#if defined(__linux__)
+    pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
+#endif
+  });
+#endif
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::vector<std::thread> workers;
+  std::mutex run_mutex;
+
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::condition_variable done;
+  std::atomic<int64_t> epoch{0};
+  std::atomic<int> sleepers{0};
+  std::atomic<int> pending{0};
+  std::atomic<bool> caller_parked{false};
+  std::atomic<bool> stop{false};
+
+  Job job = nullptr;
+  void* context = nullptr;
+  int threads = 1;
+  std::exception_ptr error;
+
+  void work(int thread) {
+    const FloatEnvironment environment;
+    int64_t seen = 0;
+    for (;;) {
+      wait_for_job(seen);
+      if (stop) return;
+      ++seen;
+      call(thread);
+      if (pending.fetch_sub(1) == 1 && caller_parked) {
+        const std::lock_guard lock(mutex);
+        done.notify_one();
+      }
+    }
+  }
+
+  void wait_for_job(int64_t seen) {
+    for (int i = 0; i < kSpins; ++i) {
+      if (epoch.load(std::memory_order_acquire) != seen || stop) return;
+      relax();
+    }
+    std::unique_lock lock(mutex);
+    ++sleepers;
+    wake.wait(lock, [&] { return epoch != seen || stop; });
+    --sleepers;
+  }
+
+  void call(int thread) {
+    try {
+      job(context, thread, threads);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  }
+
+  void wait_until_done() {
+    for (int i = 0; i < kSpins; ++i) {
+      if (pending.load(std::memory_order_acquire) == 0) return;
+      relax();
+    }
+    std::unique_lock lock(mutex);
+    caller_parked = true;
+    done.wait(lock, [&] { return pending == 0; });
+    caller_parked = false;
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : threads_(threads) {
+  check_argument(threads >= 1 && threads <= 1024, "threads must be within [1, 1024], got " + std::to_string(threads));
+  watch_forks();
+  start();
+}
+
+void ThreadPool::start() {
+  fork_generation_ = g_fork_generation;
+  state_ = std::make_unique<State>();
+  State* state = state_.get();
+  try {
+    for (int i = 1; i < threads_; ++i) state->workers.emplace_back([state, i] { state->work(i); });
+  } catch (const std::system_error&) {
+    threads_ = static_cast<int>(state->workers.size()) + 1;
+  }
+  state->threads = threads_;
+}
+
+ThreadPool::~ThreadPool() {
+  if (fork_generation_ != g_fork_generation) {
+    (void)state_.release();  // the threads stayed in the parent
+    return;
+  }
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stop = true;
+    state_->wake.notify_all();
+  }
+  for (auto& worker : state_->workers) worker.join();
+}
+
+void ThreadPool::run_erased(Job job, void* context) {
+  if (fork_generation_ != g_fork_generation) {
+    (void)state_.release();
+    start();
+  }
+  State& s = *state_;
+  const std::lock_guard run_lock(s.run_mutex);
+  if (threads_ == 1) {
+    job(context, 0, 1);
+    return;
+  }
+  s.job = job;
+  s.context = context;
+  s.error = nullptr;
+  s.pending = threads_ - 1;
+  ++s.epoch;
+  if (s.sleepers > 0) {
+    const std::lock_guard lock(s.mutex);
+    s.wake.notify_all();
+  }
+  s.call(0);
+  s.wait_until_done();
+  if (s.error) std::rethrow_exception(s.error);
+}
+
+int usable_cores() {
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+  double quota = 0, period = 0;
+  if (std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(f, "%lf %lf", &quota, &period) != 2) quota = 0;
+    std::fclose(f);
+  } else {
+    if (std::FILE* q = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
+      if (std::fscanf(q, "%lf", &quota) != 1) quota = 0;
+      std::fclose(q);
+    }
+    if (std::FILE* p = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
+      if (std::fscanf(p, "%lf", &period) != 1) period = 0;
+      std::fclose(p);
+    }
+  }
+  if (quota > 0 && period > 0) {
+    const int allowed = static_cast<int>((quota + period - 1) / period);
+    if (allowed < cores) cores = allowed;
+  }
+#endif
+  return cores < 1 ? 1 : cores;
+}
+
+}  // namespace llmcore

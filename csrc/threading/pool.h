@@ -1,0 +1,60 @@
+#pragma once
+// A pool of threads that all run one function, each on its static share. Workers spin briefly for the next job, then
+// park, so an idle pool costs nothing. Results never depend on the number of threads (law 6): a share is whole rows.
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace llmcore {
+
+class ThreadPool {
+ public:
+  /// At least 1 thread, the caller's own included. Where the system refuses threads, fewer are used.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const noexcept { return threads_; }
+
+  /// Calls function(thread, threads) once on every thread and returns when all are done. One call at a time; a second
+  /// caller waits. The first exception thrown by any thread reaches the caller, and the pool lives on.
+  template <class Function>
+  void run(Function&& function) {
+    using Callable = std::remove_reference_t<Function>;
+    run_erased([](void* context, int thread, int threads) { (*static_cast<Callable*>(context))(thread, threads); },
+               const_cast<void*>(static_cast<const void*>(&function)));
+  }
+
+  /// Calls function(begin, end, thread) with the static share [begin, end) of [0, count), in multiples of `quantum`.
+  template <class Function>
+  void parallel_for(int64_t count, int64_t quantum, Function&& function) {
+    const int64_t units = (count + quantum - 1) / quantum;
+    if (units <= 1 || size() == 1) {
+      if (count > 0) function(int64_t{0}, count, 0);
+      return;
+    }
+    run([&](int thread, int threads) {
+      const int64_t begin = units * thread / threads * quantum;
+      int64_t end = units * (thread + 1) / threads * quantum;
+      if (end > count) end = count;
+      if (begin < end) function(begin, end, thread);
+    });
+  }
+
+ private:
+  struct State;
+  using Job = void (*)(void* context, int thread, int threads);
+  void run_erased(Job job, void* context);
+  void start();
+
+  int threads_;
+  int64_t fork_generation_ = 0;
+  std::unique_ptr<State> state_;
+};
+
+/// Cores this process may use: its affinity mask, cut by a cgroup CPU quota; at least 1.
+int usable_cores();
+
+}  // namespace llmcore
