@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name all of torch's own examples use)
 from llmcore.tokenizer import Tokenizer
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 from tiny_checkpoint import Shape, begin_with, configs, plot, quantize
 from tiny_text import read_texts
 from torch import Tensor, nn
@@ -236,7 +236,7 @@ def save(model: Llama, tokenizer: Tokenizer, validation: dict[str, str], out: Pa
     assert eos is not None
     stored, model.dtype = quantize(model.tensors()), torch.float32
     out.mkdir(parents=True, exist_ok=True)
-    save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(serialize(stored, metadata={"format": "pt"}))
     tokenizer.save(out / "tokenizer.json")
     content = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     content["post_processor"] = begin_with(BOS, bos)

@@ -68,7 +68,7 @@ def configs(s: Shape, bos: tuple[str, int], eos: tuple[str, int]) -> dict[str, d
     }  # fmt: skip
     sampling: dict[str, object] = {
         "do_sample": True,
-        "temperature": 0.8,
+        "temperature": 0.7,
         "top_p": 0.95,
         "bos_token_id": bos[1],
         "eos_token_id": eos[1],
