@@ -15,6 +15,13 @@ namespace {
 
 using Int8Array = py::array_t<int8_t, py::array::c_style>;
 
+Element scale_type_from_name(const std::string& name) {
+  if (name == "f32") return Element::kF32;
+  if (name == "bf16") return Element::kBF16;
+  check_argument(name == "f16", "scales must be one of f16, bf16, f32, got '" + name.substr(0, 40) + "'");
+  return Element::kF16;
+}
+
 // values: [rows, K], or [K, rows] when transposed; float32, float16, or uint16 that holds bfloat16.
 void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transposed) {
   check_dims(values, 2, "values");
@@ -72,10 +79,10 @@ py::tuple codes(const Matrix& m) {
 
 void bind_matrix(py::module_& m) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(m, "Matrix")
-      .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size) {
-             return std::make_shared<Matrix>(format_from_name(format), N, K, group_size);
+      .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size, const std::string& scales) {
+             return std::make_shared<Matrix>(format_from_name(format), N, K, group_size, scale_type_from_name(scales));
            }),
-           py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0)
+           py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("scales") = "f16")
       .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false)
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"))
       .def("dequantize", dequantize)

@@ -109,8 +109,10 @@ struct PyEngine {
 };
 
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
-                                      int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype) {
-  const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype)};
+                                      int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype,
+                                      int64_t drawable) {
+  const EngineLimits limits{max_model_len,  max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
+                            drawable};
   auto engine = std::make_unique<Engine>(model->decoder, limits);
   return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine)});
 }
@@ -193,7 +195,7 @@ void bind_model(py::module_& m) {
 
   py::class_<PyEngine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::arg("max_model_len"), py::arg("max_batch_size"),
-           py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"))
+           py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"), py::arg("drawable"))
       .def("submit", submit, py::arg("prompt"), py::arg("params"))
       .def(
           "cancel",

@@ -133,7 +133,7 @@ py::tuple sample_op(const FloatArray& logits, float temperature, int32_t top_k, 
   SampledToken token;
   {
     const NativeCall call;
-    Sampler sampler(kernels(), vocab);
+    Sampler sampler(kernels(), vocab, vocab);
     token = sampler.sample(data, p, history);
   }
   return py::make_tuple(token.id, token.logprob);

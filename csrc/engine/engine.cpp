@@ -21,7 +21,7 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
     : decoder_(std::move(decoder)),
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
-      sampler_(kernels(), decoder_->spec().vocab_size) {
+      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable) {
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
   check_argument(limits.max_step_tokens >= limits.max_batch_size,
                  "engine: a step must hold a token of each running sequence");

@@ -21,6 +21,7 @@ struct EngineLimits {
   int64_t max_step_tokens = 0;  // tokens of one step
   int64_t pages = 0;            // of the KV cache
   KvType kv_type = kKvF32;
+  int64_t drawable = 0;         // ids from here on are padding of the vocabulary, never drawn
 };
 
 enum class FinishReason : int { kNone, kStop, kLength, kError };

@@ -45,8 +45,12 @@ int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size) {
   return bytes;
 }
 
-Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size)
-    : format_(format), N_(N), K_(K), group_size_(group_size) {
+Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type)
+    : format_(format),
+      scale_type_(group_size ? scale_type : Element::kF32),
+      N_(N),
+      K_(K),
+      group_size_(group_size) {
   check_argument(N >= 1 && K >= 1, "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " +
                                        std::to_string(K) + "]");
   if (N > (int64_t{1} << 31) || K > kMaxK) {
@@ -61,7 +65,7 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size)
   codes_ = Buffer(checked_mul(panels(), panel_bytes_));
   if (is_integer(format)) {
     const int64_t rows = panels() * kRowsPerPanel;
-    scales_ = Buffer(per_row() ? rows * 4 : checked_mul(rows * 2, groups()));
+    scales_ = Buffer(checked_mul(rows * (scale_type_ == Element::kF32 ? 4 : 2), groups()));
     visit_codec(format, [&]<class Codec>() {  // padding holds the zero code
       unsigned fill = 0;
       for (int shift = 0; shift < 8; shift += Codec::kBits) fill |= static_cast<unsigned>(Codec::kZero) << shift;
@@ -72,16 +76,22 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size)
   }
 }
 
+int64_t Matrix::scale_index(int64_t n, int64_t group) const {
+  return ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
+}
+
 float Matrix::scale(int64_t n, int64_t group) const {
-  if (per_row()) return scales_.as<float>()[n];
-  const int64_t index = ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
-  return half_to_float(scales_.as<uint16_t>()[index]);
+  return element_at(scales_.data(), scale_type_, scale_index(n, group));
 }
 
 float Matrix::store_scale(int64_t n, int64_t group, float value) {
-  if (per_row()) return scales_.as<float>()[n] = value;
-  const int64_t index = ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
-  return half_to_float(scales_.as<uint16_t>()[index] = float_to_half(value));
+  const int64_t i = scale_index(n, group);
+  switch (scale_type_) {
+    case Element::kF32: scales_.as<float>()[i] = value; break;
+    case Element::kBF16: scales_.as<uint16_t>()[i] = float_to_bfloat(value); break;
+    default: scales_.as<uint16_t>()[i] = float_to_half(value);
+  }
+  return scale(n, group);
 }
 
 template <class Codec>
@@ -91,7 +101,9 @@ void Matrix::encode_row(int64_t n, const float* w) {
   const int64_t width = per_row() ? K_ : group_size_;
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
-    const float stored = store_scale(n, g, Codec::choose_scale(w + begin, end - begin));
+    float poison = 0;  // NaN as soon as a weight is not finite: the scale then says so, and nothing fails silently
+    for (int64_t k = begin; k < end; ++k) poison += w[k] * 0.0f;
+    const float stored = store_scale(n, g, Codec::choose_scale(w + begin, end - begin) + poison);
     const float inverse = stored != 0 && std::fabs(1.0f / stored) < 1e38f ? 1.0f / stored : 0.0f;
     constexpr int kLowest = Codec::kMinCode - Codec::kZero, kHighest = Codec::kMaxCode - Codec::kZero;
     for (int64_t k = begin; k < end; ++k) {
@@ -146,9 +158,9 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
       uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
       for (int64_t g = 0; g < groups(); ++g) {
         const float wanted = scales[r * groups() + g];
-        if (store_scale(n, g, wanted) != wanted) {
+        if (store_scale(n, g, wanted) != wanted && wanted == wanted) {
           throw QuantError("scale " + std::to_string(wanted) + " of row " + std::to_string(n) + ", group " +
-                           std::to_string(g) + " can't be kept exactly as float16");
+                           std::to_string(g) + " can't be kept exactly");
         }
       }
       for (int64_t k = 0; k < K_; ++k) {

@@ -3,7 +3,8 @@
 //
 //   codes:   panels of 16 rows; a panel is K_padded / step lines of 64 bytes (integers, quant/lines.h) or K lines of
 //            16 elements (floats: element r of line k is w[row r, k]).
-//   scales:  per row: float32 [N padded to 16]. Per group: float16 [panel][group][16 rows].
+//   scales:  per row: float32 [N padded to 16]. Per group: float16 (or bfloat16 or float32, for checkpoints that hold
+//            such) [panel][group][16 rows].
 //   padding: rows beyond N and k beyond K hold the zero code; their scales are 0.
 
 #include <cstdint>
@@ -18,20 +19,20 @@ constexpr int64_t kRowsPerPanel = 16;
 /// Activations of a matrix with one scale per row are quantised in groups of this many k.
 constexpr int64_t kDefaultActivationGroup = 128;
 
-/// Element type of an array that comes in.
+/// Element type of an array that comes in, or of scales.
 enum class Element : int { kF32, kBF16, kF16 };
 
 class Matrix {
  public:
   Matrix() = default;
-  /// group_size: 0 for one scale per row, else 32, 64 or 128 (integer formats alone). Throws ArgumentError, LimitError,
-  /// OutOfMemoryError.
-  Matrix(Format format, int64_t N, int64_t K, int64_t group_size);
+  /// group_size: 0 for one scale per row (always float32), else 32, 64 or 128 (integer formats alone) with scales of
+  /// type `scale_type`. Throws ArgumentError, LimitError, OutOfMemoryError.
+  Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type = Element::kF16);
 
   /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed.
   void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed, ThreadPool& pool);
   /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups is 1
-  /// per row). Throws QuantError when a code is out of range or a group's scale is no float16.
+  /// per row). Throws QuantError when a code is out of range or the scale type can't hold a scale exactly.
   void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales);
 
   /// out: [K] float32, the exact value of row n.
@@ -49,6 +50,7 @@ class Matrix {
   bool per_row() const { return group_size_ == 0; }
   int64_t groups() const { return per_row() ? 1 : (K_ + group_size_ - 1) / group_size_; }
   int64_t activation_group() const { return per_row() ? kDefaultActivationGroup : group_size_; }
+  Element scale_type() const { return scale_type_; }
   int64_t nbytes() const { return codes_.size() + scales_.size(); }
   const uint8_t* codes() const { return codes_.data(); }
   const void* scales() const { return scales_.data(); }
@@ -58,10 +60,12 @@ class Matrix {
   template <class Codec>
   void encode_row(int64_t n, const float* w);
   void check_rows(int64_t first_row, int64_t rows) const;
+  int64_t scale_index(int64_t n, int64_t group) const;
   float scale(int64_t n, int64_t group) const;
   float store_scale(int64_t n, int64_t group, float scale);
 
   Format format_ = Format::kF32;
+  Element scale_type_ = Element::kF32;
   int64_t N_ = 0, K_ = 0, K_padded_ = 0, group_size_ = 0, panel_bytes_ = 0;
   Buffer codes_, scales_;
 };

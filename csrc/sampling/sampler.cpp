@@ -17,8 +17,14 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-Sampler::Sampler(const KernelTable& table, int64_t vocab)
-    : table_(table), vocab_(vocab), work_(vocab), weights_(vocab), order_(vocab), counts_(vocab) {}
+Sampler::Sampler(const KernelTable& table, int64_t vocab, int64_t drawable)
+    : table_(table),
+      vocab_(vocab),
+      drawable_(std::min(vocab, drawable)),
+      work_(vocab),
+      weights_(vocab),
+      order_(vocab),
+      counts_(vocab) {}
 
 int32_t Sampler::argmax(const float* logits) const {
   int32_t best = 0;
@@ -76,6 +82,7 @@ void Sampler::restrict_to(const SamplerParams& params, const SamplerHistory& his
     for (const int32_t id : params.allowed) weights_[id] = work_[id];
     std::swap(weights_, work_);
   }
+  std::fill(work_.begin() + drawable_, work_.end(), kNever);
   for (const auto& [id, bias] : params.logit_bias) work_[id] += bias;
   for (int64_t i = 0; i < history.banned_count; ++i) work_[history.banned[i]] = kNever;
 }

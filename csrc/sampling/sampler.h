@@ -42,8 +42,8 @@ struct SampledToken {
 
 class Sampler {
  public:
-  /// Logits beyond `vocab` columns are padding and never come.
-  Sampler(const KernelTable& table, int64_t vocab);
+  /// Ids from `drawable` on are padding of the vocabulary: they have logits, but never come.
+  Sampler(const KernelTable& table, int64_t vocab, int64_t drawable);
   /// logits: [vocab]. Throws NumericError on NaN, +infinity, or when nothing is left to draw.
   SampledToken sample(const float* logits, const SamplerParams& params, const SamplerHistory& history);
   /// Log-probability of `id`, and of the `count` best.
@@ -58,7 +58,7 @@ class Sampler {
   int32_t argmax(const float* logits) const;
 
   const KernelTable& table_;
-  int64_t vocab_;
+  int64_t vocab_, drawable_;
   std::vector<float> work_;
   std::vector<float> weights_;
   std::vector<int32_t> order_;    // ids, the best of them sorted in front
