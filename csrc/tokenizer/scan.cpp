@@ -1,0 +1,289 @@
+#include "tokenizer/scan.h"
+
+#include <cstring>
+
+#include "tokenizer/unicode.h"
+
+namespace llmcore {
+namespace {
+
+using Byte = const uint8_t*;
+
+/// End of the run of characters for which (class & mask) != 0.
+inline Byte run_of(Byte p, Byte end, uint8_t mask) noexcept {
+  while (p < end) {
+    const Char c = char_at(p);
+    if (!(c.cls & mask)) break;
+    p += c.len;
+  }
+  return p;
+}
+
+/// End of the run of characters outside of \s, \p{L} and \p{N}.
+inline Byte run_of_symbols(Byte p, Byte end) noexcept {
+  while (p < end) {
+    const Char c = char_at(p);
+    if (c.cls & (kSpace | kLetter | kNumber)) break;
+    p += c.len;
+  }
+  return p;
+}
+
+/// Length of a match of '(?:[sdmt]|ll|ve|re) at `p`, or 0. When `fold`, letters match in either case, and U+017F
+/// (long s) matches s, as Unicode case folding has it.
+inline int contraction(Byte p, Byte end, bool fold) noexcept {
+  if (end - p < 2 || p[0] != '\'') return 0;
+  const auto lower = [fold](uint8_t c) -> uint8_t { return fold && c >= 'A' && c <= 'Z' ? c | 0x20 : c; };
+  const uint8_t a = lower(p[1]);
+  if (a == 's' || a == 'd' || a == 'm' || a == 't') return 2;
+  if (end - p < 3) return 0;
+  if (fold && p[1] == 0xC5 && p[2] == 0xBF) return 3;
+  const uint8_t b = lower(p[2]);
+  return (a == 'l' && b == 'l') || ((a == 'v' || a == 'r') && b == 'e') ? 3 : 0;
+}
+
+/// A run of white space: where it ends, where its last character begins, and the end of its last \r or \n (or null).
+struct SpaceRun {
+  Byte end, last, newline_end;
+};
+
+inline SpaceRun space_run(Byte p, Byte end) noexcept {
+  SpaceRun run{p, p, nullptr};
+  while (run.end < end) {
+    const Char c = char_at(run.end);
+    if (!(c.cls & kSpace)) break;
+    run.last = run.end;
+    run.end += c.len;
+    if (c.cls & kNewline) run.newline_end = run.end;
+  }
+  return run;
+}
+
+/// \s+(?!\S)|\s+
+inline Byte end_of_spaces(const SpaceRun& run, Byte begin, Byte end) noexcept {
+  return run.end == end || run.last == begin ? run.end : run.last;
+}
+
+/// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+inline Byte scan_gpt2(Byte p, Byte end) noexcept {
+  if (const int n = contraction(p, end, false)) return p + n;
+  Byte q = p;
+  Char c = char_at(q);
+  if (*p == ' ' && end - p > 1) {
+    const Char next = char_at(p + 1);
+    if (!(next.cls & kSpace)) {
+      q = p + 1;
+      c = next;
+    }
+  }
+  if (c.cls & kLetter) return run_of(q + c.len, end, kLetter);
+  if (c.cls & kNumber) return run_of(q + c.len, end, kNumber);
+  if (c.cls & kSpace) return end_of_spaces(space_run(p, end), p, end);
+  return run_of_symbols(q + c.len, end);
+}
+
+/// \p{N}{1,max} after the number `c` at `p`.
+inline Byte scan_number(Byte p, Byte end, Char c, int max) noexcept {
+  p += c.len;
+  for (int n = 1; n < max && p < end; ++n) {
+    c = char_at(p);
+    if (!(c.cls & kNumber)) break;
+    p += c.len;
+  }
+  return p;
+}
+
+/// ` ?[^\s\p{L}\p{N}]+[\r\n]*` (and `/` in the last set for o200k), or null.
+template <bool kSlash>
+inline Byte scan_symbols(Byte p, Byte end, Char c) noexcept {
+  Byte q = p;
+  if (*p == ' ' && end - p > 1) {
+    q = p + 1;
+    c = char_at(q);
+  }
+  if (c.cls & (kSpace | kLetter | kNumber)) return nullptr;
+  q = run_of_symbols(q + c.len, end);
+  while (q < end && (*q == '\r' || *q == '\n' || (kSlash && *q == '/'))) ++q;
+  return q;
+}
+
+/// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,kDigits}| ?[^\s\p{L}\p{N}]+[\r\n]*
+/// |\s*[\r\n]+|\s+(?!\S)|\s+      and with kTail, before \s*[\r\n]+, tiktoken's |\s++$
+template <int kDigits, bool kTail>
+inline Byte scan_cl100k(Byte p, Byte end) noexcept {
+  if (const int n = contraction(p, end, true)) return p + n;
+  const Char c = char_at(p);
+  if (c.cls & kLetter) return run_of(p + c.len, end, kLetter);
+  if (c.cls & kNumber) return scan_number(p, end, c, kDigits);
+  if (!(c.cls & kNewline) && p + c.len < end) {
+    const Char next = char_at(p + c.len);
+    if (next.cls & kLetter) return run_of(p + c.len + next.len, end, kLetter);
+  }
+  if (Byte symbols = scan_symbols<false>(p, end, c)) return symbols;
+  const SpaceRun run = space_run(p, end);
+  if (kTail && run.end == end) return end;
+  if (run.newline_end) return run.newline_end;
+  return end_of_spaces(run, p, end);
+}
+
+/// The two sets of o200k: U = [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and V = [\p{Ll}\p{Lm}\p{Lo}\p{M}].
+inline bool in_u(uint8_t cls) noexcept {
+  return (cls & kMark) || ((cls & kLetter) && !(cls & kLower));
+}
+inline bool in_v(uint8_t cls) noexcept {
+  return (cls & kMark) || ((cls & kLetter) && !(cls & kUpper));
+}
+
+/// Ends of U*V+ and of U+V* at `p`, null where there is no match. U*V+ first takes all of U and then gives back up to
+/// its last character that is in V as well: what follows that one in the run is not in V, so the match ends there.
+struct Word {
+  Byte lower, upper;
+};
+
+inline Word match_word(Byte p, Byte end) noexcept {
+  Byte q = p, last_shared = nullptr;
+  while (q < end) {
+    const Char c = char_at(q);
+    if (!in_u(c.cls)) break;
+    q += c.len;
+    if (in_v(c.cls)) last_shared = q;
+  }
+  Byte u_end = q;
+  while (q < end) {
+    const Char c = char_at(q);
+    if (!in_v(c.cls)) break;
+    q += c.len;
+  }
+  if (q > u_end) return {q, u_end > p ? q : nullptr};
+  return {last_shared, u_end > p ? u_end : nullptr};
+}
+
+/// [^\r\n\p{L}\p{N}]?U*V+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?U+V*(?i:'s|'t|'re|'ve|'m|'ll|'d)?
+/// |\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+inline Byte scan_o200k(Byte p, Byte end) noexcept {
+  const Char c = char_at(p);
+  if (c.cls & kNumber) return scan_number(p, end, c, 3);
+  const bool is_letter = c.cls & kLetter;
+  const bool may_prefix = !is_letter && !(c.cls & kNewline);
+  const Word after = may_prefix && p + c.len < end ? match_word(p + c.len, end) : Word{nullptr, nullptr};
+  const Word here = is_letter || (c.cls & kMark) ? match_word(p, end) : Word{nullptr, nullptr};
+  for (Byte match : {after.lower, here.lower, after.upper, here.upper}) {
+    if (match) return match + contraction(match, end, true);
+  }
+  if (Byte symbols = scan_symbols<true>(p, end, c)) return symbols;
+  const SpaceRun run = space_run(p, end);
+  return run.newline_end ? run.newline_end : end_of_spaces(run, p, end);
+}
+
+/// Runs of the class, and runs of everything else.
+inline Byte scan_class_runs(Byte p, Byte end, uint8_t mask) noexcept {
+  const Char first = char_at(p);
+  p += first.len;
+  if (first.cls & mask) return run_of(p, end, mask);
+  while (p < end) {
+    const Char c = char_at(p);
+    if (c.cls & mask) break;
+    p += c.len;
+  }
+  return p;
+}
+
+inline Byte scan_digits_each(Byte p, Byte end) noexcept {
+  const Char first = char_at(p);
+  return first.cls & kNumber ? p + first.len : scan_class_runs(p, end, kNumber);
+}
+
+/// Digits after the byte alphabet: bytes B2 B3 B9 BC BD BE stand there as ² ³ ¹ ¼ ½ ¾, which are numbers too. Such a
+/// stage may cut inside of a character, so only stages that look at bytes may follow it.
+inline bool is_byte_digit(uint8_t c) noexcept {
+  return (c >= '0' && c <= '9') || c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE);
+}
+
+inline Byte scan_byte_digits(Byte p, Byte end, bool each) noexcept {
+  const bool digits = is_byte_digit(*p++);
+  while (p < end && !(digits && each) && is_byte_digit(*p) == digits) ++p;
+  return p;
+}
+
+inline Byte scan_three_digits(Byte p, Byte end) noexcept {
+  const auto digit = [](uint8_t c) { return c >= '0' && c <= '9'; };
+  for (Byte q = p; end - q >= 3; ++q) {
+    if (digit(q[0]) && digit(q[1]) && digit(q[2])) return q == p ? p + 3 : q;
+  }
+  return end;
+}
+
+inline Byte scan_space_runs(Byte p, Byte end) noexcept {
+  while (p < end && *p == ' ') ++p;
+  const void* space = p < end ? std::memchr(p, ' ', static_cast<size_t>(end - p)) : nullptr;
+  return space ? static_cast<Byte>(space) : end;
+}
+
+inline Byte scan_space_each(Byte p, Byte end) noexcept {
+  const void* space = end - p > 1 ? std::memchr(p + 1, ' ', static_cast<size_t>(end - p - 1)) : nullptr;
+  return space ? static_cast<Byte>(space) : end;
+}
+
+/// Calls `sink(end of piece)` for every piece of [p, end); the switch stands outside of the loop.
+template <class Sink>
+void for_each_piece(Pattern pattern, Byte p, Byte end, Sink&& sink) {
+  const auto loop = [&](auto scan) {
+    while (p < end) {
+      p = scan(p, end);
+      sink(p);
+    }
+  };
+  switch (pattern) {
+    case Pattern::kGpt2:
+      return loop([](Byte a, Byte b) { return scan_gpt2(a, b); });
+    case Pattern::kCl100k:
+      return loop([](Byte a, Byte b) { return scan_cl100k<3, true>(a, b); });
+    case Pattern::kLlama3:
+      return loop([](Byte a, Byte b) { return scan_cl100k<3, false>(a, b); });
+    case Pattern::kQwen2:
+      return loop([](Byte a, Byte b) { return scan_cl100k<1, false>(a, b); });
+    case Pattern::kO200k:
+      return loop([](Byte a, Byte b) { return scan_o200k(a, b); });
+    case Pattern::kDigitRuns:
+      return loop([](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
+    case Pattern::kDigitsEach:
+      return loop([](Byte a, Byte b) { return scan_digits_each(a, b); });
+    case Pattern::kPunctuation:
+      return loop([](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
+    case Pattern::kThreeDigits:
+      return loop([](Byte a, Byte b) { return scan_three_digits(a, b); });
+    case Pattern::kSpaceRuns:
+      return loop([](Byte a, Byte b) { return scan_space_runs(a, b); });
+    case Pattern::kSpaceEach:
+      return loop([](Byte a, Byte b) { return scan_space_each(a, b); });
+    case Pattern::kByteDigitRuns:
+      return loop([](Byte a, Byte b) { return scan_byte_digits(a, b, false); });
+    case Pattern::kByteDigitsEach:
+      return loop([](Byte a, Byte b) { return scan_byte_digits(a, b, true); });
+    case Pattern::kNone:
+    case Pattern::kCount:
+      return loop([](Byte, Byte b) { return b; });
+  }
+}
+
+}  // namespace
+
+void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {
+  const Byte base = reinterpret_cast<Byte>(text.data());
+  ends.clear();
+  if (text.empty()) return;
+  const auto push = [&](Byte e) { ends.push_back(static_cast<size_t>(e - base)); };
+  for_each_piece(stages.empty() ? Pattern::kNone : stages[0], base, base + text.size(), push);
+  std::vector<size_t> outer;
+  for (size_t s = 1; s < stages.size(); ++s) {
+    outer.swap(ends);
+    ends.clear();
+    size_t begin = 0;
+    for (const size_t e : outer) {
+      for_each_piece(stages[s], base + begin, base + e, push);
+      begin = e;
+    }
+  }
+}
+
+}  // namespace llmcore

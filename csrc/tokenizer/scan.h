@@ -1,0 +1,34 @@
+#pragma once
+// Pre-tokenisation: hand-written scanners, one per known pattern. Each is the exact equal of a regular expression
+// (quoted at its function) over valid UTF-8, runs in linear time without recursion, and covers the text completely.
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace llmcore {
+
+enum class Pattern : uint8_t {
+  kNone = 0,         // the text is one piece
+  kGpt2 = 1,         // GPT-2, r50k, p50k
+  kCl100k = 2,       // tiktoken's cl100k: a run of white space at the very end is one piece
+  kLlama3 = 3,       // Llama-3 and the Hugging Face form of cl100k
+  kQwen2 = 4,        // as Llama-3 with single digits
+  kO200k = 5,        // o200k: words split at changes to upper case
+  kDigitRuns = 6,    // runs of \p{N} alone
+  kDigitsEach = 7,   // every \p{N} alone
+  kPunctuation = 8,  // runs of punctuation alone
+  kThreeDigits = 9,  // [0-9][0-9][0-9] alone
+  kSpaceRuns = 10,   // before every run of U+0020: exact for vocabularies in which no token has text before a space
+  kSpaceEach = 11,   // before every U+0020 (Metaspace with split)
+  kByteDigitRuns =
+      12,  // runs of digits of GPT-2's byte alphabet: 0-9 and the bytes it shows as superscripts and fractions
+  kByteDigitsEach = 13,
+  kCount = 14
+};
+
+/// Ends of all pieces of `text` after the stages one after the other, each splitting the pieces of the one before.
+void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends);
+
+}  // namespace llmcore
