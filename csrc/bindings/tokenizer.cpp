@@ -1,0 +1,213 @@
+// Binds Tokenizer and training. Python reads the files; what comes in here are flat arrays.
+
+#include "tokenizer/tokenizer.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/error.h"
+#include "bindings/bind.h"
+#include "tokenizer/train.h"
+
+namespace py = pybind11;
+
+namespace llmcore {
+namespace {
+
+template <class T>
+std::vector<T> to_vector(const py::handle& value) {
+  const auto array = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(value);
+  if (!array) throw py::error_already_set();
+  return {array.data(), array.data() + array.size()};
+}
+
+/// The UTF-8 of a Python string, owned by it. Lone surrogates raise UnicodeEncodeError.
+std::string_view utf8(const py::str& text) {
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+  if (!data) throw py::error_already_set();
+  return {data, static_cast<size_t>(size)};
+}
+
+std::vector<std::string_view> utf8_list(const py::list& texts) {
+  std::vector<std::string_view> views;
+  views.reserve(texts.size());
+  for (const py::handle text : texts) views.push_back(utf8(py::reinterpret_borrow<py::str>(text)));
+  return views;
+}
+
+std::vector<Pattern> to_stages(const py::handle& value) {
+  std::vector<Pattern> stages;
+  for (const int code : to_vector<int>(value)) {
+    check_argument(code >= 0 && code < static_cast<int>(Pattern::kCount), "tokenizer: unknown pre-tokeniser code");
+    stages.push_back(static_cast<Pattern>(code));
+  }
+  return stages;
+}
+
+py::list to_list(const std::vector<uint32_t>& ids) {
+  py::list list(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromUnsignedLong(ids[i]));
+  }
+  return list;
+}
+
+py::array_t<uint32_t> to_array(std::vector<uint32_t> ids) {
+  py::array_t<uint32_t> array(static_cast<py::ssize_t>(ids.size()));
+  std::copy(ids.begin(), ids.end(), array.mutable_data());
+  return array;
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields) {
+  TokenizerSpec spec;
+  const std::string_view text = fields["text"].cast<std::string_view>();
+  spec.bpe.text.assign(text.begin(), text.end());
+  spec.bpe.text_ends = to_vector<uint32_t>(fields["text_ends"]);
+  spec.bpe.kinds = to_vector<uint8_t>(fields["kinds"]);
+  spec.bpe.byte_ids = to_vector<uint32_t>(fields["byte_ids"]);
+  spec.bpe.characters = fields["characters"].cast<bool>();
+  spec.bpe.whole_words = fields["whole_words"].cast<bool>();
+  spec.bpe.unk_id = fields["unk_id"].cast<uint32_t>();
+  spec.bpe.fuse_unk = fields["fuse_unk"].cast<bool>();
+  spec.bpe.merges = to_vector<uint32_t>(fields["merges"]);
+  spec.bpe.ranks = to_vector<uint32_t>(fields["ranks"]);
+  spec.stages = to_stages(fields["stages"]);
+  for (const py::handle item : fields["added"].cast<py::list>()) {
+    const auto t = item.cast<std::tuple<std::string, uint32_t, bool, bool, bool, bool, bool>>();
+    spec.added.push_back({std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t), std::get<4>(t),
+                          std::get<5>(t), std::get<6>(t)});
+  }
+  spec.prefix_ids = to_vector<uint32_t>(fields["prefix_ids"]);
+  spec.suffix_ids = to_vector<uint32_t>(fields["suffix_ids"]);
+  const int space_prefix = fields["space_prefix"].cast<int>();
+  check_argument(space_prefix >= 0 && space_prefix <= 2, "tokenizer: unknown kind of space prefix");
+  spec.space_prefix = static_cast<SpacePrefix>(space_prefix);
+  spec.prefix_even_if_space = fields["prefix_even_if_space"].cast<bool>();
+  spec.prefix_before_added = fields["prefix_before_added"].cast<bool>();
+  spec.metaspace = fields["metaspace"].cast<bool>();
+  const py::gil_scoped_release release;
+  return std::make_unique<Tokenizer>(std::move(spec));
+}
+
+std::vector<uint32_t> encode(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
+  const std::string_view view = utf8(text);
+  std::vector<uint32_t> ids;
+  const py::gil_scoped_release release;
+  self.encode(view, add_special, allow_control, ids);
+  return ids;
+}
+
+py::tuple encode_spans(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
+  const std::string_view view = utf8(text);
+  std::vector<uint32_t> ids;
+  std::vector<Span> spans;
+  {
+    const py::gil_scoped_release release;
+    self.encode(view, add_special, allow_control, ids, &spans);
+  }
+  py::list places(spans.size());
+  for (size_t i = 0; i < spans.size(); ++i) places[i] = py::make_tuple(spans[i].begin, spans[i].end);
+  return py::make_tuple(to_list(ids), places);
+}
+
+py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control, int threads) {
+  const std::vector<std::string_view> views = utf8_list(texts);
+  std::vector<std::vector<uint32_t>> ids;
+  {
+    const py::gil_scoped_release release;
+    ids = self.encode_batch(views, add_special, allow_control, threads);
+  }
+  py::list result(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) result[i] = to_list(ids[i]);
+  return result;
+}
+
+py::bytes decode(const Tokenizer& self, const py::array_t<uint32_t, py::array::c_style>& ids,
+                 const std::vector<uint32_t>& skip_ids) {
+  std::vector<bool> skip(skip_ids.empty() ? 0 : self.size());
+  for (const uint32_t id : skip_ids) skip.at(id) = true;
+  std::string out;
+  {
+    const py::gil_scoped_release release;
+    self.decode(ids.data(), static_cast<size_t>(ids.size()), skip, out);
+  }
+  return out;
+}
+
+py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequency, std::vector<std::string> special,
+               const py::bytes& byte_order, bool ties_by_text, const py::object& progress) {
+  TrainOptions options{vocab_size, min_frequency, std::move(special), {}, ties_by_text};
+  const std::string_view order = byte_order;
+  check_argument(order.size() == options.byte_order.size(), "train: byte_order must name 256 bytes");
+  std::copy(order.begin(), order.end(), options.byte_order.begin());
+  TrainResult result;
+  {
+    const py::gil_scoped_release release;
+    result = train_bpe(counter.counts(), options, [&](size_t done, size_t total) {
+      const py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(done, total);
+    });
+  }
+  py::list tokens;
+  for (const std::string& token : result.tokens) tokens.append(py::bytes(token));
+  py::dict out;
+  out["tokens"] = tokens;
+  out["merges"] = to_array(std::move(result.merges));
+  return out;
+}
+
+}  // namespace
+
+void bind_tokenizer(py::module_& m) {
+  py::class_<Tokenizer>(m, "Tokenizer")
+      .def(py::init(&make_tokenizer))
+      .def_property_readonly("size", &Tokenizer::size)
+      .def("encode", [](const Tokenizer& self, const py::str& text, bool add_special,
+                        bool allow_control) { return to_list(encode(self, text, add_special, allow_control)); })
+      .def("encode_array", [](const Tokenizer& self, const py::str& text, bool add_special,
+                              bool allow_control) { return to_array(encode(self, text, add_special, allow_control)); })
+      .def("encode_spans", &encode_spans)
+      .def("encode_batch", &encode_batch)
+      .def("decode", &decode)
+      .def("token",
+           [](const Tokenizer& self, uint32_t id) -> py::object {
+             if (id >= self.size() || self.bpe().kind(id) == TokenKind::kGap) return py::none();
+             return py::bytes(std::string(self.bpe().token(id)));
+           })
+      .def("find",
+           [](const Tokenizer& self, std::string_view text) -> py::object {
+             const uint32_t id = self.bpe().find(text);
+             return id == kNoId ? py::object(py::none()) : py::object(py::int_(id));
+           })
+      .def_property_readonly("joins_before_space",
+                             [](const Tokenizer& self) { return self.bpe().joins_before_space(); })
+      .def_property_readonly("merges", [](const Tokenizer& self) { return to_array(self.bpe().merges()); })
+      .def("split_added",
+           [](const Tokenizer& self, const py::str& text, bool allow_control) {
+             py::list parts;
+             const std::string_view view = utf8(text);
+             for (const Segment& s : self.split_added(view, allow_control)) {
+               const py::object id = s.id == kNoId ? py::object(py::none()) : py::object(py::int_(s.id));
+               parts.append(py::make_tuple(py::str(view.data() + s.begin, s.end - s.begin), id));
+             }
+             return parts;
+           })
+      .def("pieces", [](const Tokenizer& self, const py::str& text) { return self.pieces(utf8(text)); });
+
+  py::class_<PieceCounter>(m, "PieceCounter")
+      .def(py::init([](const py::object& stages) { return std::make_unique<PieceCounter>(to_stages(stages)); }))
+      .def("add",
+           [](PieceCounter& self, const py::list& texts, bool by_line, int threads) {
+             const std::vector<std::string_view> views = utf8_list(texts);
+             const py::gil_scoped_release release;
+             self.add(views, by_line, threads);
+           })
+      .def_property_readonly("size", [](const PieceCounter& self) { return self.counts().size(); })
+      .def("train", &train, py::arg("vocab_size"), py::arg("min_frequency"), py::arg("special"), py::arg("byte_order"),
+           py::arg("ties_by_text"), py::arg("progress"));
+}
+
+}  // namespace llmcore

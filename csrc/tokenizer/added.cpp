@@ -1,0 +1,118 @@
+#include "tokenizer/added.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "tokenizer/tables.h"
+#include "tokenizer/unicode.h"
+
+namespace llmcore {
+namespace {
+
+// Bounds the work per byte of text, as every position may walk down the trie this far.
+constexpr size_t kMaxContent = 1024;
+constexpr uint32_t kNone = 0xFFFFFFFFu;
+
+const uint8_t* bytes(std::string_view text) {
+  return reinterpret_cast<const uint8_t*>(text.data());
+}
+
+size_t char_before(std::string_view text, size_t at) {
+  do --at;
+  while (at > 0 && (static_cast<uint8_t>(text[at]) & 0xC0) == 0x80);
+  return at;
+}
+
+bool is_word_char(std::string_view text, size_t at) {
+  return text[at] == '_' || (char_at(bytes(text) + at).cls & (kLetter | kNumber | kMark));
+}
+
+}  // namespace
+
+void AddedMatcher::add(const AddedToken& token) {
+  if (token.content.empty()) throw LimitError("tokenizer: an added token is empty");
+  if (token.content.size() > kMaxContent) {
+    throw LimitError("tokenizer: an added token has " + std::to_string(token.content.size()) + " bytes; at most " +
+                     std::to_string(kMaxContent));
+  }
+  tokens_.push_back(token);
+}
+
+// Sorted contents make the trie level by level: a node is a range of tokens that share `depth` bytes.
+void AddedMatcher::build() {
+  std::stable_sort(tokens_.begin(), tokens_.end(), [](const auto& a, const auto& b) { return a.content < b.content; });
+  struct Range {
+    size_t begin, end, depth;
+  };
+  std::vector<Range> ranges{{0, tokens_.size(), 0}};
+  nodes_.assign(1, {});
+  edges_.clear();
+  for (size_t n = 0; n < ranges.size(); ++n) {
+    auto [i, end, depth] = ranges[n];
+    for (; i < end && tokens_[i].content.size() == depth; ++i) nodes_[n].token = static_cast<uint32_t>(i);
+    nodes_[n].first_child = static_cast<uint32_t>(edges_.size());
+    while (i < end) {
+      const char byte = tokens_[i].content[depth];
+      size_t j = i;
+      while (j < end && tokens_[j].content[depth] == byte) ++j;
+      edges_.push_back({static_cast<uint8_t>(byte), static_cast<uint32_t>(ranges.size())});
+      ranges.push_back({i, j, depth + 1});
+      nodes_.push_back({});
+      if (n == 0) starts_[static_cast<uint8_t>(byte)] = true;
+      i = j;
+    }
+    nodes_[n].children = static_cast<uint32_t>(edges_.size()) - nodes_[n].first_child;
+  }
+}
+
+uint32_t AddedMatcher::longest_match(std::string_view text, size_t at) const noexcept {
+  uint32_t node = 0, found = kNone;
+  while (true) {
+    if (nodes_[node].token != kNone) found = nodes_[node].token;
+    if (at == text.size()) return found;
+    const uint8_t byte = static_cast<uint8_t>(text[at++]);
+    const Edge* first = edges_.data() + nodes_[node].first_child;
+    const Edge* last = first + nodes_[node].children;
+    const Edge* edge = std::lower_bound(first, last, byte, [](const Edge& e, uint8_t b) { return e.byte < b; });
+    if (edge == last || edge->byte != byte) return found;
+    node = edge->node;
+  }
+}
+
+void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, std::vector<Segment>& segments) const {
+  const std::string_view text = whole.substr(0, end);
+  size_t done = begin;
+  for (size_t at = begin; at < end && !empty();) {
+    if (!starts_[static_cast<uint8_t>(text[at])]) {
+      ++at;
+      continue;
+    }
+    const uint32_t match = longest_match(text, at);
+    if (match == kNone) {
+      ++at;
+      continue;
+    }
+    const AddedToken& token = tokens_[match];
+    size_t from = at, to = at + token.content.size();
+    at = to;
+    if (token.single_word) {
+      if (from > begin && is_word_char(text, char_before(text, from))) continue;
+      if (to < end && is_word_char(text, to)) continue;
+    }
+    if (token.strip_left) {
+      while (from > done && (char_at(bytes(text) + char_before(text, from)).cls & kSpace))
+        from = char_before(text, from);
+    }
+    if (token.strip_right) {
+      while (to < end && (char_at(bytes(text) + to).cls & kSpace)) to += char_at(bytes(text) + to).len;
+    }
+    if (from > done) segments.push_back({done, from, kNoId});
+    segments.push_back({from, to, token.id});
+    done = to;
+    at = std::max(at, to);
+  }
+  if (done < end) segments.push_back({done, end, kNoId});
+}
+
+}  // namespace llmcore

@@ -1,0 +1,56 @@
+#pragma once
+// Added tokens: strings that are found in text before encoding, leftmost first and longest among those, with the flags
+// that Hugging Face tokenizers give them.
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace llmcore {
+
+struct AddedToken {
+  std::string content;
+  uint32_t id = 0;
+  bool control = false;      // found only when the caller allows control tokens
+  bool single_word = false;  // not next to a letter, digit or underscore
+  bool strip_left = false;   // takes the white space before it
+  bool strip_right = false;  // takes the white space after it
+  bool normalized = false;   // looked for after normalisation, and after the others
+};
+
+/// A stretch of text: one added token, or (id == kNoId) text to encode.
+struct Segment {
+  size_t begin, end;
+  uint32_t id;
+};
+
+class AddedMatcher {
+ public:
+  /// Throws LimitError for an empty or oversized token.
+  void add(const AddedToken& token);
+  void build();
+  bool empty() const noexcept { return tokens_.empty(); }
+
+  /// Appends the segments of text[begin, end); what stands outside of the stretch isn't looked at.
+  void split(std::string_view text, size_t begin, size_t end, std::vector<Segment>& segments) const;
+
+ private:
+  struct Node {
+    uint32_t first_child = 0, children = 0;  // in edges_, ordered by byte
+    uint32_t token = 0xFFFFFFFFu;            // index in tokens_
+  };
+  struct Edge {
+    uint8_t byte;
+    uint32_t node;
+  };
+  uint32_t longest_match(std::string_view text, size_t at) const noexcept;
+
+  std::vector<AddedToken> tokens_;
+  std::vector<Node> nodes_;
+  std::vector<Edge> edges_;
+  std::array<bool, 256> starts_{};
+};
+
+}  // namespace llmcore
