@@ -1,0 +1,337 @@
+"""Text <-> token ids: `Tokenizer`, one class for every vocabulary llmcore can reproduce exactly.
+
+    tok = llmcore.Tokenizer.load("checkpoint/")
+    ids = tok.encode("Hello")
+    tok.decode(ids)
+
+Ids are equal to those of the vocabulary's own encoder (tokenizers, tiktoken, sentencepiece). What can't be reproduced
+exactly is refused at load. A Tokenizer never changes and may be used by any number of threads at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmcore import _core
+from llmcore.errors import ArgumentError, TokenizerError
+from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.training import Source, clean, train_spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Tokenizer:
+    """A vocabulary with its encoder. Made by `load` or `train`."""
+
+    def __init__(
+        self,
+        spec: VocabSpec,
+        *,
+        bos_id: int | None = None,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
+        """Use `load` or `train` instead; this takes a vocabulary as data. Raises TokenizerError."""
+        self._spec = spec
+        self._core = _core.Tokenizer(spec.core_fields())
+        self._special = {t.content: t.id for t in spec.added if t.control}
+        self._skipped = sorted({*self._special.values(), *([] if spec.unk_id is None else [spec.unk_id])})
+        self._skipped_set = frozenset(self._skipped)
+        self._bos_id = bos_id
+        self._eos_ids = tuple(eos_ids)
+        self._fingerprint: str | None = None
+        self._names: dict[str, int] | None = None
+
+    # --- making one ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], pattern: str | None = None) -> Tokenizer:
+        """The tokenizer at `path`: a checkpoint folder, tokenizer.json, tokenizer.model, or a .tiktoken file.
+
+        Contents decide, not names: a tokenizer.model of base64 ranks is Llama-3's. `pattern` (gpt2, r50k, p50k,
+        cl100k, llama3, qwen2, o200k) says how a file of ranks splits text, where its vocabulary isn't a known one.
+        Raises TokenizerError when there is no tokenizer or it can't be reproduced exactly, LimitError when it is too
+        large, StorageError when a file can't be read.
+        """
+        from llmcore.vocab.loading import load_parts
+
+        parts = load_parts(path, pattern)
+        return cls(parts.spec, bos_id=parts.bos_id, eos_ids=parts.eos_ids)
+
+    @classmethod
+    def train(
+        cls,
+        texts_or_files: Iterable[Source] | Source,
+        *,
+        vocab_size: int,
+        pattern: str | None = "gpt2",
+        special_tokens: Sequence[str] = (),
+        min_frequency: int = 0,
+        ties: str = "ids",
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tokenizer:
+        """Trains a byte-level BPE vocabulary of `vocab_size` ids on texts (str) or files (os.PathLike, UTF-8).
+
+        A text is split as a whole, a file line by line. `pattern`: gpt2, cl100k, llama3, qwen2, o200k, or None for no
+        splitting. Ids: `special_tokens`, the 256 bytes, then the merges; a corpus with too few pairs gives fewer.
+        Pairs rarer than `min_frequency` are left. Among equally frequent pairs `ties="ids"` takes the one of the
+        smallest ids, as Hugging Face's BpeTrainer does, "text" the one of the greatest bytes. The result doesn't depend
+        on `threads`. `progress(ids made, vocab_size)` is called now and then.
+        Raises ArgumentError, TokenizerError for a file that isn't UTF-8, StorageError.
+        """
+        sources = [texts_or_files] if isinstance(texts_or_files, str | os.PathLike) else texts_or_files
+        spec = train_spec(
+            sources,
+            vocab_size=_integer(vocab_size, "vocab_size"),
+            pattern=pattern,
+            special_tokens=special_tokens,
+            min_frequency=_integer(min_frequency, "min_frequency"),
+            ties=ties,
+            threads=_threads(threads),
+            progress=progress,
+        )
+        return cls(spec, eos_ids=[at for at, t in enumerate(special_tokens) if t in ("<|endoftext|>", "</s>")])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic. Raises StorageError."""
+        from llmcore.vocab.hf_writer import to_json
+        from llmcore.vocab.saving import write_atomically
+
+        write_atomically(path, to_json(self._spec, self._core.merges.reshape(-1, 3)).encode("utf-8"))
+
+    # --- text to ids --------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+        """The ids of `text`. `add_special_tokens`: with what the vocabulary puts around a text (BOS, EOS).
+
+        Unless `allow_special`, text never becomes a control token: "<|eot_id|>" is then encoded as the letters it is
+        written with. Lone surrogates count as U+FFFD. Raises ArgumentError when `text` is no str.
+        """
+        ready = self._ready(text)
+        if ready is None:
+            return [i for i, _, _ in self._encode_changing(text, add_special_tokens, allow_special)]
+        return self._core.encode(ready, add_special_tokens, allow_special)
+
+    def encode_to_numpy(
+        self, text: str, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> npt.NDArray[np.uint32]:
+        """As `encode`, as an array uint32 [T]."""
+        import numpy as np
+
+        ready = self._ready(text)
+        if ready is None:
+            return np.array(self.encode(text, add_special_tokens, allow_special), np.uint32)
+        return self._core.encode_array(ready, add_special_tokens, allow_special)
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, with each id's place in `text` as (start, end) in characters.
+
+        A token that holds a part of a character covers the character; where normalisation changes text, a token
+        covers the whole changed stretch; what isn't from the text (BOS) has an empty place.
+        """
+        ready = self._ready(text)
+        if ready is None:
+            found = self._encode_changing(text, add_special_tokens, allow_special)
+            return [i for i, _, _ in found], [(start, end) for _, start, end in found]
+        return self._core.encode_spans(ready, add_special_tokens, allow_special)
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        threads: int | None = None,
+        *,
+        add_special_tokens: bool = True,
+        allow_special: bool = False,
+    ) -> list[list[int]]:
+        """As `encode` for each text, on `threads` threads (default: all of this process's cores)."""
+        if isinstance(texts, str | bytes):
+            raise ArgumentError("texts: must be a sequence of str, found a single string")
+        items = list(texts)
+        ready = [self._ready(text) for text in items]
+        usable = [text for text in ready if text is not None]
+        batch = iter(self._core.encode_batch(usable, add_special_tokens, allow_special, _threads(threads)))
+        return [
+            next(batch) if fast is not None else self.encode(text, add_special_tokens, allow_special)
+            for text, fast in zip(items, ready, strict=True)
+        ]
+
+    def _ready(self, text: str) -> str | None:
+        """`text` as the core takes it, or None when the normaliser would change it."""
+        if not isinstance(text, str):
+            raise ArgumentError(f"text: must be str, found {type(text).__name__}")
+        text = clean(text) if not text.isascii() else text
+        return None if self._spec.nfc and not unicodedata.is_normalized("NFC", text) else text
+
+    def _encode_changing(self, text: str, add_special: bool, allow: bool) -> list[tuple[int, int, int]]:
+        """(id, start, end) for text that NFC changes: added tokens are found first, the rest is normalised alone."""
+        from llmcore.vocab.nfc import nfc_with_origin
+
+        at = 0
+        found: list[tuple[int, int, int]] = [(i, 0, 0) for i in self._spec.prefix_ids] if add_special else []
+        for part, token in self._core.split_added(clean(text), allow):
+            if token is not None:
+                found.append((token, at, at + len(part)))
+            else:
+                changed, starts, ends = nfc_with_origin(part)
+                ids, places = self._core.encode_spans(changed, False, allow)
+                for i, (start, end) in zip(ids, places, strict=True):
+                    begin = starts[start] if start < len(starts) else len(part)
+                    found.append((i, at + begin, at + (ends[end - 1] if end > start else begin)))
+            at += len(part)
+        return found + ([(i, at, at) for i in self._spec.suffix_ids] if add_special else [])
+
+    # --- ids to text --------------------------------------------------------------------------------------------
+
+    def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
+        """The bytes of `ids`. Raises ArgumentError for an id that isn't in the vocabulary."""
+        array = _id_array(ids)
+        data = self._core.decode(array, self._skipped if skip_special_tokens else [])
+        if self._spec.strip_prefix and data.startswith(b" ") and self._first_is_text(array, skip_special_tokens):
+            return data[1:]
+        return data
+
+    def _first_is_text(self, ids: npt.NDArray[np.uint32], skip: bool) -> bool:
+        first = next((int(i) for i in ids if not (skip and int(i) in self._skipped_set)), None)
+        return first is not None and self._spec.kinds[first] == Kind.NORMAL
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ArgumentError for an unknown id."""
+        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+
+    def decode_stream(self, skip_special_tokens: bool = False) -> DecodeStream:
+        """A decoder that takes one id at a time and gives text as soon as its characters are whole."""
+        return DecodeStream(self, skip_special_tokens)
+
+    # --- the vocabulary -----------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: the largest id plus one. Gaps count."""
+        return int(self._core.size)
+
+    def token_to_id(self, token: str | bytes) -> int | None:
+        """The id of a token, or None. A str is a token as `id_to_token` gives it, or else text; bytes are its bytes."""
+        if isinstance(token, bytes):
+            return self._core.find(token)
+        if self._names is None:
+            from llmcore.vocab.hf import show_token
+
+            kinds = self._spec.kinds
+            self._names = {show_token(self._spec, i): i for i, k in enumerate(kinds) if k != Kind.GAP}
+        named = self._names.get(token)
+        return named if named is not None else self._core.find(token.encode("utf-8", "replace"))
+
+    def id_to_token(self, id: int) -> str | None:
+        """Token `id` as a tokenizer.json spells it (GPT-2's byte alphabet, U+2581 for spaces), None for a gap.
+
+        Raises ArgumentError for an id outside of the vocabulary.
+        """
+        from llmcore.vocab.hf import show_token
+
+        at = _integer(id, "id")
+        if not 0 <= at < self.vocab_size:
+            raise ArgumentError(f"id: {at} is not from 0 to {self.vocab_size - 1}")
+        return None if self._spec.kinds[at] == Kind.GAP else show_token(self._spec, at)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The control tokens, text -> id."""
+        return dict(self._special)
+
+    @property
+    def added_tokens(self) -> tuple[AddedToken, ...]:
+        """Every token that is matched as a whole, control or not."""
+        return self._spec.added
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, if there is one."""
+        return self._bos_id
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a text."""
+        return list(self._eos_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of everything that decides ids and text: equal fingerprints, equal tokenizers."""
+        if self._fingerprint is None:
+            self._fingerprint = self._spec.fingerprint()
+        return self._fingerprint
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={len(self._special)})"
+
+
+class DecodeStream:
+    """Text of ids that come one at a time; made by `Tokenizer.decode_stream`. For one thread at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._skipped_set if skip_special_tokens else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = tokenizer._spec.strip_prefix
+
+    def step(self, id: int) -> str:
+        """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
+
+        Raises ArgumentError for an id that isn't in the vocabulary.
+        """
+        core, at = self._tokenizer._core, _integer(id, "id")
+        data = core.token(at) if 0 <= at < core.size else None
+        if data is None:
+            raise ArgumentError(f"decode: id {at} is not in the vocabulary of {core.size} ids")
+        if at in self._skipped:
+            return ""
+        if self._at_start:
+            self._at_start = False
+            if data.startswith(b" ") and self._tokenizer._spec.kinds[at] == Kind.NORMAL:
+                data = data[1:]
+        return self._decoder.decode(data)
+
+    def finish(self) -> str:
+        """What is left: U+FFFD for an incomplete character, else ""."""
+        return self._decoder.decode(b"", True)
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return int(value.__index__())
+    except (AttributeError, TypeError):
+        raise ArgumentError(f"{name}: must be an integer, found {type(value).__name__}") from None
+
+
+def _id_array(ids: Iterable[int]) -> npt.NDArray[np.uint32]:
+    import numpy as np
+
+    array = np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else list(ids))
+    if array.size == 0:
+        return np.empty(0, np.uint32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ArgumentError(f"ids: must be a flat sequence of integers, found {array.dtype} {list(array.shape)}")
+    if int(array.min()) < 0 or int(array.max()) > 0xFFFFFFFF:
+        raise ArgumentError(f"ids: must be from 0 to 2^32 - 1, found {int(array.min())} to {int(array.max())}")
+    return np.ascontiguousarray(array, np.uint32)
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = _integer(threads, "threads")
+    if not 1 <= count <= 1024:
+        raise ArgumentError(f"threads: {count} is not from 1 to 1024")
+    return count
+
+
+__all__ = ["DecodeStream", "Tokenizer", "TokenizerError"]

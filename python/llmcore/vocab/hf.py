@@ -1,0 +1,150 @@
+"""tokenizer.json of Hugging Face tokenizers -> VocabSpec, for BPE models whose every part can be reproduced exactly.
+
+Source: the JSON that tokenizers 0.9 to 0.23 write. Anything else in the file raises TokenizerError and names the part.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from llmcore.checkpoint.strict_json import load_json
+from llmcore.errors import LimitError, TokenizerError
+from llmcore.vocab import bytelevel
+from llmcore.vocab.bpe_model import byte_level_fields, character_fields, space_stage
+from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, array, flag, obj, refuse, shown, text, token_id
+from llmcore.vocab.hf_pipeline import read_decoder, read_normalizer, read_post_processor, read_pre_tokenizer
+from llmcore.vocab.spec import AddedToken, VocabSpec
+
+_MAX_ADDED = 1 << 16
+
+
+def read_tokenizer_json(path: str | os.PathLike[str]) -> VocabSpec:
+    """The vocabulary in the tokenizer.json at `path`. Raises TokenizerError, LimitError, StorageError."""
+    data = load_json(path, limit_bytes=JSON_LIMIT_BYTES, max_keys=MAX_KEYS, max_items=MAX_ITEMS, error=TokenizerError)
+    return from_json(obj(data, "tokenizer.json"))
+
+
+def from_json(root: dict[str, Any]) -> VocabSpec:
+    """The vocabulary in the parsed tokenizer.json `root`."""
+    model = obj(root.get("model"), "model")
+    kind = model.get("type")
+    if kind is None and "merges" in model:  # files from before the type was written
+        kind = "BPE"
+    if kind != "BPE":
+        raise refuse(f"model type {shown(kind)}", "model")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(name):
+            raise refuse(f"{name} {shown(model[name])}", "model")
+    added = read_added(root.get("added_tokens"))
+    normalizer = read_normalizer(root.get("normalizer"))
+    splitter = read_pre_tokenizer(root.get("pre_tokenizer"))
+    decoder = read_decoder(root.get("decoder"))
+    if splitter.byte_level != decoder.byte_level:
+        raise refuse("a decoder of another kind than the pre-tokenizer", "decoder")
+    if normalizer.metaspace and splitter.metaspace:
+        raise refuse("a Metaspace pre-tokenizer behind a normalizer that replaces spaces", "pre_tokenizer")
+    vocab = read_vocab(model.get("vocab"))
+    merges = read_merges(model.get("merges"), vocab, {t.content for t in added if t.control})
+    whole_words = flag(model.get("ignore_merges") or False, "model.ignore_merges")
+    unk = model.get("unk_token")
+    if splitter.byte_level:
+        if normalizer.metaspace:
+            raise refuse("a normalizer that replaces spaces before ByteLevel", "normalizer")
+        fields = byte_level_fields(vocab, added, unk if isinstance(unk, str) else None)
+    else:
+        metaspace = normalizer.metaspace or splitter.metaspace
+        byte_fallback = flag(model.get("byte_fallback") or False, "model.byte_fallback")
+        fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
+        fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
+    stages = splitter.stages
+    if normalizer.metaspace and not stages:
+        stages = space_stage(fields["tokens"], fields["kinds"])
+    prefix_ids, suffix_ids = read_post_processor(root.get("post_processor"), fields["size"])
+    del fields["size"]
+    return VocabSpec(
+        **fields,
+        merges=merges,
+        whole_words=whole_words,
+        stages=stages,
+        added=added,
+        nfc=normalizer.nfc,
+        space_prefix=normalizer.space_prefix or splitter.space_prefix,
+        prefix_even_if_space=normalizer.metaspace,
+        prefix_before_added=normalizer.metaspace,
+        metaspace=normalizer.metaspace or splitter.metaspace,
+        strip_prefix=decoder.strip_prefix,
+        prefix_ids=prefix_ids,
+        suffix_ids=suffix_ids,
+    )
+
+
+def read_added(value: object) -> tuple[AddedToken, ...]:
+    """The added tokens, in the file's order."""
+    items = array([] if value is None else value, "added_tokens")
+    if len(items) > _MAX_ADDED:
+        raise LimitError(f"added_tokens: {len(items)} of them; at most {_MAX_ADDED} are read")
+    tokens, contents, ids = [], set(), set()
+    for i, item in enumerate(items):
+        where = f"added_tokens[{i}]"
+        entry = obj(item, where)
+        content = text(entry.get("content"), where + ".content")
+        if not content:
+            raise TokenizerError(f"{where}: the content is empty")
+        at = token_id(entry.get("id"), where)
+        if content in contents or at in ids:
+            raise TokenizerError(f"{where}: {shown(content)} or its id {at} was added before")
+        contents.add(content)
+        ids.add(at)
+        flags = {
+            name: flag(entry.get(name, name == "normalized" and not entry.get("special", False)), f"{where}.{name}")
+            for name in ("special", "single_word", "lstrip", "rstrip", "normalized")
+        }
+        tokens.append(AddedToken(content, at, **flags))
+    return tuple(tokens)
+
+
+def read_vocab(value: object) -> dict[str, int]:
+    """The vocabulary of the model, token -> id."""
+    vocab = obj(value, "model.vocab")
+    for token, at in vocab.items():
+        if type(at) is not int or at < 0 or at >= 1 << 24:
+            token_id(at, f"model.vocab[{shown(token)}]")
+    return vocab
+
+
+def read_merges(value: object, vocab: dict[str, int], control: set[str]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The merges as [n, 3] ids. A rule that spells a control token is left out: text must never become one."""
+    items = array(value, "model.merges")
+    flat: list[int] = []
+    seen: set[tuple[int, int]] = set()
+    for i, item in enumerate(items):
+        parts = item.split(" ") if isinstance(item, str) else item
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+            raise TokenizerError(f"model.merges[{i}]: must be two tokens, found {shown(item)}")
+        left, right = parts
+        whole = left + right
+        try:
+            a, b, c = vocab[left], vocab[right], vocab[whole]
+        except KeyError as missing:
+            raise TokenizerError(f"model.merges[{i}]: {shown(missing.args[0])} is not in the vocabulary") from None
+        if (a, b) in seen:
+            raise TokenizerError(f"model.merges[{i}]: {shown(item)} stands there twice")
+        seen.add((a, b))
+        if whole not in control:
+            flat += (a, b, c)
+    return np.array(flat, np.uint32).reshape(-1, 3)
+
+
+def show_token(spec: VocabSpec, at: int) -> str:
+    """Token `at` the way a tokenizer.json spells it."""
+    name = spec.names.get(at)
+    if name is not None:
+        return name
+    data = spec.tokens[at]
+    if spec.byte_level:
+        return bytelevel.to_text(data)
+    shown_text = data.decode("utf-8", "replace")
+    return shown_text.replace(" ", "\u2581") if spec.metaspace else shown_text

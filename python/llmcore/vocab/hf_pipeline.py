@@ -1,0 +1,216 @@
+"""The parts of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor, decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmcore.errors import LimitError, TokenizerError
+from llmcore.vocab.fields import array, flag, obj, refuse, shown, token_id
+from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
+from llmcore.vocab.spec import SpacePrefix
+
+_MAX_DEPTH = 16
+_MAX_PARTS = 64
+_MARK = "\u2581"
+# Stages that look at bytes may stand behind ByteLevel, where the text is spelled in the byte alphabet.
+_BEHIND_BYTES = {
+    Stage.DIGIT_RUNS: Stage.BYTE_DIGIT_RUNS,
+    Stage.DIGITS_EACH: Stage.BYTE_DIGITS_EACH,
+    Stage.THREE_DIGITS: Stage.THREE_DIGITS,
+}
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """What happens to text before anything else."""
+
+    nfc: bool = False
+    metaspace: bool = False
+    space_prefix: SpacePrefix = SpacePrefix.NEVER
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """What the pre-tokenizer comes down to."""
+
+    stages: tuple[Stage, ...] = ()
+    byte_level: bool = False
+    metaspace: bool = False
+    space_prefix: SpacePrefix = SpacePrefix.NEVER
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What the decoder comes down to. `strip_prefix`: one space at the very start of a text is dropped."""
+
+    byte_level: bool = False
+    strip_prefix: bool = False
+
+
+def _flatten(value: object, children: str, where: str) -> list[dict[str, Any]]:
+    """The parts of a possibly nested Sequence, in order."""
+    parts: list[dict[str, Any]] = []
+    pending: list[tuple[object, int]] = [] if value is None else [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        part = obj(item, where)
+        if part.get("type") != "Sequence":
+            parts.append(part)
+        elif depth == _MAX_DEPTH:
+            raise LimitError(f"{where}: nested deeper than {_MAX_DEPTH}")
+        else:
+            inner = array(part.get(children), f"{where}.{children}")
+            pending += [(child, depth + 1) for child in reversed(inner)]
+        if len(parts) + len(pending) > _MAX_PARTS:
+            raise LimitError(f"{where}: more than {_MAX_PARTS} parts")
+    return parts
+
+
+def _replaces(part: dict[str, Any], old: str, new: str) -> bool:
+    """True when the Replace `part` puts `new` in the place of the string `old`."""
+    return bool(part.get("content") == new and obj(part.get("pattern"), "Replace.pattern") == {"String": old})
+
+
+def read_normalizer(value: object) -> Normalizer:
+    """NFC, or SentencePiece's Prepend and Replace of the space mark."""
+    parts = _flatten(value, "normalizers", "normalizer")
+    kinds = [part.get("type") for part in parts]
+    if not parts:
+        return Normalizer()
+    if kinds == ["NFC"]:
+        return Normalizer(nfc=True)
+    prefix = SpacePrefix.NEVER
+    if kinds[0] == "Prepend" and parts[0].get("prepend") == _MARK:
+        prefix = SpacePrefix.EVERY_SEGMENT
+        parts, kinds = parts[1:], kinds[1:]
+    if kinds == ["Replace"] and _replaces(parts[0], " ", _MARK):
+        return Normalizer(metaspace=True, space_prefix=prefix)
+    raise refuse(f"normalizer {shown(value)}", "normalizer")
+
+
+def read_pre_tokenizer(value: object) -> Splitter:
+    """The splitting stages; every part must be one that a scanner reproduces."""
+    parts = _flatten(value, "pretokenizers", "pre_tokenizer")
+    stages: list[Stage] = []
+    byte_level = False
+    metaspace = False
+    prefix = SpacePrefix.NEVER
+    for i, part in enumerate(parts):
+        kind = part.get("type")
+        if metaspace:
+            raise refuse(f"{shown(kind)} behind Metaspace", "pre_tokenizer")
+        if kind == "ByteLevel" and not byte_level:
+            byte_level = True
+            if flag(part.get("add_prefix_space", True), "pre_tokenizer.add_prefix_space"):
+                if i > 0:
+                    raise refuse("ByteLevel with add_prefix_space behind another part", "pre_tokenizer")
+                prefix = SpacePrefix.EVERY_SEGMENT
+            if flag(part.get("use_regex", True), "pre_tokenizer.use_regex"):
+                stages.append(Stage.GPT2)
+        elif kind == "Metaspace" and i == 0:
+            metaspace = True
+            prefix = _metaspace_prefix(part)
+            if flag(part.get("split", True), "pre_tokenizer.split"):
+                stages.append(Stage.SPACE_EACH)
+        else:
+            stage = _stage(part)
+            if byte_level and stage not in _BEHIND_BYTES:
+                raise refuse(f"{shown(kind)} behind ByteLevel", "pre_tokenizer")
+            stages.append(_BEHIND_BYTES[stage] if byte_level else stage)
+    return Splitter(tuple(stages), byte_level, metaspace, prefix)
+
+
+def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
+    if part.get("replacement", _MARK) != _MARK:
+        raise refuse(f"Metaspace with {shown(part['replacement'])}", "pre_tokenizer")
+    scheme = part.get("prepend_scheme")
+    if scheme is None:
+        scheme = "always" if part.get("add_prefix_space", True) else "never"
+    schemes = {"always": SpacePrefix.EVERY_SEGMENT, "first": SpacePrefix.TEXT_START, "never": SpacePrefix.NEVER}
+    if scheme not in schemes:
+        raise TokenizerError(f"pre_tokenizer.prepend_scheme: {shown(scheme)} is none of always, first, never")
+    return schemes[scheme]
+
+
+def _stage(part: dict[str, Any]) -> Stage:
+    kind = part.get("type")
+    if kind == "Digits":
+        each = flag(part.get("individual_digits", False), "pre_tokenizer.individual_digits")
+        return Stage.DIGITS_EACH if each else Stage.DIGIT_RUNS
+    if kind == "Punctuation" and part.get("behavior") == "Contiguous":
+        return Stage.PUNCTUATION
+    if kind == "Split":
+        pattern = obj(part.get("pattern"), "pre_tokenizer.pattern")
+        regex = pattern.get("Regex")
+        stage = STAGE_OF_REGEX.get(regex) if isinstance(regex, str) else None
+        inverted = flag(part.get("invert", False), "pre_tokenizer.invert")
+        # All but the digit pattern match the whole text, so removing what doesn't match removes nothing.
+        whole = (part.get("behavior"), inverted) in (("Isolated", False), ("Removed", True))
+        if stage is None or not (whole if stage != Stage.THREE_DIGITS else (whole and not inverted)):
+            raise refuse(f"pre-tokenizer pattern {shown(pattern)} ({shown(part.get('behavior'))})", "pre_tokenizer")
+        return stage
+    raise refuse(f"pre-tokenizer {shown(kind)}", "pre_tokenizer")
+
+
+def read_decoder(value: object) -> Decoder:
+    """ByteLevel, Metaspace, or the sequence that undoes SentencePiece's normalizer."""
+    parts = _flatten(value, "decoders", "decoder")
+    kinds = [part.get("type") for part in parts]
+    if kinds == ["ByteLevel"]:
+        return Decoder(byte_level=True)
+    if kinds == ["Metaspace"]:
+        return Decoder(strip_prefix=_metaspace_prefix(parts[0]) != SpacePrefix.NEVER)
+    if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and _replaces(parts[0], _MARK, " "):
+        rest = [[part.get(name) for name in ("type", "content", "start", "stop")] for part in parts[3:]]
+        if rest in ([], [["Strip", " ", 1, 0]]):
+            return Decoder(strip_prefix=bool(rest))
+    raise refuse(f"decoder {shown(value)}", "decoder")
+
+
+def read_post_processor(value: object, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that go before and after a single text."""
+    before: list[int] = []
+    after: list[int] = []
+    for part in _flatten(value, "processors", "post_processor"):
+        kind = part.get("type")
+        if kind == "ByteLevel":  # trims offsets; ids stay
+            continue
+        if kind in ("BertProcessing", "RobertaProcessing"):
+            first, last = _named_id(part.get("cls")), _named_id(part.get("sep"))
+            before, after = [first, *before], [*after, last]
+        elif kind == "TemplateProcessing":
+            first_ids, last_ids = _template(part)
+            before, after = [*first_ids, *before], [*after, *last_ids]
+        else:
+            raise refuse(f"post-processor {shown(kind)}", "post_processor")
+    for at in before + after:
+        if at >= size:
+            raise TokenizerError(f"post_processor: id {at} is not in the vocabulary of {size}")
+    return tuple(before), tuple(after)
+
+
+def _named_id(value: object) -> int:
+    pair = array(value, "post_processor")
+    if len(pair) != 2:
+        raise TokenizerError(f"post_processor: must be a token and its id, found {shown(value)}")
+    return token_id(pair[1], "post_processor")
+
+
+def _template(part: dict[str, Any]) -> tuple[list[int], list[int]]:
+    special = obj(part.get("special_tokens"), "post_processor.special_tokens")
+    sides: tuple[list[int], list[int]] = ([], [])
+    seen_text = 0
+    for item in array(part.get("single"), "post_processor.single"):
+        piece = obj(item, "post_processor.single")
+        if "Sequence" in piece:
+            seen_text += 1
+            continue
+        name = obj(piece.get("SpecialToken"), "post_processor.single").get("id")
+        if name not in special:
+            raise TokenizerError(f"post_processor: {shown(name)} is not among its special tokens")
+        ids = array(obj(special[name], "post_processor.special_tokens").get("ids"), "post_processor.ids")
+        sides[min(seen_text, 1)].extend(token_id(at, "post_processor.ids") for at in ids)
+    if seen_text != 1:
+        raise refuse(f"a template with the text {seen_text} times", "post_processor")
+    return sides

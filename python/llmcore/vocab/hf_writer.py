@@ -1,0 +1,140 @@
+"""VocabSpec -> tokenizer.json that Hugging Face tokenizers reads to the same ids."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore.vocab.hf import show_token
+from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
+from llmcore.vocab.spec import Kind, SpacePrefix, VocabSpec
+
+_MARK = "\u2581"
+
+
+def to_json(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> str:
+    """The text of the file. `merges`: the core's rules, uint32 [n, 3], which a vocabulary of ranks lacks."""
+    return json.dumps(to_dict(spec, merges), ensure_ascii=False, indent=2)
+
+
+def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
+    """The file as an object."""
+    names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
+    model_vocab = {name: at for at, name in names.items()}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": t.id,
+                "content": t.content,
+                "single_word": t.single_word,
+                "lstrip": t.lstrip,
+                "rstrip": t.rstrip,
+                "normalized": t.normalized,
+                "special": t.special,
+            }
+            for t in sorted(spec.added, key=lambda t: t.id)
+        ],
+        "normalizer": _normalizer(spec),
+        "pre_tokenizer": _pre_tokenizer(spec),
+        "post_processor": _post_processor(spec, names),
+        "decoder": _decoder(spec),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None if spec.unk_id is None else names[spec.unk_id],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": spec.fuse_unk and spec.unk_id is not None,
+            "byte_fallback": Kind.BYTE in spec.kinds,
+            "ignore_merges": spec.whole_words,
+            "vocab": model_vocab,
+            "merges": [[names[int(a)], names[int(b)]] for a, b, _ in merges],
+        },
+    }
+
+
+def _normalizer(spec: VocabSpec) -> dict[str, Any] | None:
+    if spec.nfc:
+        return {"type": "NFC"}
+    if not spec.prefix_before_added:
+        return None
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
+    if spec.space_prefix == SpacePrefix.NEVER:
+        return replace
+    return {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": _MARK}, replace]}
+
+
+def _byte_level(prefix: bool, use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
+    if not spec.byte_level:
+        if spec.prefix_before_added or not spec.metaspace:
+            return None
+        schemes = {SpacePrefix.NEVER: "never", SpacePrefix.EVERY_SEGMENT: "always", SpacePrefix.TEXT_START: "first"}
+        split = spec.stages == (Stage.SPACE_EACH,)
+        return {
+            "type": "Metaspace",
+            "replacement": _MARK,
+            "prepend_scheme": schemes[spec.space_prefix],
+            "split": split,
+        }
+    prefix = spec.space_prefix == SpacePrefix.EVERY_SEGMENT
+    if spec.stages == (Stage.GPT2,):
+        return _byte_level(prefix, use_regex=True)
+    if not spec.stages:
+        return _byte_level(prefix, use_regex=False)
+    # Stages on bytes were read from behind ByteLevel and go back there.
+    on_bytes = {Stage.BYTE_DIGIT_RUNS, Stage.BYTE_DIGITS_EACH}
+    cut = next((i for i, stage in enumerate(spec.stages) if stage in on_bytes), len(spec.stages))
+    parts = [_part(s) for s in spec.stages[:cut]] + [_byte_level(prefix, False)] + [_part(s) for s in spec.stages[cut:]]
+    return {"type": "Sequence", "pretokenizers": parts}
+
+
+def _part(stage: Stage) -> dict[str, Any]:
+    if stage in REGEX_OF_STAGE:
+        pattern = {"Regex": REGEX_OF_STAGE[stage]}
+        return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    if stage == Stage.PUNCTUATION:
+        return {"type": "Punctuation", "behavior": "Contiguous"}
+    return {"type": "Digits", "individual_digits": stage in (Stage.DIGITS_EACH, Stage.BYTE_DIGITS_EACH)}
+
+
+def _post_processor(spec: VocabSpec, names: dict[int, str]) -> dict[str, Any] | None:
+    around = [*spec.prefix_ids, *spec.suffix_ids]
+    if not around:
+        return _byte_level(False, True) if spec.byte_level else None
+
+    def token(at: int, type_id: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": names[at], "type_id": type_id}}
+
+    def sequence(letter: str, type_id: int) -> list[dict[str, Any]]:
+        text = {"Sequence": {"id": letter, "type_id": type_id}}
+        return [*(token(i, type_id) for i in spec.prefix_ids), text, *(token(i, type_id) for i in spec.suffix_ids)]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": sequence("A", 0) + sequence("B", 1),
+        "special_tokens": {names[at]: {"id": names[at], "ids": [at], "tokens": [names[at]]} for at in around},
+    }
+
+
+def _decoder(spec: VocabSpec) -> dict[str, Any]:
+    if spec.byte_level:
+        return _byte_level(True, True)
+    parts: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if spec.strip_prefix:
+        parts.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": parts}

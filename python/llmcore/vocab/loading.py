@@ -1,0 +1,213 @@
+"""What lies at a path -> vocabulary, special ids and chat template. Contents decide, not names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmcore.checkpoint.files import PlainFile
+from llmcore.checkpoint.strict_json import load_json, parse_json
+from llmcore.errors import LimitError, StorageError, TokenizerError, escape
+from llmcore.vocab import sentencepiece, tiktoken
+from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, obj, shown
+from llmcore.vocab.hf import from_json
+from llmcore.vocab.merges import read_vocab_and_merges
+from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.training import stages_of
+
+_log = logging.getLogger("llmcore")
+_CONFIG_LIMIT_BYTES = 1 << 24
+_MODEL_LIMIT_BYTES = 1 << 26
+# Tried in this order; the first that is there is the vocabulary.
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_BOS_NAMES = ("<s>", "<|begin_of_text|>")
+_EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|end|>")
+
+
+@dataclass
+class Parts:
+    """What `Tokenizer.load` is made of."""
+
+    spec: VocabSpec
+    bos_id: int | None = None
+    eos_ids: list[int] = field(default_factory=list)
+
+
+def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
+    """The parts of the tokenizer at `path`, a folder or a file. Raises TokenizerError, LimitError, StorageError."""
+    where = Path(path)
+    if where.is_dir():
+        return _load_folder(where, pattern)
+    if not where.exists():
+        raise TokenizerError(f"{escape(path, 200)[1:-1]}: no such file or folder")
+    spec = _load_file(where, pattern, {})
+    return Parts(spec, *_guess_ids(spec))
+
+
+def _load_folder(folder: Path, pattern: str | None) -> Parts:
+    config = _config(folder / "tokenizer_config.json")
+    names = [name for name in _FILES if (folder / name).is_file()]
+    names += sorted(p.name for p in folder.glob("*.tiktoken"))
+    if not names:
+        raise TokenizerError(
+            f"{escape(folder, 200)[1:-1]}: no tokenizer here; looked for {', '.join(_FILES)} and *.tiktoken"
+        )
+    spec = _load_file(folder / names[0], pattern, config)
+    if names[0] != "tokenizer.json":
+        spec = _add_config_tokens(spec, config, folder)
+    bos_id, eos_ids = _configured_ids(spec, config, folder)
+    return Parts(spec, bos_id, eos_ids)
+
+
+def _load_file(path: Path, pattern: str | None, config: dict[str, Any]) -> VocabSpec:
+    """The vocabulary in one file, told by what it begins with."""
+    with PlainFile(path) as file:
+        head = bytes(file.read(min(file.size, 1 << 10), 0))
+        size = file.size
+        limit = JSON_LIMIT_BYTES if head.lstrip()[:1] == b"{" else _MODEL_LIMIT_BYTES
+        if size > limit:
+            raise LimitError(f"{escape(path, 200)[1:-1]}: {size} bytes; at most {limit} are read")
+        data = bytes(file.read(size, 0))
+    if head[:4] == b"GGUF":
+        raise TokenizerError(f"{escape(path, 200)[1:-1]}: a tokenizer inside of a GGUF file can't be read yet")
+    try:
+        return _parse(data, path, pattern, config)
+    except (TokenizerError, LimitError) as error:
+        raise type(error)(f"{escape(path.name, 200)[1:-1]}: {error}") from None
+
+
+def _parse(data: bytes, path: Path, pattern: str | None, config: dict[str, Any]) -> VocabSpec:
+    if tiktoken.looks_like_ranks(data[:1024]):
+        return _ranks(data, path, pattern)
+    if pattern is not None:
+        raise TokenizerError("pattern= is for rank files; this file says itself how text is split")
+    if data.lstrip()[:1] in (b"{", b"[") or data.startswith(b"\xef\xbb\xbf"):
+        root = obj(parse_json(data, max_keys=MAX_KEYS, max_items=MAX_ITEMS, error=TokenizerError), "the file")
+        if isinstance(root.get("model"), dict) or not (root and all(type(at) is int for at in root.values())):
+            return from_json(root)
+        return read_vocab_and_merges(root, path)
+    return sentencepiece.read_model(data, config)
+
+
+def _ranks(data: bytes, path: Path, pattern: str | None) -> VocabSpec:
+    name = tiktoken.identify(data)
+    if name is None and pattern is None:
+        stem = path.name.split(".")[0].removesuffix("_base")
+        name = stem if path.suffix == ".tiktoken" and stem in tiktoken.ENCODINGS else None
+    ranks = tiktoken.read_ranks(data)
+    if name is None and pattern is None:
+        raise TokenizerError("not a rank file of a known vocabulary: say pattern= (gpt2, cl100k, llama3, qwen2, o200k)")
+    known = tiktoken.ENCODINGS[name] if name is not None else None
+    stage = stages_of(pattern)[0] if pattern is not None else known.stage if known is not None else None
+    if stage is None:
+        raise TokenizerError("a rank file needs a pattern")
+    spec = tiktoken.spec_of_ranks(ranks, stage, {} if known is None else known.special)
+    if name == "llama3":
+        return spec.changed(prefix_ids=(128000,))
+    return spec
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    return obj(load_json(path, limit_bytes=_CONFIG_LIMIT_BYTES, error=TokenizerError), path.name)
+
+
+def _token_text(value: object) -> str | None:
+    """A special token of a config: a string, or an object with its content."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _flags(entry: object) -> dict[str, bool]:
+    if not isinstance(entry, dict):
+        return {}
+    known = ("special", "single_word", "lstrip", "rstrip", "normalized")
+    return {name: entry[name] for name in known if isinstance(entry.get(name), bool)}
+
+
+def _add_config_tokens(spec: VocabSpec, config: dict[str, Any], folder: Path) -> VocabSpec:
+    """The added tokens that stand beside a vocabulary which has no place for them itself."""
+    wanted: dict[str, tuple[int, dict[str, bool]]] = {}
+    for name, at in _config(folder / "added_tokens.json").items():
+        wanted[name] = (_checked_id(at, "added_tokens.json"), {"special": False})
+    decoder = config.get("added_tokens_decoder", {})
+    for key, entry in obj(decoder, "added_tokens_decoder").items():
+        content = _token_text(entry)
+        if content and key.isdecimal():
+            wanted[content] = (_checked_id(int(key), "added_tokens_decoder"), {"special": False, **_flags(entry)})
+    present = {t.content: t for t in spec.added}
+    tokens, kinds, names = list(spec.tokens), bytearray(spec.kinds), dict(spec.names)
+    for content, (at, flags) in wanted.items():
+        if not content or len(content) > 1024:
+            raise LimitError(f"added token {shown(content)}: must have 1 to 1024 characters")
+        if at >= len(tokens):
+            if at > len(tokens) + (1 << 16):
+                raise LimitError(f"added token {shown(content)}: id {at} is out of proportion to {len(tokens)} tokens")
+            kinds += bytes(at + 1 - len(tokens))
+            tokens += [b""] * (at + 1 - len(tokens))
+        if kinds[at] != Kind.GAP and names.get(at, tokens[at].decode("utf-8", "replace")) != content:
+            raise TokenizerError(f"added token {shown(content)}: id {at} is another token's")
+        token = AddedToken(content, at, **{"special": True, **flags})
+        present[content] = token
+        if token.control or kinds[at] == Kind.GAP:
+            tokens[at], kinds[at], names[at] = content.encode(), Kind.ADDED, content
+    return spec.changed(tokens=tokens, kinds=kinds, names=names, added=tuple(present.values()))
+
+
+def _checked_id(value: object, where: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 24:
+        raise TokenizerError(f"{where}: an id must be an integer from 0 to 2^24 - 1, found {shown(value)}")
+    return value
+
+
+def _ids_by_name(spec: VocabSpec) -> dict[str, int]:
+    return {t.content: t.id for t in spec.added} | {name: at for at, name in spec.names.items()}
+
+
+def _guess_ids(spec: VocabSpec) -> tuple[int | None, list[int]]:
+    """BOS and EOS of a file that stands alone: the template's first token, and the usual names."""
+    by_name = _ids_by_name(spec)
+    bos = next((by_name[name] for name in _BOS_NAMES if name in by_name), None)
+    if spec.prefix_ids:
+        bos = spec.prefix_ids[0]
+    eos = next((by_name[name] for name in _EOS_NAMES if name in by_name), None)
+    return bos, [] if eos is None else [eos]
+
+
+def _configured_ids(spec: VocabSpec, config: dict[str, Any], folder: Path) -> tuple[int | None, list[int]]:
+    """BOS from tokenizer_config.json, EOS from generation_config.json and then tokenizer_config.json."""
+    by_name = _ids_by_name(spec)
+    named = _special_map(config, folder)
+    bos, eos = _guess_ids(spec)
+    if "bos_token" in named:
+        found = by_name.get(named["bos_token"])
+        if spec.prefix_ids and found is not None and found not in spec.prefix_ids:
+            _log.warning(
+                "tokenizer_config.json says BOS is %d, but %d is what tokenizer.json puts before a text, and so do we",
+                found,
+                spec.prefix_ids[0],
+            )
+        bos = found if found is not None else bos
+    elif "bos_token" in config and not spec.prefix_ids:
+        bos = None
+    if "eos_token" in named and named["eos_token"] in by_name:
+        eos = [by_name[named["eos_token"]]]
+    generation = _config(folder / "generation_config.json").get("eos_token_id")
+    listed = generation if isinstance(generation, list) else [generation]
+    ids = [at for at in listed if type(at) is int and 0 <= at < len(spec.tokens)]
+    return bos, ids + [at for at in eos if at not in ids]
+
+
+def _special_map(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Names of bos_token, eos_token and the like; tokenizer_config.json wins over special_tokens_map.json."""
+    merged = {**_config(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
+    named = {key: _token_text(value) for key, value in merged.items() if key.endswith("_token")}
+    return {key: value for key, value in named.items() if value is not None}
+
+
+__all__ = ["Parts", "StorageError", "load_parts"]

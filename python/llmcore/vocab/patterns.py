@@ -1,0 +1,78 @@
+"""The pre-tokenisers llmcore has a scanner for, and the regular expressions they are recognised by.
+
+A pattern counts as known only when its text is exactly one of these: two expressions that look alike can split the
+last space of a text differently, and then every id after it is another.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Stage(IntEnum):
+    """One splitting stage; the values are those of `Pattern` in csrc/tokenizer/scan.h."""
+
+    NONE = 0
+    GPT2 = 1
+    CL100K = 2
+    LLAMA3 = 3
+    QWEN2 = 4
+    O200K = 5
+    DIGIT_RUNS = 6
+    DIGITS_EACH = 7
+    PUNCTUATION = 8
+    THREE_DIGITS = 9
+    SPACE_RUNS = 10
+    SPACE_EACH = 11
+    BYTE_DIGIT_RUNS = 12
+    BYTE_DIGITS_EACH = 13
+
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_REGEX = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
+CL100K_REGEX = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+O200K_REGEX = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Regular expression -> its stage.
+STAGE_OF_REGEX = {
+    GPT2_REGEX: Stage.GPT2,
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": Stage.GPT2,
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": Stage.GPT2,
+    LLAMA3_REGEX: Stage.LLAMA3,
+    QWEN2_REGEX: Stage.QWEN2,
+    CL100K_REGEX: Stage.CL100K,
+    O200K_REGEX: Stage.O200K,
+    r"[0-9][0-9][0-9]": Stage.THREE_DIGITS,
+}
+
+# Name in the API -> its stage (None: no splitting) and the expression a saved tokenizer.json carries.
+STAGE_OF_NAME = {
+    "gpt2": Stage.GPT2,
+    "r50k": Stage.GPT2,
+    "p50k": Stage.GPT2,
+    "cl100k": Stage.CL100K,
+    "llama3": Stage.LLAMA3,
+    "qwen2": Stage.QWEN2,
+    "o200k": Stage.O200K,
+}
+REGEX_OF_STAGE = {
+    Stage.GPT2: GPT2_REGEX,
+    Stage.CL100K: CL100K_REGEX,
+    Stage.LLAMA3: LLAMA3_REGEX,
+    Stage.QWEN2: QWEN2_REGEX,
+    Stage.O200K: O200K_REGEX,
+    Stage.THREE_DIGITS: r"[0-9][0-9][0-9]",
+}

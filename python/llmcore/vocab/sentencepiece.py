@@ -1,0 +1,196 @@
+"""tokenizer.model of SentencePiece (a protobuf message) -> VocabSpec, for BPE models without a character map.
+
+Source: sentencepiece_model.proto. The reader is bounded: one level of nesting, no recursion, every length checked.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from llmcore.errors import LimitError, TokenizerError
+from llmcore.vocab.bpe_model import BYTE_NAMES, space_stage
+from llmcore.vocab.fields import refuse, shown
+from llmcore.vocab.spec import NO_ID, AddedToken, Kind, SpacePrefix, VocabSpec
+
+_MAX_PIECES = 1 << 20
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise TokenizerError(f"SentencePiece model: a number at byte {at} is cut off or too long")
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
+    """(field number, wire type, value) of one message; bytes for lengths and fixed words, int for varints."""
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if number == 0:
+            raise TokenizerError(f"SentencePiece model: field number 0 at byte {start}")
+        if wire == _VARINT:
+            value: Any
+            value, at = _varint(data, at)
+        elif wire in (_BYTES, _FIXED64, _FIXED32):
+            size, at = _varint(data, at) if wire == _BYTES else (8 if wire == _FIXED64 else 4, at)
+            if size > len(data) - at:
+                raise TokenizerError(f"SentencePiece model: {size} bytes at byte {at} reach beyond the end")
+            value = data[at : at + size]
+            at += size
+        else:
+            raise TokenizerError(f"SentencePiece model: wire type {wire} at byte {start}")
+        yield number, wire, value
+
+
+def _message(data: bytes, types: dict[int, int]) -> dict[int, Any]:
+    """The known fields of a message, the last of each; `types` says their wire types."""
+    found: dict[int, Any] = {}
+    for number, wire, value in _fields(data):
+        if number in types:
+            if types[number] != wire:
+                raise TokenizerError(f"SentencePiece model: field {number} has wire type {wire}, not {types[number]}")
+            found[number] = value
+    return found
+
+
+def _piece(data: bytes, at: int) -> tuple[str, float, int]:
+    fields = _message(data, {1: _BYTES, 2: _FIXED32, 3: _VARINT})
+    try:
+        text = fields.get(1, b"").decode("utf-8")
+    except UnicodeDecodeError:
+        raise TokenizerError(f"SentencePiece model: piece {at} is not UTF-8") from None
+    score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
+    kind = fields.get(3, _NORMAL)
+    if not text:
+        raise TokenizerError(f"SentencePiece model: piece {at} has no text")
+    if not math.isfinite(score):
+        raise TokenizerError(f"SentencePiece model: piece {at} has the score {score}")
+    if not _NORMAL <= kind <= _BYTE:
+        raise TokenizerError(f"SentencePiece model: piece {at} has the unknown type {kind}")
+    return text, score, kind
+
+
+def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
+    """The vocabulary in the bytes of a tokenizer.model.
+
+    `config` (tokenizer_config.json) says whether BOS and EOS go around a text (`add_bos_token`: true unless said,
+    `add_eos_token`: false). Raises TokenizerError for a broken file and for what can't be reproduced exactly.
+    """
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for number, wire, value in _fields(data):
+        if number in (1, 2, 3, 5) and wire != _BYTES:
+            raise TokenizerError(f"SentencePiece model: field {number} has wire type {wire}")
+        if number == 1:
+            if len(pieces) == _MAX_PIECES:
+                raise LimitError(f"SentencePiece model: more than {_MAX_PIECES} pieces")
+            pieces.append(_piece(value, len(pieces)))
+        elif number == 2:
+            trainer = _message(value, {3: _VARINT, 24: _VARINT, 35: _VARINT})
+        elif number == 3:
+            normalizer = _message(value, {2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _BYTES})
+    if not pieces:
+        raise TokenizerError("not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model with pieces")
+    _check_kind(trainer, normalizer)
+    return _spec(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
+
+
+def _check_kind(trainer: dict[int, Any], normalizer: dict[int, Any]) -> None:
+    where = "SentencePiece model"
+    kind = trainer.get(3, 1)
+    if kind != 2:
+        raise refuse(f"model type {_MODEL_TYPES.get(kind, kind)}", where)
+    if trainer.get(24):
+        raise refuse("treat_whitespace_as_suffix", where)
+    if normalizer.get(2) or normalizer.get(6):
+        raise refuse("a normaliser with a character map (NFKC and the like)", where)
+    if normalizer.get(4, 1):
+        raise refuse("remove_extra_whitespaces", where)
+    if not normalizer.get(5, 1):
+        raise refuse("escape_whitespaces=false", where)
+
+
+def _spec(
+    pieces: list[tuple[str, float, int]], byte_fallback: bool, dummy_prefix: bool, config: dict[str, Any]
+) -> VocabSpec:
+    size = len(pieces)
+    tokens, kinds = [b""] * size, bytearray(size)
+    names: dict[int, str] = {}
+    added: list[AddedToken] = []
+    byte_ids = [NO_ID] * 256
+    unknown: list[int] = []
+    by_text: dict[str, int] = {}
+    for at, (text, _, kind) in enumerate(pieces):
+        if text in by_text:
+            raise TokenizerError(f"SentencePiece model: piece {at} {shown(text)} is piece {by_text[text]} again")
+        by_text[text] = at
+        if kind == _NORMAL:
+            tokens[at], kinds[at] = text.replace("\u2581", " ").encode(), Kind.NORMAL
+            continue
+        names[at] = text
+        tokens[at], kinds[at] = text.encode(), Kind.ADDED
+        if kind == _BYTE:
+            if text not in BYTE_NAMES:
+                raise TokenizerError(f"SentencePiece model: byte piece {at} is {shown(text)}, not <0x00> to <0xFF>")
+            byte = BYTE_NAMES.index(text)
+            tokens[at], kinds[at], byte_ids[byte] = bytes([byte]), Kind.BYTE, at
+        elif kind == _UNKNOWN:
+            unknown.append(at)
+        elif kind == _CONTROL:
+            added.append(AddedToken(text, at))
+        elif kind == _USER_DEFINED:
+            tokens[at] = text.replace("\u2581", " ").encode()
+            added.append(AddedToken(text.replace("\u2581", " "), at, special=False, normalized=True))
+        else:
+            raise refuse(f"the unused piece {at}", "SentencePiece model")
+    if len(unknown) != 1:
+        raise TokenizerError(f"SentencePiece model: {len(unknown)} unknown pieces, must be one")
+    if byte_fallback and NO_ID in byte_ids:
+        raise TokenizerError(f"SentencePiece model: byte fallback without piece {BYTE_NAMES[byte_ids.index(NO_ID)]}")
+    every = config.get("legacy", True) is not False
+    prefix = SpacePrefix.EVERY_SEGMENT if every else SpacePrefix.TEXT_START
+    bos, eos = by_text.get("<s>"), by_text.get("</s>")
+    return VocabSpec(
+        tokens=tokens,
+        kinds=kinds,
+        byte_ids=byte_ids if byte_fallback else [NO_ID] * 256,
+        ranks=_ranks(pieces),
+        byte_level=False,
+        unk_id=unknown[0],
+        stages=space_stage(tokens, kinds),
+        added=tuple(added),
+        names=names,
+        space_prefix=prefix if dummy_prefix else SpacePrefix.NEVER,
+        prefix_even_if_space=True,
+        prefix_before_added=True,
+        metaspace=True,
+        strip_prefix=dummy_prefix,
+        prefix_ids=(bos,) if bos is not None and config.get("add_bos_token", True) else (),
+        suffix_ids=(eos,) if eos is not None and config.get("add_eos_token", False) else (),
+    )
+
+
+def _ranks(pieces: list[tuple[str, float, int]]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """By id, the place of its score among all scores, best first; equal scores have equal places."""
+    scores = np.array([score for _, score, _ in pieces], np.float32)
+    _, places = np.unique(-scores, return_inverse=True)
+    normal = np.array([kind == _NORMAL for _, _, kind in pieces])
+    return np.where(normal, places, NO_ID).astype(np.uint32)
