@@ -1,0 +1,454 @@
+"""LLM: text or token ids in, text and token ids out, many prompts at once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from llmcore import _core
+from llmcore.errors import ArgumentError, BusyError, ClosedError, NumericError, OutOfMemoryError
+from llmcore.model import STEP_TOKENS, Model, kv_bytes_per_page, load
+from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+from llmcore.progress import Progress
+from llmcore.sampling import SamplingParams
+from llmcore.stop import StopMatcher
+
+if TYPE_CHECKING:
+    from llmcore.quantization import QuantConfig
+    from llmcore.tokenizer import DecodeStream, Tokenizer
+
+PAGE_TOKENS = 16
+DEFAULT_BATCH_SIZE = 32
+_MEMORY_SHARE = 0.5
+_FINISH = (None, "stop", "length", "error")
+_UTF8_TAIL = 4
+
+Prompt = str | Sequence[int]
+_log = logging.getLogger("llmcore")
+
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput", "StreamChunk"]
+
+
+class LLM:
+    """A model with a KV cache and a scheduler. A context manager; may be used from several threads.
+
+    path_or_model: what `llmcore.load` takes, or a Model (which stays open when the LLM is closed).
+    quantize, threads: as `llmcore.load`, for a path.
+    max_model_len: tokens of one sequence, prompt and answer (default: the model's own maximum, cut to what the KV cache
+        holds). max_batch_size: sequences that run at once (default 32); more prompts wait their turn.
+    kv_dtype: "auto" (f32 for a float32 model, else f16), "f32", "f16" or "bf16".
+    kv_cache_bytes: size of the KV cache (default: room for max_batch_size full sequences, at most half of the free
+        memory). It is planned here and never grows; the system commits its pages when they are first used.
+    seed: of requests whose SamplingParams have none (0 to 2**64 - 1).
+
+    The same model, prompt, parameters and seed give the same bits, whatever else runs beside it.
+    Raises as `llmcore.load`, and OutOfMemoryError when not even one short sequence fits.
+    """
+
+    def __init__(
+        self,
+        path_or_model: str | os.PathLike[str] | Model,
+        quantize: str | QuantConfig | None = None,
+        *,
+        max_model_len: int | None = None,
+        max_batch_size: int | None = None,
+        kv_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        for name, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
+        if kv_dtype not in ("auto", "f32", "f16", "bf16"):
+            raise ArgumentError(f"kv_dtype must be auto, f32, f16 or bf16, got {kv_dtype!r}")
+        if not 0 <= seed < 2**64:
+            raise ArgumentError(f"seed must be within [0, 2**64), got {seed}")
+        self._owns_model = not isinstance(path_or_model, Model)
+        if isinstance(path_or_model, Model):
+            if quantize is not None or threads is not None:
+                raise ArgumentError("quantize and threads belong to llmcore.load when a Model is given")
+            self.model = path_or_model
+        else:
+            self.model = load(path_or_model, quantize, threads=threads, progress=progress)
+        self.seed = seed
+        batch = max_batch_size or DEFAULT_BATCH_SIZE
+        kv = self.model.kv_dtype if kv_dtype == "auto" else kv_dtype
+        pages, length = self._plan_pages(kv, max_model_len, batch, kv_cache_bytes)
+        self.max_model_len = length
+        self.max_batch_size = batch
+        self._lock = threading.Lock()
+        self._sequences: dict[int, _Sequence] = {}
+        self._next_request = 0
+        step = max(STEP_TOKENS, batch)
+        self.model.plan(max_tokens=step, max_logit_rows=batch, max_model_len=length)
+        tokenizer = self.model.tokenizer
+        self._engine: _core.Engine | None = _core.Engine(
+            self.model.core,
+            max_model_len=length,
+            max_batch_size=batch,
+            max_step_tokens=step,
+            pages=pages,
+            kv_dtype=kv,
+            drawable=tokenizer.vocab_size if tokenizer else self.model.spec.vocab_size,
+        )
+        self._kv_bytes = self._engine.kv_bytes
+        self.model._kv_bytes += self._kv_bytes
+
+    def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int | None) -> tuple[int, int]:
+        """Pages of the KV cache, and tokens of one sequence."""
+        spec = self.model.spec
+        if max_model_len is not None and max_model_len > spec.max_position_embeddings:
+            raise ArgumentError(
+                f"max_model_len must be at most the model's {spec.max_position_embeddings} positions, got {max_model_len}"
+            )
+        length = max_model_len or spec.max_position_embeddings
+        page_bytes = kv_bytes_per_page(spec, kv)
+        available = _available_memory()
+        if budget is None:
+            budget = int(available * _MEMORY_SHARE)
+        pages = min(math.ceil(length / PAGE_TOKENS) * batch, max(budget, 0) // page_bytes)
+        if pages < 1 or (max_model_len is not None and pages * PAGE_TOKENS < length):
+            needed = page_bytes * math.ceil((max_model_len or PAGE_TOKENS) / PAGE_TOKENS)
+            raise OutOfMemoryError(
+                f"the KV cache of one sequence needs {needed:,} bytes, {budget:,} are available for it; the largest "
+                f"context that fits is {pages * PAGE_TOKENS} tokens: lower max_model_len or raise kv_cache_bytes",
+                needed=needed,
+                available=budget,
+                largest_context=pages * PAGE_TOKENS,
+            )
+        if pages * PAGE_TOKENS < length:
+            _log.info("the context is cut to %d of %d tokens: the KV cache holds no more", pages * PAGE_TOKENS, length)
+            length = pages * PAGE_TOKENS
+        return pages, length
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises TokenizerError when it has none."""
+        return self.model.require_tokenizer()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers all prompts; always a list, in their order.
+
+        prompts: a text, a list of texts, a list of token ids, or a list of such lists. params: for all, or one each.
+        Ctrl-C ends it within 200 ms; the LLM stays usable.
+        Raises ArgumentError, ContextLengthError (a prompt doesn't fit), TokenizerError (text without a tokenizer),
+        NumericError (the model's logits are broken), ClosedError.
+        """
+        work = self._requests(prompts, params)
+        requests: list[_Request] = []
+        try:
+            for prompt, one in work:
+                requests.append(self._submit(prompt, one))
+            pending = [sequence for request in requests for sequence in request.sequences]
+            with Progress(len(pending), "generating", "answers", enabled=progress) as bar:
+                while any(not sequence.done for sequence in pending):
+                    self._step(pending)
+                    bar.update(sum(sequence.done for sequence in pending))
+            return [request.result(self.model.fingerprint) for request in requests]
+        finally:
+            self._drop(requests)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Answers one prompt token by token. Leaving the loop cancels the rest. Raises as `generate`."""
+        ((ids, one),) = self._requests(prompt, params)
+        request = self._submit(ids, one)  # at once, so that errors come from this call
+
+        def chunks() -> Iterator[StreamChunk]:
+            try:
+                while True:
+                    done = all(sequence.done for sequence in request.sequences)
+                    for sequence in request.sequences:
+                        ready, sequence.chunks = sequence.chunks, []
+                        yield from ready
+                    if done:
+                        request.raise_error()
+                        return
+                    self._step(request.sequences)
+            finally:
+                self._drop([request])
+
+        return chunks()
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_kwargs: Any,
+    ) -> RequestOutput:
+        """Answers a conversation through the model's chat template.
+
+        messages: [{"role": "user", "content": "..."}, ...]. Raises TemplateError (no template, or it failed), and as
+        `generate`.
+        """
+        ids = self.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=True, **template_kwargs
+        )
+        return self.generate(cast(Sequence[int], ids), params)[0]
+
+    def stats(self) -> dict[str, int]:
+        """kv_pages_total, kv_pages_free, requests_running, requests_waiting, preemptions, steps, generated_tokens."""
+        return self._require_engine().stats()
+
+    def close(self) -> None:
+        """Gives the KV cache back, and the model unless it was given as a Model. Raises BusyError while requests run."""
+        if self._engine is None:
+            return
+        with self._lock:
+            if self._sequences:
+                raise BusyError(f"{len(self._sequences)} requests are running: finish or leave them before close()")
+            self._engine = None
+        self.model._kv_bytes -= self._kv_bytes
+        if self._owns_model:
+            self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an LLM holds native memory and can't be pickled or copied; make it again from its path")
+
+    def _require_engine(self) -> _core.Engine:
+        if self._engine is None:
+            raise ClosedError("the LLM was closed")
+        return self._engine
+
+    def _requests(self, prompts: Any, params: Any) -> list[tuple[Prompt, SamplingParams]]:
+        self._require_engine()
+        if isinstance(prompts, str):
+            several: list[Prompt] = [prompts]
+        else:
+            if not isinstance(prompts, Sequence) and not hasattr(prompts, "__array__"):
+                raise TypeError(f"prompts must be text, token ids or a list of these, got {type(prompts).__name__}")
+            prompts = list(prompts)
+            flat = (
+                len(prompts) > 0 and not isinstance(prompts[0], str | Sequence) and not hasattr(prompts[0], "__len__")
+            )
+            several = [prompts] if flat else prompts
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or SamplingParams()] * len(several)
+        else:
+            each = list(params)
+            if len(each) != len(several):
+                raise ArgumentError(
+                    f"params must be one, or one for each of the {len(several)} prompts: got {len(each)}"
+                )
+        return list(zip(several, each, strict=True))
+
+    def _submit(self, prompt: Prompt, params: SamplingParams) -> _Request:
+        start = time.perf_counter()
+        engine, model = self._require_engine(), self.model
+        tokenizer = model.tokenizer
+        eos = set(model.spec.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
+        params = params.resolve(model.generation_config, eos, model.spec.vocab_size)
+        if params.stop and tokenizer is None:
+            raise ArgumentError("stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
+        text = prompt if isinstance(prompt, str) else None
+        ids = model.require_tokenizer().encode(text) if text is not None else [_token_id(i) for i in prompt]
+        request = _Request(text, ids, params, start)
+        seed = self.seed if params.seed is None else params.seed
+        with self._lock:
+            self._next_request += 1
+            request.request_id = self._next_request
+            for index in range(params.n):
+                handle = engine.submit(ids, _native_params(params, seed, index))
+                sequence = _Sequence(handle, index, params, tokenizer, ids, eos)
+                request.sequences.append(sequence)
+                self._sequences[handle] = sequence
+        return request
+
+    def _step(self, mine: Sequence[_Sequence]) -> None:
+        """One step of the engine, for everyone's requests; nothing if another thread has just finished `mine`."""
+        with self._lock:
+            if all(sequence.done for sequence in mine):
+                return
+            engine = self._require_engine()
+            for handle, token, logprob, top, finish, error in engine.step():
+                sequence = self._sequences.get(handle)
+                if sequence is None:
+                    continue
+                sequence.take(token, logprob, top, _FINISH[finish], error)
+                if sequence.done:
+                    engine.cancel(handle)
+                    del self._sequences[handle]
+
+    def _drop(self, requests: Sequence[_Request]) -> None:
+        """Cancels what is still running of `requests`."""
+        if all(sequence.done for request in requests for sequence in request.sequences) or self._engine is None:
+            return
+        with self._lock:
+            for request in requests:
+                for sequence in request.sequences:
+                    if self._sequences.pop(sequence.handle, None) is not None:
+                        self._engine.cancel(sequence.handle)
+                        sequence.done = True
+
+
+class _Request:
+    """A prompt with its `n` sequences."""
+
+    def __init__(self, prompt: str | None, ids: list[int], params: SamplingParams, start: float) -> None:
+        self.request_id = 0
+        self.prompt = prompt
+        self.ids = ids
+        self.params = params
+        self.start = start
+        self.sequences: list[_Sequence] = []
+
+    def raise_error(self) -> None:
+        for sequence in self.sequences:
+            if sequence.error:
+                raise NumericError(sequence.error)
+
+    def result(self, fingerprint: str) -> RequestOutput:
+        self.raise_error()
+        outputs = [sequence.output for sequence in self.sequences]
+        first = self.sequences[0]
+        tokens = len(first.output.token_ids)
+        metrics = RequestMetrics(
+            queue_time=0.0,
+            time_to_first_token=first.first_time - self.start,
+            time_per_token=(first.last_time - first.first_time) / (tokens - 1) if tokens > 1 else 0.0,
+        )
+        text = repr((fingerprint, self.ids, self.params, [output.token_ids for output in outputs]))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return RequestOutput(self.request_id, self.prompt, self.ids, outputs, metrics, digest)
+
+
+class _Sequence:
+    """One answer as it grows: its text, its stop strings, its log-probabilities."""
+
+    def __init__(
+        self,
+        handle: int,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        prompt: Sequence[int],
+        eos: set[int],
+    ) -> None:
+        self.handle = handle
+        self.output = CompletionOutput(index=index)
+        self.done = False
+        self.error: str | None = None
+        self.chunks: list[StreamChunk] = []
+        self.first_time = self.last_time = 0.0
+        self._params = params
+        self._eos = eos
+        self._ends = frozenset(params.stop_token_ids or ())
+        self._tokenizer = tokenizer
+        self._decoder: DecodeStream | None = None
+        if tokenizer is not None:
+            self._decoder = tokenizer.decode_stream(params.skip_special_tokens)
+            # The prompt may end inside a character, or mean that the answer's first space is a real one.
+            for token in prompt[-_UTF8_TAIL:]:
+                self._decoder.step(token)
+        stops = cast(Sequence[str], params.stop or ())
+        self._stop = StopMatcher(stops, include=params.include_stop_str_in_output)
+        if params.logprobs is not None:
+            self.output.logprobs = []
+            self.output.cumulative_logprob = 0.0
+
+    def take(self, token: int, logprob: float, top: list[tuple[int, float]], finish: str | None, error: str) -> None:
+        """The next token, from the engine."""
+        self.last_time = time.perf_counter()
+        self.first_time = self.first_time or self.last_time
+        if finish == "error":
+            self.error, self.done, self.output.finish_reason = error, True, "abort"
+            return
+        output = self.output
+        output.token_ids.append(token)
+        if output.logprobs is not None:
+            self._note_logprob(token, logprob, top)
+        ended = token in self._ends and finish == "stop"
+        text = ""
+        if self._decoder is not None and not (ended and self._params.skip_special_tokens and token in self._eos):
+            enough = len(output.token_ids) >= (self._params.min_tokens or 0)
+            text = self._stop.push(self._decoder.step(token), can_stop=enough)
+        if self._stop.matched is not None:
+            finish, output.stop_reason = "stop", self._stop.matched
+        elif ended and token not in self._eos:
+            output.stop_reason = token
+        if finish is not None:
+            self.done = True
+            if self._decoder is not None and self._stop.matched is None:
+                text += self._stop.push(self._decoder.finish()) + self._stop.finish()
+        output.text += text
+        output.finish_reason = finish
+        shown = logprob if self._params.logprobs is not None else None
+        self.chunks.append(StreamChunk(text, token, shown, finish, output.index))
+
+    def _note_logprob(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
+        ranked = {id: Logprob(value, rank, self._piece(id)) for rank, (id, value) in enumerate(top, 1)}
+        if token not in ranked:
+            ranked[token] = Logprob(logprob, None, self._piece(token))
+        assert self.output.logprobs is not None
+        self.output.logprobs.append(ranked)
+        self.output.cumulative_logprob = (self.output.cumulative_logprob or 0.0) + logprob
+
+    def _piece(self, token: int) -> str | None:
+        if self._tokenizer is None or token >= self._tokenizer.vocab_size:
+            return None
+        return self._tokenizer.decode([token])
+
+
+def _native_params(params: SamplingParams, seed: int, index: int) -> dict[str, object]:
+    return {
+        "sequence": index,
+        "max_tokens": params.max_tokens,
+        "min_tokens": params.min_tokens,
+        "stop_ids": list(params.stop_token_ids or ()),
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "seed": seed,
+        "logprobs": -1 if params.logprobs is None else params.logprobs,
+        "logit_bias": list((params.logit_bias or {}).items()),
+        "allowed_token_ids": list(params.allowed_token_ids or ()),
+    }
+
+
+def _token_id(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"token ids must be integers, got {type(value).__name__}")
+    token = int(value.__index__())
+    if not 0 <= token < 2**31:
+        raise ArgumentError(f"token ids must be within [0, 2**31), got {token}")
+    return token
+
+
+def _available_memory() -> int:
+    """Bytes that can be had without swapping; a guess of 4 GiB where the system doesn't say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

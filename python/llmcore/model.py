@@ -1,0 +1,515 @@
+"""Models: a checkpoint packed into native memory, its logits and activations."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore import _core, quantization
+from llmcore.errors import ArgumentError, ClosedError, NumericError, TokenizerError, escape
+from llmcore.models.spec import DecoderSpec
+from llmcore.progress import Progress
+from llmcore.quantization import MatrixFormat, QuantConfig
+
+if TYPE_CHECKING:
+    from llmcore.models.binding import Binding, BoundSlot
+    from llmcore.tokenizer import Tokenizer
+
+STEP_TOKENS = 256
+"""Tokens of one forward step; longer prompts are prefilled in chunks of this size. No result depends on it."""
+_LOGIT_ROWS = 16
+_CHUNK_BYTES = 32 << 20
+_KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+
+_log = logging.getLogger("llmcore")
+
+Ids = Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes that a model needs, known before anything is loaded."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.activations
+
+
+class Model:
+    """Weights in native memory, with the tokenizer of their checkpoint. Made by `llmcore.load`; a context manager.
+
+    Attributes: `spec` (DecoderSpec), `tokenizer` (None when the checkpoint has none: token ids still work),
+    `generation_config` (defaults for sampling), `fingerprint` (hex; names the checkpoint, the recipe and so the bits).
+    """
+
+    def __init__(
+        self,
+        core: _core.Model,
+        spec: DecoderSpec,
+        *,
+        tokenizer: Tokenizer | None,
+        generation_config: Mapping[str, object],
+        fingerprint: str,
+        kv_dtype: str,
+        threads: int,
+    ) -> None:
+        self._core: _core.Model | None = core
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.generation_config = generation_config
+        self.fingerprint = fingerprint
+        self.threads = threads
+        self.kv_dtype = kv_dtype
+        """Type of the keys and values that `auto` means for this model: f32 for f32 weights, else f16."""
+        self._planned = (0, 0, 0)
+        self._kv_bytes = 0
+        self._capture: Capture | None = None
+
+    @property
+    def core(self) -> _core.Model:
+        """The native model. Raises ClosedError."""
+        if self._core is None:
+            raise ClosedError("the model was closed")
+        return self._core
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises TokenizerError when the checkpoint has none."""
+        if self.tokenizer is None:
+            raise TokenizerError("this checkpoint has no tokenizer files: give token ids instead of text")
+        return self.tokenizer
+
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes held now: `weights`, `kv_cache` (of the engines on this model), `activations`, `total`."""
+        usage = {
+            "weights": self.core.weight_bytes,
+            "kv_cache": self._kv_bytes,
+            "activations": self.core.activation_bytes,
+        }
+        return usage | {"total": sum(usage.values())}
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads."""
+        return self.core.bytes_per_token
+
+    def plan(self, *, max_tokens: int, max_logit_rows: int, max_model_len: int) -> None:
+        """Allocates what steps of this size need, if that is more than there is already."""
+        wanted = (max_tokens, max_logit_rows, max_model_len)
+        grown = tuple(max(a, b) for a, b in zip(wanted, self._planned, strict=True))
+        if grown != self._planned:
+            self.core.plan(*grown)
+            self._planned = (grown[0], grown[1], grown[2])
+
+    def forward(
+        self, ids: Ids, *, chunk_size: int | None = None, kv_dtype: str = "auto"
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
+        """Logits of every position.
+
+        ids: [T] or [B, T] integers, or a list of lists of unequal length. Returns float32 [T, vocab] or [B, T, vocab];
+        for unequal lengths a list of [T_i, vocab]. `chunk_size` tokens of a sequence are computed at a time (None: 256).
+        The bits of a row depend on its own sequence alone: not on the batch, the threads, the chunks or the CPU.
+
+        Raises ArgumentError (an id outside the vocabulary, no ids), ContextLengthError, ClosedError, OutOfMemoryError.
+        """
+        sequences, nested = _sequences(ids)
+        if chunk_size is not None and chunk_size < 1:
+            raise ArgumentError(f"chunk_size must be at least 1, got {chunk_size}")
+        longest = max(len(sequence) for sequence in sequences)
+        self.plan(max_tokens=STEP_TOKENS, max_logit_rows=_LOGIT_ROWS, max_model_len=longest)
+        kv = self.kv_dtype if kv_dtype == "auto" else kv_dtype
+        if self._capture is None:
+            logits = self.core.forward(sequences, kv, chunk_size or 0)
+        else:
+            logits = []
+            for sequence in sequences:  # one by one, so that rows of an activation are positions
+                self._capture._begin()
+                logits += self.core.forward([sequence], kv, chunk_size or 0, self._capture._see)
+                self._capture._end()
+        if not nested:
+            return logits[0]
+        return np.stack(logits) if len({len(sequence) for sequence in sequences}) == 1 else logits
+
+    @contextmanager
+    def capture(self, *patterns: str) -> Iterator[Capture]:
+        """Collects activations of the `forward` calls inside, by name; `*` matches any text. Costs nothing when unused.
+
+            with model.capture("layers.*.output") as acts:
+                model.forward(ids)
+            acts["layers.0.output"]      # float32 [T, hidden]; a list of them for several sequences
+
+        Names: token_embeddings, embeddings, final_norm, logits, and in `layers.{i}.`: attention_norm, qkv, rotated_qkv
+        (q scaled and, with k, normed and rotated), attention, attention_residual, mlp_norm, gate_up or up, activation,
+        output. Raises ArgumentError when captures are nested.
+        """
+        if self._capture is not None:
+            raise ArgumentError("captures can't be nested")
+        self._capture = Capture(patterns or ("*",))
+        try:
+            yield self._capture
+        finally:
+            self._capture = None
+
+    def close(self) -> None:
+        """Gives the memory back, once no LLM uses the model any more. Any later call raises ClosedError."""
+        self._core = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._core is None else f"{self._core.weight_bytes:,} bytes of weights"
+        return f"<llmcore.Model {self.spec.model_type}, {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Model holds native memory and can't be pickled or copied; load it again from its path")
+
+
+class Capture(dict[str, Any]):
+    """Activations by name: a float32 array [T, columns] for one sequence, a list of them for several."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        super().__init__()
+        self._patterns = patterns
+        self._parts: dict[str, list[npt.NDArray[np.float32]]] = {}
+
+    def _begin(self) -> None:
+        self._parts = {}
+
+    def _see(self, name: str, rows: npt.NDArray[np.float32]) -> None:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns):
+            self._parts.setdefault(name, []).append(rows)
+
+    def _end(self) -> None:
+        for name, parts in self._parts.items():
+            whole = np.concatenate(parts)
+            if name not in self:
+                self[name] = whole
+            elif isinstance(self[name], list):
+                self[name].append(whole)
+            else:
+                self[name] = [self[name], whole]
+
+
+def load(
+    path: str | os.PathLike[str],
+    quantize: str | QuantConfig | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    dtype: str = "auto",
+    progress: bool = True,
+    check_finite: bool = False,
+) -> Model:
+    """Loads a checkpoint: a Hugging Face folder, a name in the local Hugging Face cache, or "tiny" (built in).
+
+    quantize: None (as stored), "int8", "int4", "ternary" or a QuantConfig. A checkpoint that is already quantised keeps
+        its exact values, and can't be quantised again.
+    device: "auto" or "cpu". threads: 1 to 1024 (default: all usable cores); no result depends on it.
+    dtype: type of the float weights: "auto" (as stored), "float32", "bfloat16", "float16".
+    check_finite: look at every weight and raise NumericError for the tensor with a NaN or infinity; otherwise such a
+        model loads, and raises NumericError for the request whose logits it breaks.
+
+    Weights are read and packed a part at a time, so memory peaks at the packed size and one part; no file stays open.
+    Raises CheckpointError and its subclasses, UnsupportedModelError, TokenizerError, ArgumentError, OutOfMemoryError.
+    """
+    from llmcore.checkpoint.readers import open_checkpoint
+    from llmcore.models.binding import bind
+
+    if device not in ("auto", "cpu"):
+        raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
+    recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
+    with open_checkpoint(path) as checkpoint:
+        binding = bind(checkpoint)
+        tokenizer = _load_tokenizer(checkpoint.path, binding.spec)
+        total = sum(_parameters(slot) for slot in binding.slots.values())
+        weights: dict[str, object] = {}
+        with Progress(total, "loading", "weights", enabled=progress) as bar:
+            for name, slot in binding.slots.items():
+                weights[name] = _Packer(binding, recipe, floats, check_finite).pack(slot)
+                bar.advance(_parameters(slot))
+        fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
+        return _make(binding.spec, weights, tokenizer, checkpoint.generation_config, fingerprint, threads)
+
+
+def plan(
+    path: str | os.PathLike[str],
+    quantize: str | QuantConfig | None = None,
+    *,
+    max_model_len: int | None = None,
+    max_batch_size: int = 1,
+    dtype: str = "auto",
+) -> Plan:
+    """Bytes that loading and running a checkpoint will take, from its headers alone.
+
+    max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once.
+    Raises as `load`.
+    """
+    from llmcore.checkpoint.readers import open_checkpoint
+    from llmcore.models.binding import bind
+
+    recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
+    with open_checkpoint(path) as checkpoint:
+        binding = bind(checkpoint)
+        packer = _Packer(binding, recipe, floats, False)
+        weights = sum(packer.nbytes(slot) for slot in binding.slots.values())
+        kv_dtype = _kv_dtype({packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)})
+    spec = binding.spec
+    length = spec.max_position_embeddings if max_model_len is None else max_model_len
+    if length < 1 or max_batch_size < 1:
+        raise ArgumentError("max_model_len and max_batch_size must be at least 1")
+    return Plan(
+        weights=weights,
+        kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
+        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size),
+    )
+
+
+def kv_bytes_per_page(spec: DecoderSpec, kv_dtype: str) -> int:
+    """Bytes of the keys and values of 16 tokens over all layers."""
+    padded = math.ceil(spec.head_dim / 16) * 16
+    return spec.num_layers * spec.num_kv_heads * 16 * (spec.head_dim + padded) * _KV_BYTES[kv_dtype]
+
+
+def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *, seed: int = 0) -> Model:
+    """A model of the given shape with random weights (normal, deviation 0.02), for benchmarks. float16 or quantised."""
+    recipe = quantization.resolve(quantize)
+    pool = (np.random.default_rng(seed).standard_normal(1 << 22, np.float32) * np.float32(0.02)).astype(np.float16)
+    weights: dict[str, object] = {}
+    for name, rows, columns in _shapes(spec):
+        if columns is None:
+            weights[name] = np.ones(rows, np.float32)
+            continue
+        is_head = name in ("embedding", "lm_head")
+        wanted = recipe.of([name], is_head=is_head) if recipe else None
+        wanted = wanted or MatrixFormat(format="f16")
+        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size)
+        step = max(1, (1 << 21) // columns)
+        for row in range(0, rows, step):
+            count = min(step, rows - row) * columns
+            start = (row * 7919) % (len(pool) - min(count, len(pool) - 1))
+            values = np.resize(pool[start:], count).reshape(-1, columns)
+            matrix.set_rows(row, np.ascontiguousarray(values))
+        weights[name] = matrix
+    fingerprint = _fingerprint(f"random {seed} {asdict(spec)}", recipe, None)
+    return _make(spec, weights, None, {}, fingerprint, None)
+
+
+def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
+    hidden, up = spec.hidden_size, spec.intermediate_size * (2 if spec.gated_mlp else 1)
+    heads = spec.num_heads * spec.head_dim
+    yield "embedding", spec.vocab_size, hidden
+    if not spec.tie_word_embeddings:
+        yield "lm_head", spec.vocab_size, hidden
+    if spec.learned_positions:
+        yield "position_embedding", spec.max_position_embeddings, hidden
+    yield "final_norm", hidden, None
+    for i in range(spec.num_layers):
+        layer = f"layers.{i}."
+        yield layer + "attention_norm", hidden, None
+        yield layer + "qkv", heads + 2 * spec.num_kv_heads * spec.head_dim, hidden
+        if spec.qk_norm:
+            yield layer + "q_norm", spec.head_dim, None
+            yield layer + "k_norm", spec.head_dim, None
+        yield layer + "attention_output", hidden, heads
+        yield layer + "mlp_norm", hidden, None
+        yield layer + ("gate_up" if spec.gated_mlp else "up"), up, hidden
+        yield layer + "down", hidden, spec.intermediate_size
+
+
+class _Packer:
+    """Turns the tensors of a slot into a packed matrix or a float32 vector."""
+
+    def __init__(self, binding: Binding, recipe: QuantConfig | None, floats: str | None, check_finite: bool) -> None:
+        self.binding = binding
+        self.recipe = recipe
+        self.floats = floats
+        self.check_finite = check_finite
+
+    def is_matrix(self, slot: BoundSlot) -> bool:
+        return self.binding.spec.is_matrix(slot.slot.name)
+
+    def format(self, slot: BoundSlot) -> MatrixFormat:
+        """How a matrix slot is stored."""
+        from llmcore.checkpoint.compressed_tensors import PackedTensor
+
+        part, name = slot.parts[0], slot.slot.name
+        if isinstance(part, PackedTensor):
+            if self.recipe is not None:
+                raise ArgumentError(
+                    "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
+                )
+            group = 0 if part.group_size == part.shape[1] else part.group_size
+            return MatrixFormat(format=f"int{part.bits}", group_size=group)
+        stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
+        if self.recipe is None or name == "position_embedding":
+            return stored
+        modules = slot.slot.modules or (name,)
+        return self.recipe.of(modules, is_head=name in ("embedding", "lm_head")) or stored
+
+    def nbytes(self, slot: BoundSlot) -> int:
+        """Bytes once packed."""
+        if not self.is_matrix(slot):
+            return 4 * _parameters(slot)
+        wanted, (rows, columns) = self.format(slot), self._shape(slot)
+        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size)
+
+    def _shape(self, slot: BoundSlot) -> tuple[int, int]:
+        shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
+
+    def pack(self, slot: BoundSlot) -> object:
+        from llmcore.checkpoint.compressed_tensors import PackedTensor
+
+        if not self.is_matrix(slot):
+            vectors = [self._floats(part.read(), part.name) for part in slot.parts]  # type: ignore[union-attr]
+            return np.concatenate(vectors)
+        wanted, (rows, columns) = self.format(slot), self._shape(slot)
+        first = slot.parts[0]
+        scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
+        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales)
+        at = 0
+        for part in slot.parts:
+            if slot.slot.transpose:
+                values = part.read()  # type: ignore[union-attr]
+                self._check(values, part.name)  # type: ignore[union-attr]
+                matrix.set_rows(at, values, True)
+                at += part.shape[1]
+                continue
+            step = max(1, _CHUNK_BYTES // max(1, 4 * columns))
+            for row in range(0, part.shape[0], step):
+                stop = min(part.shape[0], row + step)
+                if isinstance(part, PackedTensor):
+                    found = part.scales(row, stop)
+                    self._check(found, part.module)
+                    matrix.set_codes(at + row, part.codes(row, stop), found)
+                else:
+                    values = part.read(row, stop)
+                    self._check(values, part.name)
+                    matrix.set_rows(at + row, values)
+            at += part.shape[0]
+        return matrix
+
+    def _floats(self, values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+        self._check(values, name)
+        if values.dtype == np.uint16:
+            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values.astype(np.float32)
+
+    def _check(self, values: npt.NDArray[Any], name: str) -> None:
+        if not self.check_finite:
+            return
+        finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
+        if not finite.all():
+            raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
+
+
+def _make(
+    spec: DecoderSpec,
+    weights: dict[str, object],
+    tokenizer: Tokenizer | None,
+    generation_config: Mapping[str, object],
+    fingerprint: str,
+    threads: int | None,
+) -> Model:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
+        raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
+    threads = threads or _core.get_num_threads()
+    native = asdict(spec) | {
+        "rope_inv_freq": list(spec.rope_inv_freq or ()),
+        "attention_scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        "sliding_window": spec.sliding_window or 0,
+    }
+    core = _core.Model(native, weights, threads)
+    kv_dtype = _kv_dtype({w.format for w in weights.values() if isinstance(w, _core.Matrix)})
+    return Model(
+        core,
+        spec,
+        tokenizer=tokenizer,
+        generation_config=generation_config,
+        fingerprint=fingerprint,
+        kv_dtype=kv_dtype,
+        threads=threads,
+    )
+
+
+def _kv_dtype(formats: set[str]) -> str:
+    return "f32" if formats == {"f32"} else "f16"
+
+
+def _fingerprint(checkpoint: str, recipe: QuantConfig | None, floats: str | None) -> str:
+    text = repr((checkpoint, recipe, floats))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _parameters(slot: BoundSlot) -> int:
+    return sum(math.prod(part.shape) for part in slot.parts)
+
+
+def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:
+    up = spec.intermediate_size * (2 if spec.gated_mlp else 1)
+    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+    per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + up + spec.intermediate_size
+    per_token += widest + widest // 4 + widest // 16 + spec.head_dim
+    return 4 * (tokens * per_token + rows * (spec.hidden_size + spec.vocab_size))
+
+
+def _load_tokenizer(folder: Path, spec: DecoderSpec) -> Tokenizer | None:
+    found = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    if not found and not any(folder.glob("*.tiktoken")):
+        return None
+    from llmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary only {spec.vocab_size}"
+        )
+    return tokenizer
+
+
+def _sequences(ids: Ids) -> tuple[list[npt.NDArray[np.int32]], bool]:
+    """The sequences in `ids`, and whether there was an outer list."""
+    if isinstance(ids, np.ndarray):
+        if ids.ndim not in (1, 2):
+            raise ArgumentError(f"ids must be [T] or [B, T], got {ids.ndim} dimensions")
+        nested = ids.ndim == 2
+        rows: Sequence[Any] = list(ids) if nested else [ids]
+    else:
+        nested = len(ids) > 0 and not isinstance(ids[0], int | np.integer)
+        rows = list(ids) if nested else [ids]
+    if not rows or any(len(row) == 0 for row in rows):
+        raise ArgumentError("ids must hold at least one token in each sequence")
+    return [_id_array(row) for row in rows], nested
+
+
+def _id_array(row: Any) -> npt.NDArray[np.int32]:
+    array = np.asarray(row)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError("token ids must be integers")
+    if array.size and (array.min() < 0 or array.max() >= 2**31):
+        raise ArgumentError(f"token ids must be within [0, 2**31), got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, np.int32)

@@ -1,0 +1,92 @@
+"""How weights are stored once they are loaded: QuantConfig, and what each format name means."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmcore.errors import ArgumentError, escape
+
+INTEGER_FORMATS = ("int8", "int4", "ternary")
+FLOAT_FORMATS = ("f32", "bf16", "f16")
+GROUP_SIZES = (0, 32, 64, 128)
+"""0: one scale per row."""
+_DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0}
+_DTYPES = {"float32": "f32", "f32": "f32", "bfloat16": "bf16", "bf16": "bf16", "float16": "f16", "f16": "f16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixFormat:
+    """How one weight matrix is stored. `group_size` 0: one scale per row (float32), else float16 scales per group."""
+
+    format: str
+    group_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """Quantises weight matrices at load; activations are then quantised to int8 as they come, per token and group.
+
+    format: "int8" (one scale per row unless `group_size` is given), "int4" (groups of 128) or "ternary" (per row).
+    group_size: 0 for one scale per row, or 32, 64, 128; None for the format's default.
+    head: format of the embedding and the output head; None: int8, for they are the most sensitive.
+    skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text
+        ("model.layers.0.*", "*.down_proj").
+    overrides: module pattern -> format name or QuantConfig for those modules; the first that matches counts.
+
+    Raises ArgumentError.
+    """
+
+    format: str
+    group_size: int | None = None
+    head: str | None = None
+    skip: Sequence[str] = ()
+    overrides: Mapping[str, str | QuantConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("format", self.format), ("head", self.head)):
+            if value is not None and value not in INTEGER_FORMATS:
+                raise ArgumentError(f"{name} must be one of {', '.join(INTEGER_FORMATS)}, got {escape(value)}")
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise ArgumentError(f"group_size must be 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
+        if isinstance(self.skip, str):
+            raise ArgumentError("skip must be a list of module patterns, not one text")
+
+    def of(self, modules: Sequence[str], *, is_head: bool) -> MatrixFormat | None:
+        """The format of the matrix made of `modules` (its parts share it); None: as stored."""
+        for pattern in self.skip:
+            if any(fnmatch.fnmatchcase(module, pattern) for module in modules):
+                return None
+        for pattern, override in self.overrides.items():
+            if any(fnmatch.fnmatchcase(module, pattern) for module in modules):
+                config = resolve(override)
+                return None if config is None else config.own()
+        if is_head:
+            return QuantConfig(format=self.head or "int8").own()
+        return self.own()
+
+    def own(self) -> MatrixFormat:
+        """The format without exceptions."""
+        group = _DEFAULT_GROUP[self.format] if self.group_size is None else self.group_size
+        return MatrixFormat(format=self.format, group_size=group)
+
+
+def resolve(quantize: str | QuantConfig | None) -> QuantConfig | None:
+    """What `quantize=` means. Raises ArgumentError for an unknown name, TypeError for another type."""
+    if quantize is None or isinstance(quantize, QuantConfig):
+        return quantize
+    if not isinstance(quantize, str):
+        raise TypeError(f"quantize must be a format name, a QuantConfig or None, got {type(quantize).__name__}")
+    if quantize not in INTEGER_FORMATS:
+        raise ArgumentError(f"quantize must be one of {', '.join(INTEGER_FORMATS)}, got {escape(quantize)}")
+    return QuantConfig(format=quantize)
+
+
+def float_format(dtype: str) -> str | None:
+    """The storage format of a `dtype=` argument; None for "auto" (as stored). Raises ArgumentError."""
+    if dtype == "auto":
+        return None
+    if dtype not in _DTYPES:
+        raise ArgumentError(f"dtype must be auto, float32, bfloat16 or float16, got {escape(dtype)}")
+    return _DTYPES[dtype]

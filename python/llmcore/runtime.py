@@ -1,0 +1,48 @@
+"""What the native core runs on: instruction set, threads, memory bandwidth."""
+
+from __future__ import annotations
+
+from llmcore import _core
+from llmcore.errors import ArgumentError
+
+
+def isa() -> str:
+    """The instruction set whose kernels are in use: "scalar", "avx2", "avx512", "neon" or "neon_dotprod".
+
+    The best one the CPU has, or the one LLMCORE_ISA names. Raises ArgumentError when that can't run here.
+    """
+    return _core.isa()
+
+
+def features() -> dict[str, object]:
+    """What this build and machine offer: `isa`, `available_isas` (best first), `formats`, `kv_dtypes`, `backends`,
+    `compiler`, `cores` (usable by this process)."""
+    return {
+        "isa": isa(),
+        "available_isas": _core.available_isas(),
+        "formats": ["f32", "bf16", "f16", "int8", "int4", "ternary"],
+        "kv_dtypes": ["f32", "f16", "bf16"],
+        "backends": ["cpu"],
+        "compiler": _core.compiler,
+        "cores": _core.usable_cores(),
+    }
+
+
+def get_num_threads() -> int:
+    """Threads that models made from now on use by default."""
+    return _core.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets the default number of threads (1 to 1024) of models made from now on, and of llmcore.ops.
+
+    Results never depend on it. Raises ArgumentError.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
+    _core.set_num_threads(threads)
+
+
+def measure_read_bandwidth(threads: int | None = None, seconds: float = 0.5) -> float:
+    """Bytes per second that `threads` (default: all usable) read from memory: the median over `seconds`."""
+    return _core.measure_read_bandwidth(threads or 0, seconds)
