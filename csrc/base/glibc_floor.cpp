@@ -2,9 +2,9 @@
 //
 // Since 2.34 glibc's linker stub gives the thread functions a new version, though their ABI never changed; an extension
 // linked there refuses to load on an older system and can't carry the manylinux_2_28 tag. So the few functions that
-// std::thread, std::mutex and std::condition_variable reach are bound here to the version they first appeared with,
-// behind hidden definitions that the rest of the extension (libstdc++.a included) links to.
-// A wheel built in the manylinux image gets the same symbols without this file; it does no harm there.
+// std::thread, std::mutex, std::condition_variable and pybind11 reach are bound here to the version they first appeared
+// with, behind hidden definitions that the rest of the extension (libstdc++.a included) links to. A wheel built in the
+// manylinux image gets the same symbols without this file; it does no harm there.
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -20,33 +20,30 @@
 #else
 #define LLMCORE_FIRST_GLIBC "GLIBC_2.17"
 #endif
-#define LLMCORE_BIND(name) __asm__(".symver llmcore_old_" #name "," #name "@" LLMCORE_FIRST_GLIBC)
 #define LLMCORE_HIDDEN __attribute__((visibility("hidden")))
+
+// Defines `name` as a call of its first version.
+#define LLMCORE_FIRST_VERSION(name, parameters, arguments)                   \
+  int llmcore_first_##name parameters;                                       \
+  __asm__(".symver llmcore_first_" #name "," #name "@" LLMCORE_FIRST_GLIBC); \
+  LLMCORE_HIDDEN int name parameters { return llmcore_first_##name arguments; }
 
 extern "C" {
 
-int llmcore_old_pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
-int llmcore_old_pthread_join(pthread_t, void**);
-int llmcore_old_pthread_detach(pthread_t);
-int llmcore_old_pthread_once(pthread_once_t*, void (*)(void));
-int llmcore_old___pthread_key_create(pthread_key_t*, void (*)(void*));
-LLMCORE_BIND(pthread_create);
-LLMCORE_BIND(pthread_join);
-LLMCORE_BIND(pthread_detach);
-LLMCORE_BIND(pthread_once);
-LLMCORE_BIND(__pthread_key_create);
+LLMCORE_FIRST_VERSION(pthread_create,
+                      (pthread_t * thread, const pthread_attr_t* attr, void* (*start)(void*), void* arg) noexcept,
+                      (thread, attr, start, arg))
+LLMCORE_FIRST_VERSION(pthread_join, (pthread_t thread, void** result), (thread, result))
+LLMCORE_FIRST_VERSION(pthread_detach, (pthread_t thread) noexcept, (thread))
+LLMCORE_FIRST_VERSION(pthread_once, (pthread_once_t * once, void (*init)(void)), (once, init))
+LLMCORE_FIRST_VERSION(pthread_key_create, (pthread_key_t * key, void (*destroy)(void*)) noexcept, (key, destroy))
+LLMCORE_FIRST_VERSION(__pthread_key_create, (pthread_key_t * key, void (*destroy)(void*)) noexcept, (key, destroy))
+LLMCORE_FIRST_VERSION(pthread_key_delete, (pthread_key_t key) noexcept, (key))
+LLMCORE_FIRST_VERSION(pthread_setspecific, (pthread_key_t key, const void* value) noexcept, (key, value))
 
-LLMCORE_HIDDEN int pthread_create(pthread_t* thread, const pthread_attr_t* attr, void* (*start)(void*), void* arg) {
-  return llmcore_old_pthread_create(thread, attr, start, arg);
-}
-LLMCORE_HIDDEN int pthread_join(pthread_t thread, void** result) { return llmcore_old_pthread_join(thread, result); }
-LLMCORE_HIDDEN int pthread_detach(pthread_t thread) { return llmcore_old_pthread_detach(thread); }
-LLMCORE_HIDDEN int pthread_once(pthread_once_t* once, void (*init)(void)) {
-  return llmcore_old_pthread_once(once, init);
-}
-LLMCORE_HIDDEN int __pthread_key_create(pthread_key_t* key, void (*destroy)(void*)) {
-  return llmcore_old___pthread_key_create(key, destroy);
-}
+void* llmcore_first_pthread_getspecific(pthread_key_t key) noexcept;
+__asm__(".symver llmcore_first_pthread_getspecific,pthread_getspecific@" LLMCORE_FIRST_GLIBC);
+LLMCORE_HIDDEN void* pthread_getspecific(pthread_key_t key) noexcept { return llmcore_first_pthread_getspecific(key); }
 
 // 2.30's timed wait on a chosen clock, for std::condition_variable::wait_for: the rest of the wait, on the clock that
 // every glibc's condition variables use. A clock that is set meanwhile shortens or stretches this one wait; callers
