@@ -108,7 +108,8 @@ class LLM:
         spec = self.model.spec
         if max_model_len is not None and max_model_len > spec.max_position_embeddings:
             raise ArgumentError(
-                f"max_model_len must be at most the model's {spec.max_position_embeddings} positions, got {max_model_len}"
+                f"max_model_len must be at most the model's {spec.max_position_embeddings} positions, "
+                f"got {max_model_len}"
             )
         length = max_model_len or spec.max_position_embeddings
         page_bytes = kv_bytes_per_page(spec, kv)
@@ -207,7 +208,7 @@ class LLM:
         return self._require_engine().stats()
 
     def close(self) -> None:
-        """Gives the KV cache back, and the model unless it was given as a Model. Raises BusyError while requests run."""
+        """Gives the KV cache back, and the model unless it was given. Raises BusyError while requests run."""
         if self._engine is None:
             return
         with self._lock:
@@ -364,7 +365,7 @@ class _Sequence:
             # The prompt may end inside a character, or mean that the answer's first space is a real one.
             for token in prompt[-_UTF8_TAIL:]:
                 self._decoder.step(token)
-        stops = cast(Sequence[str], params.stop or ())
+        stops = params.stop or ()
         self._stop = StopMatcher(stops, include=params.include_stop_str_in_output)
         if params.logprobs is not None:
             self.output.logprobs = []

@@ -124,7 +124,7 @@ class Model:
         """Logits of every position.
 
         ids: [T] or [B, T] integers, or a list of lists of unequal length. Returns float32 [T, vocab] or [B, T, vocab];
-        for unequal lengths a list of [T_i, vocab]. `chunk_size` tokens of a sequence are computed at a time (None: 256).
+        for unequal lengths a list of [T_i, vocab]. `chunk_size` tokens of a sequence are computed at once (None: 256).
         The bits of a row depend on its own sequence alone: not on the batch, the threads, the chunks or the CPU.
 
         Raises ArgumentError (an id outside the vocabulary, no ids), ContextLengthError, ClosedError, OutOfMemoryError.

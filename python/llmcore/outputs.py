@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Log-probability (nats) of a token under the model's own distribution, before temperature, penalties and filters."""
+    """Log-probability (nats) of a token under the model's own distribution, before temperature and filters."""
 
     logprob: float
     rank: int | None
