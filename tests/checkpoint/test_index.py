@@ -146,8 +146,8 @@ def test_i07_too_many_shards(folder: Path) -> None:
     refused(folder, "2000 shards", LimitError)
 
 
-def test_i07_a_million_shards(folder: Path) -> None:
-    tiny_model.write_index(folder, {f"t{i}": f"s{i}.safetensors" for i in range(1_000_000)})
+def test_i07_more_entries_than_tensors(folder: Path) -> None:
+    tiny_model.write_index(folder, {f"t{i}": f"s{i}.safetensors" for i in range(140_000)})
     refused(folder, "more than", LimitError)
 
 

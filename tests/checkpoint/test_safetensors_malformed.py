@@ -188,22 +188,24 @@ def test_s29_every_truncation(tmp_path: Path) -> None:
 
 def test_every_header_bit_flip_is_typed_or_sound(tmp_path: Path) -> None:
     path = tmp_path / "flipped.safetensors"
+    small = {"a": tiny_files.ENTRIES["a"], "b": tiny_files.ENTRIES["b"]}
+    good = framed(json.dumps(small, separators=(",", ":")).encode(), bytes(32))
     opened = 0
-    for at in range(8 + LENGTH):
+    for at in range(len(good) - 32):
         for bit in range(8):
-            data = bytearray(VALID)
+            data = bytearray(good)
             data[at] ^= 1 << bit
             path.write_bytes(data)
             try:
                 with SafetensorsFile.open(path) as file:
                     for name, info in file.tensors.items():
                         assert file.read(name).nbytes == info.nbytes
-                    assert sum(info.nbytes for info in file.tensors.values()) == len(tiny_files.DATA)
+                    assert sum(info.nbytes for info in file.tensors.values()) == 32
                     opened += 1
             except (SafetensorsError, LimitError, UnsupportedModelError):
                 pass
-    # What opens differs in a name, in a type of the same size, or in the kind of white space.
-    assert 0 < opened < 100
+    # What opens differs in a name or in a type of the same size.
+    assert 0 < opened < 50
 
 
 def test_s39_scalar_and_empty_are_tensors(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.safetensors import TensorInfo
+from llmcore.checkpoint.safetensors_header import TensorInfo
 from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError, escape
 
 Format = Literal["int-quantized", "pack-quantized"]

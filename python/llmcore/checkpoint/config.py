@@ -57,8 +57,8 @@ class Config:
     def error(self, key: str, message: str, *, allowed: str | None = None) -> ConfigError:
         """A ConfigError about `key` with its value."""
         value = self.values.get(key)
-        shown = f"{kind_of(value)} {show(value)}" if key in self.values else None
-        return ConfigError(message, file=self.file, field=self._where + key, value=shown, allowed=allowed)
+        found = None if key not in self.values else "null" if value is None else f"{kind_of(value)} {show(value)}"
+        return ConfigError(message, file=self.file, field=self._where + key, value=found, allowed=allowed)
 
     def get(self, key: str) -> object:
         """The raw value, null when absent, and marks `key` as read."""
@@ -255,7 +255,9 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
-        return ""
+        return "null"
+    if isinstance(value, list) and len(value) <= 8 and not any(isinstance(item, list | dict) for item in value):
+        return f"[{', '.join(show(item) for item in value)}]"[:80]
     if isinstance(value, list | dict):
         return f"of {len(value)}"
     return str(value)[:80]
@@ -266,7 +268,7 @@ def _interval(minimum: float, maximum: float, above: float, below: float) -> str
     for bound, word in ((minimum, "at least"), (above, "above"), (maximum, "at most"), (below, "below")):
         if math.isfinite(bound):
             bounds.append(f"{word} {bound:g}")
-    return " and ".join(["a finite number", *bounds])
+    return ", ".join(["a finite number", *bounds])
 
 
 _MAX_TOKENS = 1 << 40

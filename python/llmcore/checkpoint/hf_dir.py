@@ -17,7 +17,8 @@ import numpy.typing as npt
 from llmcore.checkpoint.config import MAX_CONFIG_BYTES, Config, check_generation_config
 from llmcore.checkpoint.files import PlainFile, open_inside, shown
 from llmcore.checkpoint.index import INDEX_NAME, open_shards, read_index
-from llmcore.checkpoint.safetensors import MAX_TENSORS, SafetensorsFile, TensorInfo
+from llmcore.checkpoint.safetensors import SafetensorsFile
+from llmcore.checkpoint.safetensors_header import MAX_TENSORS, TensorInfo
 from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import (
     ArgumentError,

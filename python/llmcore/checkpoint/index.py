@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llmcore.checkpoint.config import kind_of
 from llmcore.checkpoint.files import PlainFile, open_inside, shown
-from llmcore.checkpoint.safetensors import MAX_TENSORS, SafetensorsFile
+from llmcore.checkpoint.safetensors import SafetensorsFile
+from llmcore.checkpoint.safetensors_header import MAX_TENSORS
 from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import CheckpointError, LimitError, escape
 

@@ -15,7 +15,7 @@ from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.containers import HEAD_BYTES, identify
 from llmcore.checkpoint.files import PlainFile, shown
 from llmcore.checkpoint.hf_dir import HuggingFaceDirectory, cached_snapshot
-from llmcore.checkpoint.safetensors import TensorInfo
+from llmcore.checkpoint.safetensors_header import TensorInfo
 from llmcore.errors import CheckpointError, UnsupportedModelError
 
 

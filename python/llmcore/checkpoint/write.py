@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.files import shown, storage_error
-from llmcore.checkpoint.safetensors import DTYPES, MAX_DIMENSIONS, MAX_NAME_BYTES
+from llmcore.checkpoint.safetensors_header import DTYPES, MAX_DIMENSIONS, MAX_NAME_BYTES
 from llmcore.errors import ArgumentError, StorageError, escape
 
 RawTensor = tuple[str, tuple[int, ...], bytes | bytearray | memoryview]
