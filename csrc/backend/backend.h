@@ -1,6 +1,7 @@
 #pragma once
-// What the decoder runs on (law 5). A backend owns memory and executes fused operations on it; the decoder and the engine
-// know no other interface, so that a second device is a second implementation of this class and no edit above it.
+// What the decoder runs on (law 5). A backend owns memory and executes fused operations on it; the decoder and the
+// engine know no other interface, so that a second device is a second implementation of this class and no edit above
+// it.
 //
 // Pointers of type float* and uint8_t* named here are the backend's own memory; tokens, positions and slices are host
 // memory, valid during the call. Operations are in order; read() waits for them. Activations are float32, row-major.
@@ -35,10 +36,10 @@ class Weight {
 
 /// The sizes that a plan needs: nothing is allocated after it.
 struct StepLimits {
-  int64_t max_tokens = 0;      // of one step, over all sequences
-  int64_t max_columns = 0;     // the widest input of a matrix product
+  int64_t max_tokens = 0;   // of one step, over all sequences
+  int64_t max_columns = 0;  // the widest input of a matrix product
   int64_t head_dim = 0;
-  int64_t max_model_len = 0;   // tokens of one sequence
+  int64_t max_model_len = 0;  // tokens of one sequence
 };
 
 struct Slices {

@@ -39,8 +39,8 @@ void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transp
     throw ArgumentError("values must be float32, float16, or uint16 holding bfloat16");
   }
   const int64_t rows = values.shape(transposed ? 1 : 0), columns = values.shape(transposed ? 0 : 1);
-  check_argument(columns == m.K(), "values must have K = " + std::to_string(m.K()) + " columns, got " +
-                                       std::to_string(columns));
+  check_argument(columns == m.K(),
+                 "values must have K = " + std::to_string(m.K()) + " columns, got " + std::to_string(columns));
   const void* data = values.data();
   const NativeCall call;
   m.set_rows(first_row, rows, data, element, transposed, default_pool());
@@ -71,7 +71,8 @@ py::array_t<float> dequantize(const Matrix& m) {
 py::tuple codes(const Matrix& m) {
   py::array_t<int8_t> q({m.N(), m.K()});
   py::array_t<float> scales({m.N(), m.groups()});
-  for (int64_t n = 0; n < m.N(); ++n) m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + n * m.groups());
+  for (int64_t n = 0; n < m.N(); ++n)
+    m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + n * m.groups());
   return py::make_tuple(q, scales);
 }
 

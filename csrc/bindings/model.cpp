@@ -111,7 +111,7 @@ struct PyEngine {
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
                                       int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype,
                                       int64_t drawable) {
-  const EngineLimits limits{max_model_len,  max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
+  const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
                             drawable};
   auto engine = std::make_unique<Engine>(model->decoder, limits);
   return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine)});
@@ -141,7 +141,7 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   return e.engine->submit(std::move(r));
 }
 
-// [(request, token, logprob, [(id, logprob)], finish, error)]
+// [(request, token, logprob, [(id, logprob)], finish, error, queue_time, preemptions)]
 py::list step(PyEngine& e) {
   std::vector<Output> outputs;
   {
@@ -151,7 +151,8 @@ py::list step(PyEngine& e) {
   }
   py::list results;
   for (const Output& o : outputs) {
-    results.append(py::make_tuple(o.request, o.token.id, o.token.logprob, o.token.top, static_cast<int>(o.finish), o.error));
+    results.append(py::make_tuple(o.request, o.token.id, o.token.logprob, o.token.top, static_cast<int>(o.finish),
+                                  o.error, o.queue_time, o.preemptions));
   }
   return results;
 }

@@ -21,8 +21,8 @@ const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kerne
 
 py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::object& bias, const std::string& isa) {
   check_dims(x, 2, "x");
-  check_argument(x.shape(1) == w.K(), "matmul: x must have K = " + std::to_string(w.K()) + " columns, got " +
-                                          std::to_string(x.shape(1)));
+  check_argument(x.shape(1) == w.K(),
+                 "matmul: x must have K = " + std::to_string(w.K()) + " columns, got " + std::to_string(x.shape(1)));
   const int64_t M = x.shape(0);
   FloatArray bias_array;
   if (!bias.is_none()) {
@@ -66,8 +66,9 @@ py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const 
   check_dims(x, 3, "x");
   check_dims(positions, 1, "positions");
   const int64_t T = x.shape(0), heads = x.shape(1), D = x.shape(2), half = static_cast<int64_t>(inv_freq.size());
-  check_argument(positions.shape(0) == T && 2 * half <= D, "rope: x must be [T, heads, head_dim], positions [T], and "
-                                                           "inv_freq at most head_dim / 2 long");
+  check_argument(positions.shape(0) == T && 2 * half <= D,
+                 "rope: x must be [T, heads, head_dim], positions [T], and "
+                 "inv_freq at most head_dim / 2 long");
   py::array_t<float> y({T, heads, D});
   std::copy(x.data(), x.data() + x.size(), y.mutable_data());
   float* data = y.mutable_data();
@@ -175,22 +176,23 @@ void bind_ops(py::module_& m) {
         check_argument(x.ndim() >= 1 && weight.ndim() == 1 && weight.shape(0) == x.shape(x.ndim() - 1) &&
                            bias.ndim() == 1 && bias.shape(0) == weight.shape(0),
                        "layer_norm: weight and bias must be [n] for x [..., n]");
-        return by_row(x, isa, [w = weight.data(), b = bias.data(), eps](const KernelTable& t, const float* from,
-                                                                        float* to, int64_t n) {
-          t.layer_norm(from, w, b, eps, to, n);
-        });
+        return by_row(x, isa,
+                      [w = weight.data(), b = bias.data(), eps](const KernelTable& t, const float* from, float* to,
+                                                                int64_t n) { t.layer_norm(from, w, b, eps, to, n); });
       },
       py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps") = 1e-5f, py::arg("isa") = "");
   m.def(
       "softmax",
       [](const FloatArray& x, const std::string& isa) {
-        return by_row(x, isa, [](const KernelTable& t, const float* from, float* to, int64_t n) { t.softmax(from, to, n); });
+        return by_row(x, isa,
+                      [](const KernelTable& t, const float* from, float* to, int64_t n) { t.softmax(from, to, n); });
       },
       py::arg("x"), py::arg("isa") = "");
   m.def(
       "exp",
       [](const FloatArray& x, const std::string& isa) {
-        return by_row(x, isa, [](const KernelTable& t, const float* from, float* to, int64_t n) { t.exp(from, to, n); });
+        return by_row(x, isa,
+                      [](const KernelTable& t, const float* from, float* to, int64_t n) { t.exp(from, to, n); });
       },
       py::arg("x"), py::arg("isa") = "");
   m.def("activation", activation_op, py::arg("x"), py::arg("name"), py::arg("isa") = "");

@@ -32,8 +32,8 @@ int threads_from_environment() {
   if (!text || !*text) return usable_cores();
   char* end = nullptr;
   const long n = std::strtol(text, &end, 10);
-  check_argument(*end == 0 && n >= 1 && n <= 1024,
-                 "LLMCORE_NUM_THREADS must be an integer within [1, 1024], got '" + std::string(text).substr(0, 40) + "'");
+  check_argument(*end == 0 && n >= 1 && n <= 1024, "LLMCORE_NUM_THREADS must be an integer within [1, 1024], got '" +
+                                                       std::string(text).substr(0, 40) + "'");
   return static_cast<int>(n);
 }
 

@@ -102,7 +102,8 @@ KvLayout Decoder::kv_layout(KvType type, int64_t pages) const {
 }
 
 void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-  check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1, "decoder: a plan needs at least one token");
+  check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
+                 "decoder: a plan needs at least one token");
   const DecoderSpec& s = spec_;
   const int64_t up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
   memory_.reset();
@@ -149,8 +150,8 @@ void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t 
 
 void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
   const int64_t T = batch.tokens, H = spec_.hidden_size;
-  check_argument(T >= 1 && T <= max_tokens_, "decoder: a step of " + std::to_string(T) + " tokens, planned for " +
-                                                 std::to_string(max_tokens_));
+  check_argument(T >= 1 && T <= max_tokens_,
+                 "decoder: a step of " + std::to_string(T) + " tokens, planned for " + std::to_string(max_tokens_));
   backend_->embed(*embedding_, batch.ids, T, false, x_);
   probe("token_embeddings", -1, x_, T, H);
   if (position_embedding_) backend_->embed(*position_embedding_, batch.positions, T, true, x_);

@@ -36,7 +36,8 @@ class Decoder {
 
   const DecoderSpec& spec() const { return spec_; }
   Backend& backend() { return *backend_; }
-  /// Allocates the activations of a step of at most max_tokens tokens and max_logit_rows rows of logits. Again: re-plans.
+  /// Allocates the activations of a step of at most max_tokens tokens and max_logit_rows rows of logits. Again:
+  /// re-plans.
   void plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len);
   int64_t max_tokens() const { return max_tokens_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }

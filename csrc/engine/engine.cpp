@@ -7,12 +7,17 @@
 
 namespace llmcore {
 
+using Clock = std::chrono::steady_clock;
+
 struct Engine::Sequence {
   int64_t id = 0;
   Request request;
   std::vector<int32_t> tokens;  // prompt, then output
   std::vector<int32_t> pages;
-  int64_t computed = 0;         // tokens whose keys and values are in the pages
+  int64_t computed = 0;  // tokens whose keys and values are in the pages
+  int64_t preemptions = 0;
+  Clock::time_point submitted = Clock::now();
+  Clock::time_point started{};  // of the first step; the epoch before it
 
   int64_t output_tokens() const { return static_cast<int64_t>(tokens.size() - request.prompt.size()); }
 };
@@ -25,9 +30,9 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
   check_argument(limits.max_step_tokens >= limits.max_batch_size,
                  "engine: a step must hold a token of each running sequence");
-  check_argument(decoder_->max_tokens() >= limits.max_step_tokens &&
-                     decoder_->max_logit_rows() >= limits.max_batch_size,
-                 "engine: the decoder was planned for smaller steps");
+  check_argument(
+      decoder_->max_tokens() >= limits.max_step_tokens && decoder_->max_logit_rows() >= limits.max_batch_size,
+      "engine: the decoder was planned for smaller steps");
   running_.reserve(limits.max_batch_size);
   ids_.reserve(limits.max_step_tokens);
   positions_.reserve(limits.max_step_tokens);
@@ -54,7 +59,8 @@ int64_t Engine::submit(Request request) {
   const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   if (length >= room) {
     throw ContextLengthError("the prompt has " + std::to_string(length) + " tokens, but the context holds " +
-                             std::to_string(room) + " with at least one of them for the answer; shorten the prompt or "
+                             std::to_string(room) +
+                             " with at least one of them for the answer; shorten the prompt or "
                              "raise max_model_len");
   }
   request.max_tokens = std::min(request.max_tokens, room - length);
@@ -96,6 +102,7 @@ bool Engine::grow(Sequence& sequence, int64_t tokens) {
 
 void Engine::preempt(size_t index) {
   free_pages(*running_[index]);
+  ++running_[index]->preemptions;
   waiting_.push_front(std::move(running_[index]));
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
   ++counters_.preemptions;
@@ -123,6 +130,7 @@ void Engine::admit() {
 }
 
 void Engine::add_slice(Sequence& sequence, int64_t tokens) {
+  if (sequence.started == Clock::time_point{}) sequence.started = Clock::now();
   slices_.push_back({static_cast<int64_t>(ids_.size()), tokens, sequence.computed, sequence.pages.data()});
   members_.push_back(&sequence);
   for (int64_t i = sequence.computed; i < sequence.computed + tokens; ++i) {
@@ -162,7 +170,9 @@ std::vector<Output> Engine::step(const Poll& poll) {
   std::vector<Output> outputs;
   schedule();
   if (ids_.empty()) return outputs;
-  const Batch batch{ids_.data(), positions_.data(), static_cast<int64_t>(ids_.size()),
+  const Batch batch{ids_.data(),
+                    positions_.data(),
+                    static_cast<int64_t>(ids_.size()),
                     {slices_.data(), static_cast<int64_t>(slices_.size())}};
   decoder_->forward(batch, cache_, poll);
   for (size_t i = 0; i < members_.size(); ++i) members_[i]->computed += slices_[i].tokens;
@@ -183,7 +193,8 @@ void Engine::sample(std::vector<Output>& outputs) {
       history.banned = r.stop_ids.data();
       history.banned_count = static_cast<int64_t>(r.stop_ids.size());
     }
-    Output output{s.id, {}, FinishReason::kNone, {}};
+    const double queue_time = std::chrono::duration<double>(s.started - s.submitted).count();
+    Output output{s.id, {}, FinishReason::kNone, {}, queue_time, s.preemptions};
     try {
       output.token = sampler_.sample(logits + i * vocab, r.sampling, history);
       s.tokens.push_back(output.token.id);

@@ -1,7 +1,7 @@
 #pragma once
 // Requests to batches to tokens. A step takes up to max_step_tokens tokens: one of each running sequence first, then
-// chunks of prompts in order of arrival. When pages run out the newest sequence gives its own back and is computed again
-// later, with the same bits. One caller at a time; the binding holds a lock.
+// chunks of prompts in order of arrival. When pages run out the newest sequence gives its own back and is computed
+// again later, with the same bits. One caller at a time; the binding holds a lock.
 
 #include <chrono>
 #include <cstdint>
@@ -21,7 +21,7 @@ struct EngineLimits {
   int64_t max_step_tokens = 0;  // tokens of one step
   int64_t pages = 0;            // of the KV cache
   KvType kv_type = kKvF32;
-  int64_t drawable = 0;         // ids from here on are padding of the vocabulary, never drawn
+  int64_t drawable = 0;  // ids from here on are padding of the vocabulary, never drawn
 };
 
 enum class FinishReason : int { kNone, kStop, kLength, kError };
@@ -39,7 +39,9 @@ struct Output {
   int64_t request = 0;
   SampledToken token;
   FinishReason finish = FinishReason::kNone;
-  std::string error;  // with kError
+  std::string error;      // with kError
+  double queue_time = 0;  // seconds from submit() to the first step that computed a part of the prompt
+  int64_t preemptions = 0;
 };
 
 struct EngineStats {

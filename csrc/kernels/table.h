@@ -6,8 +6,8 @@
 
 namespace llmcore {
 
-constexpr int kPanelRows = 16;   // weight rows that are interleaved, one per vector lane
-constexpr int kPageTokens = 16;  // tokens of a KV page, one per vector lane
+constexpr int kPanelRows = 16;     // weight rows that are interleaved, one per vector lane
+constexpr int kPageTokens = 16;    // tokens of a KV page, one per vector lane
 constexpr int kSplitTokens = 256;  // attention is split here, whatever the batch or thread count
 constexpr int kMaxQueryBlock = 8;  // query rows that share one reading of the keys
 
@@ -18,19 +18,19 @@ enum KvType : int { kKvF32, kKvF16, kKvBF16, kNumKvTypes };
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
 struct MatmulArgs {
-  const uint8_t* codes;    // packed panels, quant/matrix.h
-  int64_t panel_bytes;     // from a panel to the next
-  const void* scales;      // per row: [N padded] float32; else [panel][group][16] of scale_type
+  const uint8_t* codes;  // packed panels, quant/matrix.h
+  int64_t panel_bytes;   // from a panel to the next
+  const void* scales;    // per row: [N padded] float32; else [panel][group][16] of scale_type
   int scale_type;
-  bool per_row;            // one scale for a whole row
-  int64_t K;               // padded to the format's step
+  bool per_row;  // one scale for a whole row
+  int64_t K;     // padded to the format's step
   int64_t N;
   int64_t M;
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.
   const int8_t* x;
   int64_t x_stride;
-  const float* x_scales;   // [M, x_groups]
-  const int32_t* x_sums;   // [M, x_groups]
+  const float* x_scales;  // [M, x_groups]
+  const int32_t* x_sums;  // [M, x_groups]
   int64_t x_group;
   int64_t x_groups;
   // Float formats: rows of float32, K long (zero-padded).
@@ -38,10 +38,10 @@ struct MatmulArgs {
   int64_t xf_stride;
   float* y;
   int64_t y_stride;
-  const float* bias;       // or null
+  const float* bias;  // or null
   int64_t panel_begin;
   int64_t panel_end;
-  uint8_t* scratch;        // matmul_scratch_bytes(K), per thread
+  uint8_t* scratch;  // matmul_scratch_bytes(K), per thread
 };
 
 // Attention of one block of query rows that share a KV head over one split of kSplitTokens tokens.
@@ -51,16 +51,16 @@ struct AttentionArgs {
   const int32_t* begins;        // [rows] first visible token
   const int32_t* ends;          // [rows] one past the last visible token
   int64_t head_dim;
-  int64_t token_begin;          // the split's first token, a multiple of kSplitTokens
-  int64_t token_end;            // at most token_begin + kSplitTokens; beyond it nothing is read
-  const int32_t* block_table;   // page numbers of the sequence, from its first token
-  const uint8_t* keys;          // pages of this layer and head: [head_dim][16 tokens]
-  const uint8_t* values;        // [16 tokens][head_dim padded to 16]
-  int64_t key_page_stride;      // bytes from a page to the next
+  int64_t token_begin;         // the split's first token, a multiple of kSplitTokens
+  int64_t token_end;           // at most token_begin + kSplitTokens; beyond it nothing is read
+  const int32_t* block_table;  // page numbers of the sequence, from its first token
+  const uint8_t* keys;         // pages of this layer and head: [head_dim][16 tokens]
+  const uint8_t* values;       // [16 tokens][head_dim padded to 16]
+  int64_t key_page_stride;     // bytes from a page to the next
   int64_t value_page_stride;
-  float* const* outputs;        // [rows] -> [head_dim padded to 16], not yet divided by the sum
-  float* maxima;                // [rows]; -infinity when no token of the split is visible
-  float* sums;                  // [rows]
+  float* const* outputs;  // [rows] -> [head_dim padded to 16], not yet divided by the sum
+  float* maxima;          // [rows]; -infinity when no token of the split is visible
+  float* sums;            // [rows]
 };
 
 struct KernelTable {
@@ -77,8 +77,8 @@ struct KernelTable {
   void (*softmax)(const float* x, float* y, int64_t n) noexcept;
   // Rotates x[i] and x[i + half] by (cos[i], sin[i]), i < half.
   void (*rope)(float* x, const float* cosines, const float* sines, int64_t half) noexcept;
-  void (*add)(const float* x, float* y, int64_t n) noexcept;              // y += x
-  void (*scale)(float* x, float factor, int64_t n) noexcept;              // x *= factor
+  void (*add)(const float* x, float* y, int64_t n) noexcept;                    // y += x
+  void (*scale)(float* x, float factor, int64_t n) noexcept;                    // x *= factor
   void (*silu)(const float* x, const float* up, float* y, int64_t n) noexcept;  // y = silu(x) [* up if not null]
   void (*gelu_tanh)(const float* x, const float* up, float* y, int64_t n) noexcept;
   void (*gelu)(const float* x, const float* up, float* y, int64_t n) noexcept;
@@ -91,7 +91,8 @@ struct KernelTable {
   void (*store_key[kNumKvTypes])(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*store_value[kNumKvTypes])(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*attention[kNumKvTypes])(const AttentionArgs&) noexcept;
-  // Combines splits in order: out[d] = sum_s outputs[s][d] * exp(maxima[s] - max) / sum_s sums[s] * exp(maxima[s] - max).
+  // Combines splits in order: out[d] = sum_s outputs[s][d] * exp(maxima[s] - max) / sum_s sums[s] * exp(maxima[s] -
+  // max).
   void (*attention_combine)(const float* outputs, int64_t output_stride, const float* maxima, const float* sums,
                             int64_t splits, float* out, int64_t head_dim) noexcept;
 };

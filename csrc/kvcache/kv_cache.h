@@ -1,5 +1,6 @@
 #pragma once
-// The memory of the KV cache: for each layer all key pages, then all value pages (ops/attention.h), in a backend's memory.
+// The memory of the KV cache: for each layer all key pages, then all value pages (ops/attention.h), in a backend's
+// memory.
 
 #include <cstdint>
 #include <memory>

@@ -64,8 +64,12 @@ struct Blocking {
   Block block(const SequenceSlice& s, int64_t i) const {
     const int64_t part = i % head_blocks, kv_head = i / head_blocks % kv_heads;
     const int64_t token = i / head_blocks / kv_heads * tokens;
-    return {&s, token, std::min(tokens, s.tokens - token), kv_head * group + part * heads,
-            std::min(heads, group - part * heads), kv_head};
+    return {&s,
+            token,
+            std::min(tokens, s.tokens - token),
+            kv_head * group + part * heads,
+            std::min(heads, group - part * heads),
+            kv_head};
   }
 };
 

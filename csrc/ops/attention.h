@@ -26,7 +26,7 @@ struct KvLayout {
 
 /// Consecutive tokens of one sequence in a batch.
 struct SequenceSlice {
-  int64_t row = 0;       // of the batch: its first token
+  int64_t row = 0;  // of the batch: its first token
   int64_t tokens = 0;
   int64_t position = 0;  // of its first token in the sequence
   const int32_t* block_table = nullptr;

@@ -25,9 +25,7 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
   a.codes = w.codes();
   a.panel_bytes = w.panel_bytes();
   a.scales = w.scales();
-  a.scale_type = w.scale_type() == Element::kF32    ? kScaleF32
-                 : w.scale_type() == Element::kF16 ? kScaleF16
-                                                   : kScaleBF16;
+  a.scale_type = w.scale_type() == Element::kF32 ? kScaleF32 : w.scale_type() == Element::kF16 ? kScaleF16 : kScaleBF16;
   a.per_row = w.per_row();
   a.K = w.K_padded();
   a.N = w.N();

@@ -71,8 +71,8 @@ void activate(const Context& context, Activation activation, bool gated, const f
 void embed(const Context& context, const Matrix& table, const int32_t* ids, int64_t T, bool accumulate, float* scratch,
            float* y, int64_t y_stride) {
   for (int64_t t = 0; t < T; ++t) {
-    check_argument(ids[t] >= 0 && ids[t] < table.N(), "embed: id " + std::to_string(ids[t]) + " is outside [0, " +
-                                                          std::to_string(table.N()) + ")");
+    check_argument(ids[t] >= 0 && ids[t] < table.N(),
+                   "embed: id " + std::to_string(ids[t]) + " is outside [0, " + std::to_string(table.N()) + ")");
     float* out = y + t * y_stride;
     table.decode_row(ids[t], accumulate ? scratch : out);
     if (accumulate) context.table.add(scratch, out, table.K());

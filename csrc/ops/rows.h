@@ -22,13 +22,15 @@ void layer_norm(const Context& context, const float* x, int64_t T, int64_t x_str
 /// y = f(x[:, :n]) or, gated, f(x[:, :n]) * x[:, n:2n]; y: [T, n].
 void activate(const Context& context, Activation activation, bool gated, const float* x, int64_t T, int64_t x_stride,
               int64_t n, float* y, int64_t y_stride);
-/// y[t] (+)= table[ids[t]]; ids within the table were checked by the caller's constructor or engine, and are again here.
+/// y[t] (+)= table[ids[t]]; ids within the table were checked by the caller's constructor or engine, and are again
+/// here.
 void embed(const Context& context, const Matrix& table, const int32_t* ids, int64_t T, bool accumulate, float* scratch,
            float* y, int64_t y_stride);
 /// y += x; both [T, n].
 void add_rows(const Context& context, const float* x, int64_t T, int64_t x_stride, int64_t n, float* y,
               int64_t y_stride);
-/// cosines, sines: [T, half] of positions[t] * inv_freq[i] (the product rounded to float32, as PyTorch does) times factor.
+/// cosines, sines: [T, half] of positions[t] * inv_freq[i] (the product rounded to float32, as PyTorch does) times
+/// factor.
 void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T, float* cosines,
                  float* sines);
 

@@ -17,9 +17,12 @@ enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary };
 template <class Visitor>
 auto visit_codec(Format format, Visitor&& visitor) {
   switch (format) {
-    case Format::kInt4: return visitor.template operator()<Int4>();
-    case Format::kTernary: return visitor.template operator()<Ternary>();
-    default: return visitor.template operator()<Int8>();
+    case Format::kInt4:
+      return visitor.template operator()<Int4>();
+    case Format::kTernary:
+      return visitor.template operator()<Ternary>();
+    default:
+      return visitor.template operator()<Int8>();
   }
 }
 

@@ -20,9 +20,12 @@ int64_t padded_k(Format f, int64_t K) { return is_integer(f) ? round_up(K, 16) :
 
 float element_at(const void* values, Element element, int64_t i) {
   switch (element) {
-    case Element::kF32: return static_cast<const float*>(values)[i];
-    case Element::kBF16: return bfloat_to_float(static_cast<const uint16_t*>(values)[i]);
-    default: return half_to_float(static_cast<const uint16_t*>(values)[i]);
+    case Element::kF32:
+      return static_cast<const float*>(values)[i];
+    case Element::kBF16:
+      return bfloat_to_float(static_cast<const uint16_t*>(values)[i]);
+    default:
+      return half_to_float(static_cast<const uint16_t*>(values)[i]);
   }
 }
 
@@ -46,13 +49,9 @@ int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size) {
 }
 
 Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type)
-    : format_(format),
-      scale_type_(group_size ? scale_type : Element::kF32),
-      N_(N),
-      K_(K),
-      group_size_(group_size) {
-  check_argument(N >= 1 && K >= 1, "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " +
-                                       std::to_string(K) + "]");
+    : format_(format), scale_type_(group_size ? scale_type : Element::kF32), N_(N), K_(K), group_size_(group_size) {
+  check_argument(N >= 1 && K >= 1,
+                 "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " + std::to_string(K) + "]");
   if (N > (int64_t{1} << 31) || K > kMaxK) {
     throw LimitError("matrix: [" + std::to_string(N) + ", " + std::to_string(K) + "] is beyond [2^31, 2^24]");
   }
@@ -87,9 +86,14 @@ float Matrix::scale(int64_t n, int64_t group) const {
 float Matrix::store_scale(int64_t n, int64_t group, float value) {
   const int64_t i = scale_index(n, group);
   switch (scale_type_) {
-    case Element::kF32: scales_.as<float>()[i] = value; break;
-    case Element::kBF16: scales_.as<uint16_t>()[i] = float_to_bfloat(value); break;
-    default: scales_.as<uint16_t>()[i] = float_to_half(value);
+    case Element::kF32:
+      scales_.as<float>()[i] = value;
+      break;
+    case Element::kBF16:
+      scales_.as<uint16_t>()[i] = float_to_bfloat(value);
+      break;
+    default:
+      scales_.as<uint16_t>()[i] = float_to_half(value);
   }
   return scale(n, group);
 }
@@ -143,7 +147,8 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
             reinterpret_cast<uint16_t*>(panel)[k * kRowsPerPanel + lane] = float_to_half(w[k]);
           }
           break;
-        default: visit_codec(format_, [&]<class Codec>() { encode_row<Codec>(n, w.data()); });
+        default:
+          visit_codec(format_, [&]<class Codec>() { encode_row<Codec>(n, w.data()); });
       }
     }
   });

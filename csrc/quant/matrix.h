@@ -30,9 +30,10 @@ class Matrix {
   Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type = Element::kF16);
 
   /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed.
-  void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed, ThreadPool& pool);
-  /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups is 1
-  /// per row). Throws QuantError when a code is out of range or the scale type can't hold a scale exactly.
+  void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed,
+                ThreadPool& pool);
+  /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups
+  /// is 1 per row). Throws QuantError when a code is out of range or the scale type can't hold a scale exactly.
   void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales);
 
   /// out: [K] float32, the exact value of row n.

@@ -37,9 +37,7 @@ int32_t Sampler::argmax(const float* logits) const {
 // Brings the ids of the `count` largest values to the front of order_, largest first, ties by id.
 void Sampler::best(const float* values, int64_t count) {
   std::iota(order_.begin(), order_.end(), 0);
-  const auto before = [values](int32_t a, int32_t b) {
-    return values[a] != values[b] ? values[a] > values[b] : a < b;
-  };
+  const auto before = [values](int32_t a, int32_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; };
   if (count < vocab_) std::nth_element(order_.begin(), order_.begin() + count, order_.end(), before);
   std::sort(order_.begin(), order_.begin() + std::min(count, vocab_), before);
 }
@@ -48,9 +46,7 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
   float maximum, sum;
   table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
   const double log_sum = exact_log(sum);
-  const auto of = [&](int32_t i) {
-    return static_cast<float>(static_cast<double>(logits[i]) - maximum - log_sum);
-  };
+  const auto of = [&](int32_t i) { return static_cast<float>(static_cast<double>(logits[i]) - maximum - log_sum); };
   SampledToken out{id, of(id), {}};
   if (count > 0) {
     const int64_t n = std::min<int64_t>(count, vocab_);
@@ -64,8 +60,9 @@ SampledToken Sampler::sample(const float* logits, const SamplerParams& params, c
   float maximum, sum;
   table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
   if (!(sum > 0) || !std::isfinite(sum) || !std::isfinite(maximum)) {
-    throw NumericError("the model's logits hold NaN or infinity, so no token can be drawn; its weights or their "
-                       "quantisation are broken");
+    throw NumericError(
+        "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their "
+        "quantisation are broken");
   }
   std::copy(logits, logits + vocab_, work_.begin());
   restrict_to(params, history);

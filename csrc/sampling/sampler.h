@@ -1,6 +1,6 @@
 #pragma once
-// Logits to token. Order: bias and masks, penalties, temperature, min_p, top_k, top_p, draw (as vLLM). Log-probabilities
-// are those of the model's own logits, before all of it. A sampler never sees a model.
+// Logits to token. Order: bias and masks, penalties, temperature, min_p, top_k, top_p, draw (as vLLM).
+// Log-probabilities are those of the model's own logits, before all of it. A sampler never sees a model.
 
 #include <cstdint>
 #include <utility>
@@ -13,7 +13,7 @@ namespace llmcore {
 struct SamplerParams {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
-  int32_t top_k = 0;         // 0: off
+  int32_t top_k = 0;  // 0: off
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;  // over prompt and output
   float presence_penalty = 0.0f;    // over output
@@ -29,8 +29,8 @@ struct SamplerHistory {
   const int32_t* tokens = nullptr;  // prompt, then output
   int64_t prompt = 0;
   int64_t total = 0;
-  uint64_t sequence = 0;             // of the request, for n > 1
-  const int32_t* banned = nullptr;   // ids that may not come now (end of sequence before min_tokens)
+  uint64_t sequence = 0;            // of the request, for n > 1
+  const int32_t* banned = nullptr;  // ids that may not come now (end of sequence before min_tokens)
   int64_t banned_count = 0;
 };
 
@@ -61,8 +61,8 @@ class Sampler {
   int64_t vocab_, drawable_;
   std::vector<float> work_;
   std::vector<float> weights_;
-  std::vector<int32_t> order_;    // ids, the best of them sorted in front
-  std::vector<int32_t> counts_;   // per id, zero between calls
+  std::vector<int32_t> order_;   // ids, the best of them sorted in front
+  std::vector<int32_t> counts_;  // per id, zero between calls
 };
 
 }  // namespace llmcore

@@ -285,10 +285,11 @@ class LLM:
             if all(sequence.done for sequence in mine):
                 return
             engine = self._require_engine()
-            for handle, token, logprob, top, finish, error in engine.step():
+            for handle, token, logprob, top, finish, error, queue_time, preemptions in engine.step():
                 sequence = self._sequences.get(handle)
                 if sequence is None:
                     continue
+                sequence.queue_time, sequence.preemptions = queue_time, preemptions
                 sequence.take(token, logprob, top, _FINISH[finish], error)
                 if sequence.done:
                     engine.cancel(handle)
@@ -328,9 +329,10 @@ class _Request:
         first = self.sequences[0]
         tokens = len(first.output.token_ids)
         metrics = RequestMetrics(
-            queue_time=0.0,
+            queue_time=first.queue_time,
             time_to_first_token=first.first_time - self.start,
             time_per_token=(first.last_time - first.first_time) / (tokens - 1) if tokens > 1 else 0.0,
+            preemptions=sum(sequence.preemptions for sequence in self.sequences),
         )
         text = repr((fingerprint, self.ids, self.params, [output.token_ids for output in outputs]))
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -354,7 +356,8 @@ class _Sequence:
         self.done = False
         self.error: str | None = None
         self.chunks: list[StreamChunk] = []
-        self.first_time = self.last_time = 0.0
+        self.first_time = self.last_time = self.queue_time = 0.0
+        self.preemptions = 0
         self._params = params
         self._eos = eos
         self._ends = frozenset(params.stop_token_ids or ())

@@ -1,6 +1,7 @@
-// Attention over the pages of one KV head, and the writing of pages. Keys lie as [head_dim][16 tokens], so that scores of
-// 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim], so that an output
-// is summed over tokens in ascending order. No horizontal sums but the softmax's. Included after vec.h and elementwise.h.
+// Attention over the pages of one KV head, and the writing of pages. Keys lie as [head_dim][16 tokens], so that scores
+// of 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim], so that an
+// output is summed over tokens in ascending order. No horizontal sums but the softmax's. Included after vec.h and
+// elementwise.h.
 
 namespace {
 

@@ -76,8 +76,8 @@ LLMCORE_INLINE F32x16 gelu_tanh16(F32x16 x) {
   return div(x, add(set1(1.0f), exp16(mul(inner, set1(-1.5957691216057308f)))));
 }
 
-// x Phi(x), with erfc(z) = t e^(-z^2 + P(t)), t = 1 / (1 + z / 2), the Chebyshev fit of Press et al., "Numerical Recipes",
-// section 6.2 (erfcc): relative error below 1.2e-7.
+// x Phi(x), with erfc(z) = t e^(-z^2 + P(t)), t = 1 / (1 + z / 2), the Chebyshev fit of Press et al., "Numerical
+// Recipes", section 6.2 (erfcc): relative error below 1.2e-7.
 LLMCORE_INLINE F32x16 gelu16(F32x16 x) {
   const F32x16 z = mul(abs(x), set1(0.70710678118654752f));
   const F32x16 t = div(set1(1.0f), fma(z, set1(0.5f), set1(1.0f)));
@@ -128,7 +128,8 @@ void exp_kernel(const float* x, float* y, int64_t n) noexcept {
 }
 
 void add_kernel(const float* x, float* y, int64_t n) noexcept {
-  for (int64_t i = 0; i < n; i += 16) store_first(y + i, add(load_first(y + i, n - i), load_first(x + i, n - i)), n - i);
+  for (int64_t i = 0; i < n; i += 16)
+    store_first(y + i, add(load_first(y + i, n - i), load_first(x + i, n - i)), n - i);
 }
 
 void scale_kernel(float* x, float factor, int64_t n) noexcept {

@@ -1,11 +1,11 @@
-// Matrix products over interleaved panels of 16 weight rows (layout: quant/matrix.h). Vector lanes run over weight rows,
-// so each output element is summed in one order on every ISA: k ascending, int32 inside a group, one fma per group.
-// Included after vec.h and elementwise.h.
+// Matrix products over interleaved panels of 16 weight rows (layout: quant/matrix.h). Vector lanes run over weight
+// rows, so each output element is summed in one order on every ISA: k ascending, int32 inside a group, one fma per
+// group. Included after vec.h and elementwise.h.
 
 namespace {
 
-// How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s * kBits
-// and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
+// How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s *
+// kBits and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
 template <int kBits_, int kZero_, int kMaxCode_>
 struct CodeLines {
   static constexpr int kBits = kBits_;
@@ -89,8 +89,7 @@ void integer_tile(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t pa
     }
   }
   _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-    const F32x16 row_scale =
-        a.per_row ? load(static_cast<const float*>(a.scales) + (panel + p) * 16) : set1(1.0f);
+    const F32x16 row_scale = a.per_row ? load(static_cast<const float*>(a.scales) + (panel + p) * 16) : set1(1.0f);
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
       store_outputs(a, m0 + m, panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
     }
@@ -206,9 +205,11 @@ template <class Lines>
 void float_matmul(const llmcore::MatmulArgs& a) noexcept {
   int64_t panel = a.panel_begin;
   if (a.M == 1) {
-    for (; panel + kVectorPanels <= a.panel_end; panel += kVectorPanels) float_tile<Lines, 1, kVectorPanels>(a, panel, 0);
+    for (; panel + kVectorPanels <= a.panel_end; panel += kVectorPanels)
+      float_tile<Lines, 1, kVectorPanels>(a, panel, 0);
   } else {
-    for (; panel + kTilePanels <= a.panel_end; panel += kTilePanels) float_rows<Lines, kTileRows, kTilePanels>(a, panel, 0);
+    for (; panel + kTilePanels <= a.panel_end; panel += kTilePanels)
+      float_rows<Lines, kTileRows, kTilePanels>(a, panel, 0);
   }
   for (; panel < a.panel_end; ++panel) float_rows<Lines, kTileRows, 1>(a, panel, 0);
 }

@@ -36,11 +36,11 @@ LLMCORE_INLINE F32x16 load(const float* p) {
 }
 LLMCORE_INLINE void store(float* p, F32x16 a) { LLMCORE_QUADS vst1q_f32(p + 4 * i, a.v[i]); }
 
-#define LLMCORE_BINARY(Type, name, expression)      \
-  LLMCORE_INLINE Type name(Type a, Type b) {        \
-    Type r;                                         \
-    LLMCORE_QUADS r.v[i] = expression;              \
-    return r;                                       \
+#define LLMCORE_BINARY(Type, name, expression) \
+  LLMCORE_INLINE Type name(Type a, Type b) {   \
+    Type r;                                    \
+    LLMCORE_QUADS r.v[i] = expression;         \
+    return r;                                  \
   }
 LLMCORE_BINARY(F32x16, add, vaddq_f32(a.v[i], b.v[i]))
 LLMCORE_BINARY(F32x16, sub, vsubq_f32(a.v[i], b.v[i]))

@@ -1,6 +1,7 @@
 #pragma once
-// Sixteen virtual lanes as plain arrays: the portable leaf, and the meaning of every operation of the other vec.h files.
-// It is compiled for the platform's baseline. Where the baseline has no fused multiply-add, fma is emulated exactly.
+// Sixteen virtual lanes as plain arrays: the portable leaf, and the meaning of every operation of the other vec.h
+// files. It is compiled for the platform's baseline. Where the baseline has no fused multiply-add, fma is emulated
+// exactly.
 
 #include <stdint.h>
 
@@ -71,11 +72,11 @@ inline F32x16 load(const float* p) {
 }
 inline void store(float* p, F32x16 a) { __builtin_memcpy(p, a.v, 64); }
 
-#define LLMCORE_BINARY(name, expression)        \
-  inline F32x16 name(F32x16 a, F32x16 b) {      \
-    F32x16 r;                                   \
-    LLMCORE_LANES r.v[i] = expression;          \
-    return r;                                   \
+#define LLMCORE_BINARY(name, expression)   \
+  inline F32x16 name(F32x16 a, F32x16 b) { \
+    F32x16 r;                              \
+    LLMCORE_LANES r.v[i] = expression;     \
+    return r;                              \
   }
 LLMCORE_BINARY(add, a.v[i] + b.v[i])
 LLMCORE_BINARY(sub, a.v[i] - b.v[i])
