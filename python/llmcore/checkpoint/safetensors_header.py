@@ -1,8 +1,8 @@
 """The header of a .safetensors file: 8 bytes of length, then JSON, of which every claim is checked.
 
-Stricter than the reference reader where the two differ: a name may stand only once, nothing may come before the
-`{`, and every number is an exact integer in range. The header is walked entry by entry over text of one byte per character, so
-memory stays within a few times the header and each fault has its offset.
+Stricter than the reference reader where the two differ: a name may stand only once, nothing may come before the `{`,
+and every number is an exact integer in range. The header is walked entry by entry over text of one byte per character,
+so memory stays within a few times the header and each fault has its offset.
 """
 
 from __future__ import annotations
