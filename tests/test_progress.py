@@ -50,7 +50,7 @@ def test_bytes() -> None:
     progress = Progress(2_000_000_000, "loading", "B", stream=out, clock=clock)
     clock.now = 1.0
     progress.update(500_000_000)
-    assert "500 MB of 2 GB  500 MB/s  0:03 left" in out.getvalue()
+    assert "500 MB of 2.00 GB  500 MB/s  0:03 left" in out.getvalue()
 
 
 def test_unknown_total() -> None:
@@ -139,8 +139,10 @@ def test_more_than_the_total_is_all() -> None:
     [
         (0, "B", "0 B"),
         (999, "B", "999 B"),
-        (1500, "B", "1.5 kB"),
+        (1500, "B", "1.50 kB"),
         (2_471_600_000, "B", "2.47 GB"),
+        (41_960_000, "B", "42.0 MB"),
+        (256e6, "B", "256 MB"),
         (3e15, "B", "3,000 TB"),
         (12345, "tokens", "12,345 tokens"),
         (2.5, "tokens", "2.5 tokens"),

@@ -120,11 +120,13 @@ def quantity(amount: float, unit: str) -> str:
     if unit != "B":
         shown = f"{amount:,.0f}" if amount >= 100 or amount == int(amount) else f"{amount:.1f}"
         return f"{shown} {unit}".rstrip()
-    for name in ("B", "kB", "MB", "GB"):
+    name = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
         if abs(amount) < 1000:
-            return f"{amount:.0f} B" if name == "B" else f"{amount:.3g} {name}"
-        amount /= 1000
-    return f"{amount:.3g} TB" if amount < 1000 else f"{amount:,.0f} TB"
+            break
+        amount, name = amount / 1000, larger
+    digits = 0 if name == "B" or amount >= 99.95 else 1 if amount >= 9.995 else 2
+    return f"{amount:,.{digits}f} {name}"
 
 
 def _clock_time(seconds: float) -> str:

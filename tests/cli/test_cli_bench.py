@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def test_for_people(run: Run, clock: SimpleNamespace) -> None:
         "share of it",
     ]
     assert lines[3].endswith("1,000.0  (1,000.0 to 1,000.0) tokens/s")
-    assert lines[1].endswith("int8, 1.2 MB")
+    assert lines[1].endswith("int8, 1.20 MB")
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,13 @@ PARAMETERS = {
 
 def test_every_shape_has_its_known_size() -> None:
     assert PARAMETERS.keys() == SHAPES.keys()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shape_has_its_published_size(name: str) -> None:
+    registry = pytest.importorskip("llmcore.models.registry")
+    from llmcore.checkpoint.config import Config
+
+    architecture, spec = registry.describe(Config(SHAPES[name]))
+    shapes = [shape for slot in architecture.slots(spec) if not slot.optional for shape in slot.shapes]
+    assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]

@@ -19,6 +19,7 @@ from llmcore.progress import Progress, quantity
 if TYPE_CHECKING:
     from llmcore.llm import LLM
     from llmcore.model import Model
+    from llmcore.models.spec import DecoderSpec
 
 HELP = "Measure tokens per second and the share of the memory's bandwidth"
 
@@ -101,11 +102,9 @@ def _open(args: argparse.Namespace) -> Model:
     if args.random not in SHAPES:
         raise ArgumentError(f"no shape {escape(args.random)} for --random; there are: {', '.join(SHAPES)}")
     from llmcore.model import random_model
-    from llmcore.models.registry import resolve
 
-    config = _config(args.random)
     note(f"making random weights of shape {args.random}")
-    return random_model(resolve(config).spec(config), quantize=args.quantize)
+    return random_model(named_spec(args.random), quantize=args.quantize)
 
 
 def _check_context(load: Load, context: int) -> None:
@@ -150,10 +149,12 @@ def _seconds(llm: LLM, prompts: list[list[int]], params: Any) -> float:
     return time.perf_counter() - start
 
 
-def _config(shape: str) -> Any:
+def named_spec(shape: str) -> DecoderSpec:
+    """The decoder of a named shape, as if its config.json had been read."""
     from llmcore.checkpoint.config import Config
+    from llmcore.models.registry import describe
 
-    return Config(SHAPES[shape], file=f"{shape} (built-in shape)")
+    return describe(Config(SHAPES[shape], file=shape))[1]
 
 
 def _report(model: Model, args: argparse.Namespace, load: Load, threads: int, rounds: list[Round]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from llmcore.progress import quantity
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
     from llmcore.checkpoint.safetensors import TensorInfo
-    from llmcore.models.spec import DecoderSpec
+    from llmcore.models.spec import DecoderSpec, Slot
 
 HELP = "Show what is in a checkpoint, without loading its weights"
 
@@ -64,43 +64,43 @@ def _report(checkpoint: Checkpoint, name: str, quantize: str | None) -> dict[str
     by_dtype: dict[str, int] = {}
     for info in tensors:
         by_dtype[info.dtype] = by_dtype.get(info.dtype, 0) + info.nbytes
-    spec, reason = _spec(checkpoint)
+    decoder = _decoder(checkpoint)
+    known = None if isinstance(decoder, str) else decoder
     return {
         "path": str(checkpoint.path),
         "fingerprint": checkpoint.fingerprint,
-        "supported": spec is not None,
-        "unsupported_because": reason,
-        "spec": None if spec is None else asdict(spec),
-        "parameters": _parameters(checkpoint, spec),
+        "supported": known is not None,
+        "unsupported_because": decoder if isinstance(decoder, str) else None,
+        "spec": known and asdict(known[0]),
+        "parameters": known and _parameters(checkpoint.tensors, known[1]),
         "tensor_count": len(checkpoint.tensors),
         "tensor_bytes": sum(by_dtype.values()),
         "bytes_by_dtype": by_dtype,
-        "memory": None if spec is None else _memory(name, quantize),
+        "memory": known and _memory(name, quantize),
         "tokenizer": _tokenizer(checkpoint),
     }
 
 
-def _spec(checkpoint: Checkpoint) -> tuple[DecoderSpec | None, str | None]:
-    """The decoder this checkpoint describes, or why llmcore can't run it. Its tensors are shown all the same."""
-    from llmcore.models.registry import resolve
+def _decoder(checkpoint: Checkpoint) -> tuple[DecoderSpec, list[Slot]] | str:
+    """The decoder this checkpoint describes, or why llmcore can't run it: its tensors are shown all the same."""
+    from llmcore.checkpoint.config import Config
+    from llmcore.models.registry import describe
 
     try:
-        return resolve(checkpoint.config).spec(checkpoint.config), None
+        generation = Config(checkpoint.generation_config, file=checkpoint.path / "generation_config.json")
+        architecture, spec = describe(checkpoint.config, generation)
+        return spec, architecture.slots(spec)
     except (UnsupportedModelError, ConfigError) as error:
-        return None, str(error)
+        return str(error)
 
 
-def _parameters(checkpoint: Checkpoint, spec: DecoderSpec | None) -> int:
+def _parameters(tensors: Mapping[str, TensorInfo], slots: list[Slot]) -> int:
     """Weights of the model: a tied matrix counts once, and so does a quantised one, without its scales."""
-    if spec is None:
-        return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
-    from llmcore.models.registry import resolve
-
     return sum(
         math.prod(shape)
-        for slot in resolve(checkpoint.config).slots(spec)
+        for slot in slots
         for name, shape in zip(slot.tensors, slot.shapes, strict=True)
-        if not slot.optional or name in checkpoint.tensors
+        if not slot.optional or name in tensors
     )
 
 
@@ -137,7 +137,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("architecture", f"not supported: {report['unsupported_because']}"))
     else:
         facts += _architecture(report["spec"])
-    facts.append(("parameters", f"{report['parameters']:,}"))
+        facts.append(("parameters", f"{report['parameters']:,}"))
     facts.append(("stored", f"{quantity(report['tensor_bytes'], 'B')} in {report['tensor_count']:,} tensors: {stored}"))
     if memory := report["memory"]:
         parts = ", ".join(f"{kind.replace('_', ' ')} {quantity(memory[kind], 'B')}" for kind in list(memory)[:-1])
