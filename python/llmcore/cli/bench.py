@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from llmcore.runtime import measure_read_bandwidth
 
     load = Load(args.prompt_tokens, args.decode_tokens, args.batch_size)
+    if args.threads is not None:
+        llmcore.set_num_threads(args.threads)
     with _open(args) as model:
         _check_context(load, model.spec.max_position_embeddings)
         length = max(load.prompt_tokens, load.decode_tokens) + 2
