@@ -12,8 +12,10 @@ import pytest
 from fake_engine import Engine, FakeLLM
 
 import llmcore
+from llmcore.checkpoint.config import Config
 from llmcore.cli import bench
 from llmcore.cli._shapes import SHAPES
+from llmcore.models.registry import describe
 
 Run = Callable[..., Any]
 
@@ -126,9 +128,6 @@ def test_every_shape_has_its_known_size() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shape_has_its_published_size(name: str) -> None:
-    registry = pytest.importorskip("llmcore.models.registry")
-    from llmcore.checkpoint.config import Config
-
-    architecture, spec = registry.describe(Config(SHAPES[name]))
+    architecture, spec = describe(Config(SHAPES[name]))
     shapes = [shape for slot in architecture.slots(spec) if not slot.optional for shape in slot.shapes]
     assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]

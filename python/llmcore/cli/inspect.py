@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore.cli._arguments import BUILT_IN, MODEL_HELP
 from llmcore.cli._terminal import print_facts, print_json, print_table
-from llmcore.errors import ConfigError, LlmcoreError, UnsupportedModelError
+from llmcore.errors import CheckpointError, LlmcoreError, UnsupportedModelError
 from llmcore.progress import quantity
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
     from llmcore.checkpoint.safetensors import TensorInfo
-    from llmcore.models.spec import DecoderSpec, Slot
+    from llmcore.models.binding import Binding
 
 HELP = "Show what is in a checkpoint, without loading its weights"
 
@@ -64,44 +64,36 @@ def _report(checkpoint: Checkpoint, name: str, quantize: str | None) -> dict[str
     by_dtype: dict[str, int] = {}
     for info in tensors:
         by_dtype[info.dtype] = by_dtype.get(info.dtype, 0) + info.nbytes
-    decoder = _decoder(checkpoint)
-    known = None if isinstance(decoder, str) else decoder
+    bound = _bind(checkpoint)
+    binding = None if isinstance(bound, str) else bound
     return {
         "path": str(checkpoint.path),
         "fingerprint": checkpoint.fingerprint,
-        "supported": known is not None,
-        "unsupported_because": decoder if isinstance(decoder, str) else None,
-        "spec": known and asdict(known[0]),
-        "parameters": known and _parameters(checkpoint.tensors, known[1]),
+        "supported": binding is not None,
+        "unsupported_because": bound if isinstance(bound, str) else None,
+        "spec": binding and asdict(binding.spec),
+        "parameters": binding and _parameters(binding),
         "tensor_count": len(checkpoint.tensors),
         "tensor_bytes": sum(by_dtype.values()),
         "bytes_by_dtype": by_dtype,
-        "memory": known and _memory(name, quantize),
+        "memory": binding and _memory(name, quantize),
         "tokenizer": _tokenizer(checkpoint),
     }
 
 
-def _decoder(checkpoint: Checkpoint) -> tuple[DecoderSpec, list[Slot]] | str:
-    """The decoder this checkpoint describes, or why llmcore can't run it: its tensors are shown all the same."""
-    from llmcore.checkpoint.config import Config
-    from llmcore.models.registry import describe
+def _bind(checkpoint: Checkpoint) -> Binding | str:
+    """What the decoder would be loaded from, or why llmcore can't run this: its tensors are shown all the same."""
+    from llmcore.models.binding import bind
 
     try:
-        generation = Config(checkpoint.generation_config, file=checkpoint.path / "generation_config.json")
-        architecture, spec = describe(checkpoint.config, generation)
-        return spec, architecture.slots(spec)
-    except (UnsupportedModelError, ConfigError) as error:
+        return bind(checkpoint)
+    except (UnsupportedModelError, CheckpointError) as error:
         return str(error)
 
 
-def _parameters(tensors: Mapping[str, TensorInfo], slots: list[Slot]) -> int:
+def _parameters(binding: Binding) -> int:
     """Weights of the model: a tied matrix counts once, and so does a quantised one, without its scales."""
-    return sum(
-        math.prod(shape)
-        for slot in slots
-        for name, shape in zip(slot.tensors, slot.shapes, strict=True)
-        if not slot.optional or name in tensors
-    )
+    return sum(math.prod(shape) for bound in binding.slots.values() for shape in bound.slot.shapes)
 
 
 def _memory(name: str, quantize: str | None) -> dict[str, int]:
