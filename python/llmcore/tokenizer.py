@@ -213,6 +213,11 @@ class Tokenizer:
     # --- the vocabulary -----------------------------------------------------------------------------------------
 
     @property
+    def kind(self) -> str:
+        """What the vocabulary is, in the field's words: "byte-level BPE" or "SentencePiece BPE"."""
+        return "byte-level BPE" if self._spec.byte_level else "SentencePiece BPE"
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids: the largest id plus one. Gaps count."""
         return int(self._core.size)
