@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llmcore.errors import TemplateError
+from llmcore.outputs import Logprob
 
 
 class Terminal(io.StringIO):
@@ -60,6 +61,7 @@ class FakeTokenizer:
 class FakeModel:
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     closed: bool = False
+    threads: int = 2
     spec: Any = field(default_factory=lambda: SimpleNamespace(vocab_size=100, max_position_embeddings=2048))
 
     def bytes_per_token(self) -> int:
@@ -125,7 +127,9 @@ class FakeLLM:
             text="".join(self.engine.pieces),
             token_ids=ids,
             finish_reason=self.engine.finish,
-            logprobs=None if params.logprobs is None else [{i: -0.25, 65: -1.5} for i in ids],
+            logprobs=None
+            if params.logprobs is None
+            else [{i: Logprob(-0.25, 1, None), 65: Logprob(-1.5, 2, None), 66: Logprob(-9.0, None, None)} for i in ids],
         )
         metrics = SimpleNamespace(queue_time=0.0, time_to_first_token=0.5, time_per_token=0.25)
-        return [SimpleNamespace(outputs=[answer] * params.n, prompt_token_ids=[1, 2], metrics=metrics)]
+        return [SimpleNamespace(outputs=[answer] * params.n, prompt_token_ids=[1, 2], metrics=metrics, digest="d")]

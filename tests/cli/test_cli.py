@@ -83,7 +83,10 @@ def test_only_the_chosen_command_is_imported() -> None:
         "import sys; from llmcore.cli import main; main(['tokenize', '--help'])\n"
         "print([m for m in sys.modules if m.startswith('llmcore.cli.')], file=sys.stderr)"
     )
-    assert python(code).stderr == "['llmcore.cli._terminal', 'llmcore.cli._arguments', 'llmcore.cli.tokenize']\n"
+    assert (
+        python(code).stderr
+        == "['llmcore.cli._terminal', 'llmcore.cli._arguments', 'llmcore.cli._pieces', 'llmcore.cli.tokenize']\n"
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -39,7 +39,6 @@ def clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     runtime = SimpleNamespace(measure_read_bandwidth=lambda threads, seconds: BANDWIDTH)
     monkeypatch.setitem(sys.modules, "llmcore.runtime", runtime)
-    monkeypatch.setitem(llmcore.__dict__, "get_num_threads", lambda: 2)
     monkeypatch.setitem(llmcore.__dict__, "isa", lambda: "avx512")
     return clock
 

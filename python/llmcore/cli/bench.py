@@ -34,8 +34,9 @@ shapes: {", ".join(SHAPES)}
 
 prefill: the prompts go through the model in one call; tokens per second are those of the prompts.
 decode: answers to prompts of one token; tokens per second are those of all answers together.
-Each round also measures how fast this many threads read memory, for on a shared machine that changes from minute to
-minute; the share is of the same round's figure. Figures are medians over the rounds, after one that isn't counted.
+Before and after each round it is measured how fast this many threads read memory, for on a shared machine that changes
+from minute to minute; the share is of the mean of the two. Figures are medians over the rounds, after one that isn't
+counted. A model that fits the processor's caches can be faster than its memory.
 """
 
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     with _open(args) as model:
         _check_context(load, model.spec.max_position_embeddings)
         length = max(load.prompt_tokens, load.decode_tokens) + 2
-        threads = llmcore.get_num_threads()
+        threads = model.threads
         with llmcore.LLM(model, max_model_len=length, max_batch_size=load.batch_size) as llm:
             rounds = measure(llm, load, args.rounds, lambda: measure_read_bandwidth(threads=threads, seconds=0.3))
         report = _report(model, args, load, threads, rounds)
@@ -124,18 +125,20 @@ def measure(llm: LLM, load: Load, rounds: int, probe: Callable[[], float]) -> li
     source = random.Random(0)
     results = []
     with Progress(rounds + 1, "measuring", "rounds") as progress:
+        before = probe()
         for _ in range(rounds + 1):
-            before = probe()
             # New prompts each time, or the prefix cache would answer for the model.
             prefill = _seconds(llm, _prompts(llm, source, load.batch_size, load.prompt_tokens), once)
             decode = _seconds(llm, _prompts(llm, source, load.batch_size, 1), answer)
+            after = probe()
             results.append(
                 Round(
                     load.batch_size * load.prompt_tokens / prefill,
                     load.batch_size * load.decode_tokens / decode,
-                    (before + probe()) / 2,
+                    (before + after) / 2,
                 )
             )
+            before = after
             progress.advance()
     return results[1:]
 

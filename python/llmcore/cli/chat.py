@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from llmcore.cli._arguments import (
     read_file,
     sampling_params,
 )
+from llmcore.cli._stream import streaming
 from llmcore.cli._terminal import Output, note
 from llmcore.errors import ContextLengthError, LlmcoreError, TemplateError, TokenizerError
 from llmcore.progress import is_terminal
@@ -138,7 +139,7 @@ def _reader(interactive: bool) -> Callable[[], str]:
     """A function that returns the next line and raises EOFError at the end."""
     if not interactive:
         return _read_piped_line
-    with contextlib.suppress(ImportError):  # Windows has none
+    with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  (importing it gives input() its editing and history)
     return lambda: input("> ")
 
@@ -243,13 +244,14 @@ class _Chat:
         output = Output()
         text, count, cut, start = "", 0, False, time.perf_counter()
         try:
-            for chunk in self.llm.stream(prompt, self.params):
-                # An answer often begins with the space or newline that the template left to the model.
-                piece = chunk.text if text else chunk.text.lstrip()
-                text += piece
-                output.write(piece)
-                count += chunk.token_id is not None
-                cut = chunk.finish_reason == "length"
+            with streaming(self.llm, prompt, self.params) as chunks:
+                for chunk in chunks:
+                    # An answer often begins with the space or newline that the template left to the model.
+                    piece = chunk.text if text else chunk.text.lstrip()
+                    text += piece
+                    output.write(piece)
+                    count += 1
+                    cut = chunk.finish_reason == "length"
         except KeyboardInterrupt:
             output.end_line()
             if not self.interactive:

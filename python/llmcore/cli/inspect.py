@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore.cli._arguments import BUILT_IN, MODEL_HELP
 from llmcore.cli._terminal import print_facts, print_json, print_table
-from llmcore.errors import CheckpointError, LlmcoreError, UnsupportedModelError
+from llmcore.errors import ArgumentError, CheckpointError, LlmcoreError, UnsupportedModelError
 from llmcore.progress import quantity
 
 if TYPE_CHECKING:
@@ -30,12 +30,15 @@ examples:
   llmcore inspect --json | jq .parameters
 """
 
+DEFAULT_CONTEXT = 4096
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `llmcore inspect`."""
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--quantize", metavar="FORMAT", help="show the memory with int8, int4, ternary or nf4 weights")
+    parser.add_argument("--context", type=int, metavar="N", help=f"... and one text of N tokens ({DEFAULT_CONTEXT})")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")
 
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = open_checkpoint(args.model)
     try:
-        report = _report(checkpoint, args.model, args.quantize)
+        report = _report(checkpoint, args)
         if args.json:
             print_json(report | {"tensors": _tensor_list(checkpoint.tensors)})
             return 0
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint.close()
 
 
-def _report(checkpoint: Checkpoint, name: str, quantize: str | None) -> dict[str, Any]:
+def _report(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     tensors = checkpoint.tensors.values()
     by_dtype: dict[str, int] = {}
     for info in tensors:
@@ -76,7 +79,7 @@ def _report(checkpoint: Checkpoint, name: str, quantize: str | None) -> dict[str
         "tensor_count": len(checkpoint.tensors),
         "tensor_bytes": sum(by_dtype.values()),
         "bytes_by_dtype": by_dtype,
-        "memory": binding and _memory(name, quantize),
+        "memory": binding and _memory(args.model, args.quantize, _context(binding, args.context)),
         "tokenizer": _tokenizer(checkpoint),
     }
 
@@ -96,12 +99,20 @@ def _parameters(binding: Binding) -> int:
     return sum(math.prod(shape) for bound in binding.slots.values() for shape in bound.slot.shapes)
 
 
-def _memory(name: str, quantize: str | None) -> dict[str, int]:
-    """Bytes once loaded, by kind."""
+def _context(binding: Binding, wanted: int | None) -> int:
+    longest = binding.spec.max_position_embeddings
+    if wanted is not None and not 1 <= wanted <= longest:
+        raise ArgumentError(f"--context must be from 1 to this model's {longest} tokens, got {wanted}")
+    return wanted or min(longest, DEFAULT_CONTEXT)
+
+
+def _memory(name: str, quantize: str | None, context: int) -> dict[str, Any]:
+    """Bytes once loaded, by kind, with room for one text of `context` tokens."""
     from llmcore import plan
 
-    planned = plan(name, quantize=quantize)
-    return {kind: int(getattr(planned, kind)) for kind in ("weights", "kv_cache", "activations", "total")}
+    planned = plan(name, quantize, max_model_len=context)
+    sizes = {kind: getattr(planned, kind) for kind in ("weights", "kv_cache", "activations", "total")}
+    return {"quantize": quantize, "context": context, **sizes}
 
 
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -132,8 +143,10 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("parameters", f"{report['parameters']:,}"))
     facts.append(("stored", f"{quantity(report['tensor_bytes'], 'B')} in {report['tensor_count']:,} tensors: {stored}"))
     if memory := report["memory"]:
-        parts = ", ".join(f"{kind.replace('_', ' ')} {quantity(memory[kind], 'B')}" for kind in list(memory)[:-1])
-        facts.append(("loaded", f"{quantity(memory['total'], 'B')}: {parts}"))
+        sizes = {key: quantity(memory[key], "B") for key in ("total", "weights", "kv_cache", "activations")}
+        parts = f"weights {sizes['weights']}, keys and values of {memory['context']:,} tokens {sizes['kv_cache']}"
+        form = memory["quantize"] or "as stored"
+        facts.append(("in memory", f"{sizes['total']} {form}: {parts}, activations {sizes['activations']}"))
     return facts + _tokenizer_facts(report["tokenizer"])
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cli._arguments import add_loading, add_model, add_sampling, load_model, model_and_text, sampling_params
+from llmcore.cli._pieces import piece
+from llmcore.cli._stream import streaming
 from llmcore.cli._terminal import Output, note, print_json, print_table
 from llmcore.errors import ArgumentError, TokenizerError
 
@@ -100,12 +103,12 @@ def _stream(llm: LLM, prompt: str | list[int], params: SamplingParams, *, quiet:
     count, reason = 0, None
     start = first = time.perf_counter()
     try:
-        for chunk in llm.stream(prompt, params):
-            if chunk.token_id is not None:
+        with streaming(llm, prompt, params) as chunks:
+            for chunk in chunks:
                 count += 1
                 first = time.perf_counter() if count == 1 else first
-            output.write(chunk.text)
-            reason = chunk.finish_reason or reason
+                output.write(chunk.text)
+                reason = chunk.finish_reason or reason
     finally:
         output.end_line()
     if not quiet:
@@ -133,7 +136,7 @@ def _show_finished(llm: LLM, prompt: str | list[int], params: SamplingParams, *,
         if params.logprobs is None:
             output.write(answer.text)
         else:
-            print_table(_logprob_rows(llm.tokenizer, answer), right="r")
+            print_table(_logprob_rows(llm.model.tokenizer, answer), right="r")
     output.end_line()
     if not quiet:
         count = sum(len(answer.token_ids) for answer in result.outputs)
@@ -145,14 +148,15 @@ def _logprob_rows(tokenizer: Tokenizer | None, answer: CompletionOutput) -> list
     """A row for each token: its log-probability, the token, and the likeliest tokens of its place."""
     rows = []
     for token, entries in zip(answer.token_ids, answer.logprobs or [], strict=True):
-        likeliest = sorted(entries.items(), key=lambda item: (-item[1], item[0]))
-        others = "  ".join(f"{_piece(tokenizer, other)} {value:.3f}" for other, value in likeliest)
-        rows.append([f"{entries[token]:.4f}", _piece(tokenizer, token), others])
+        ranked = [(entry.rank, other, entry.logprob) for other, entry in entries.items() if entry.rank is not None]
+        others = "  ".join(f"{_piece(tokenizer, other)} {value:.3f}" for _, other, value in sorted(ranked))
+        rows.append([f"{entries[token].logprob:.4f}", _piece(tokenizer, token), others])
     return rows
 
 
 def _piece(tokenizer: Tokenizer | None, token: int) -> str:
-    return str(token) if tokenizer is None else repr(tokenizer.decode([token]))
+    known = tokenizer is not None and token < tokenizer.vocab_size
+    return repr(piece(tokenizer, token)) if tokenizer is not None and known else str(token)
 
 
 def _as_json(name: str, text: str, params: SamplingParams, result: RequestOutput, loaded: float) -> dict[str, Any]:
@@ -166,7 +170,11 @@ def _as_json(name: str, text: str, params: SamplingParams, result: RequestOutput
                 "text": answer.text,
                 "token_ids": list(answer.token_ids),
                 "finish_reason": answer.finish_reason,
-                "logprobs": answer.logprobs,
+                "logprobs": answer.logprobs
+                and [
+                    [{"token_id": token, **asdict(entry)} for token, entry in entries.items()]
+                    for entries in answer.logprobs
+                ],
             }
             for answer in result.outputs
         ],
@@ -177,4 +185,5 @@ def _as_json(name: str, text: str, params: SamplingParams, result: RequestOutput
             "to_first_token": metrics.time_to_first_token,
             "per_token": metrics.time_per_token,
         },
+        "digest": result.digest,
     }

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from llmcore.cli._arguments import BUILT_IN, add_model, model_and_text, read_file
+from llmcore.cli._pieces import piece
 from llmcore.cli._terminal import print_json, print_table
 from llmcore.errors import ArgumentError, escape
 
@@ -56,13 +57,12 @@ def run(args: argparse.Namespace) -> int:
     elif args.ids:
         print(*ids)
     else:
-        # decode_bytes, not decode: a token may hold part of a character, which has to be seen for what it is.
-        pieces = [tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace") for i in ids]
+        pieces = [piece(tokenizer, i) for i in ids]
         size = len(text.encode("utf-8", "surrogatepass"))
         if args.json:
             print_json({"ids": ids, "pieces": pieces, "tokens": len(ids), "characters": len(text), "bytes": size})
         else:
-            print_table(([str(i), repr(piece)] for i, piece in zip(ids, pieces, strict=True)), right="r")
+            print_table(([str(i), repr(shown)] for i, shown in zip(ids, pieces, strict=True)), right="r")
             ratio = f", {size / len(ids):.2f} bytes a token" if ids else ""
             print(f"{len(ids)} tokens, {len(text)} characters, {size} bytes{ratio}", file=sys.stderr)
     return 0
