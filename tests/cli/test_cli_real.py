@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmcore.runtime import get_num_threads
 
+Run = Callable[..., Any]
 LLMCORE = [sys.executable, "-m", "llmcore"]
 
 
@@ -38,40 +40,72 @@ def test_run_writes_the_same_text_each_time() -> None:
     assert first.stdout == second.stdout
 
 
-def test_stream_and_json_agree() -> None:
+def test_stream_and_json_agree(run: Run) -> None:
     options = ("--max-tokens", "24", "--seed", "3", "The prince")
-    text = llmcore("run", "-q", *options).stdout
-    report = json.loads(llmcore("run", "--json", *options).stdout)
+    text = run("run", *options).out
+    report = run("run", "--json", *options).json
     assert report["outputs"][0]["text"] + "\n" == text
     assert report["outputs"][0]["finish_reason"] == "length"
     assert len(report["outputs"][0]["token_ids"]) == 24
 
 
-def test_stop_string() -> None:
+def test_stop_string(run: Run) -> None:
     options = ("--temperature", "0", "--max-tokens", "40", "The prince")
-    whole = llmcore("run", "-q", *options).stdout
+    whole = run("run", *options).out
     word = whole.split()[4]
-    assert llmcore("run", "-q", "--stop", word, *options).stdout == whole[: whole.index(word)] + "\n"
+    assert run("run", "--stop", word, *options).out == whole[: whole.index(word)] + "\n"
 
 
-def test_prompt_from_a_pipe() -> None:
-    piped = llmcore("run", "-q", "--max-tokens", "8", stdin="The prince\n")
-    assert piped.stdout == llmcore("run", "-q", "--max-tokens", "8", "The prince").stdout
+def test_prompt_from_a_pipe(run: Run) -> None:
+    piped = run("run", "--max-tokens", "8", stdin="The prince\n")
+    assert piped.out == run("run", "--max-tokens", "8", "The prince").out
 
 
-def test_tokenize_and_back() -> None:
+def test_several_answers_differ(run: Run) -> None:
+    report = run("run", "--json", "--n", "3", "--temperature", "1", "--max-tokens", "8", "The prince").json
+    assert len({output["text"] for output in report["outputs"]}) == 3
+
+
+def test_logprobs_of_greedy_tokens_come_first(run: Run) -> None:
+    rows = run("run", "--logprobs", "2", "--temperature", "0", "--max-tokens", "3", "The prince").out.splitlines()
+    assert len(rows) == 3
+    for row in rows:
+        chosen, token, likeliest = re.split(r"  +", row)[:3]
+        assert likeliest == f"{token} {float(chosen):.3f}"
+
+
+def test_tokenize_and_back(run: Run) -> None:
     text = "The prince said: ünd 🙂"
-    ids = llmcore("tokenize", "--ids", "--no-special-tokens", text).stdout
-    assert llmcore("tokenize", "--decode", "-", stdin=ids).stdout == text + "\n"
+    ids = run("tokenize", "--ids", "--no-special-tokens", text).out
+    assert run("tokenize", "--decode", "-", stdin=ids).out == text + "\n"
 
 
-def test_tokenize_shows_parts_of_characters() -> None:
-    report = json.loads(llmcore("tokenize", "--json", "--no-special-tokens", "🙂").stdout)
+def test_tokenize_shows_parts_of_characters(run: Run) -> None:
+    report = run("tokenize", "--json", "--no-special-tokens", "🙂").json
     assert "".join(report["pieces"]) == "\\xf0\\x9f\\x99\\x82"
     assert (report["tokens"], report["characters"], report["bytes"]) == (4, 1, 4)
 
 
-def test_bench_on_the_built_in_model(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenize_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The prince\n", encoding="utf-8")
+    from_file = run("tokenize", "--file", str(tmp_path / "text.txt"), "--count")
+    assert int(from_file.out) == int(run("tokenize", "The prince\n", "--count").out)
+
+
+def test_tokenize_keeps_special_tokens_text(run: Run) -> None:
+    text = "<|end_of_text|>"
+    assert int(run("tokenize", "--count", "--no-special-tokens", text).out) > 1
+    assert int(run("tokenize", "--count", "--no-special-tokens", "--allow-special", text).out) == 1
+
+
+@pytest.mark.parametrize("words", ["-1", "1.5", "x", "999999", "1 99999999999"])
+def test_tokenize_decode_refuses_what_is_no_id(words: str, run: Run) -> None:
+    result = run("tokenize", "--decode", "--", words)
+    assert result.code == 2
+    assert "takes token ids from 0 to " in result.err
+
+
+def test_bench_on_the_built_in_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmcore.runtime.measure_read_bandwidth", lambda threads, seconds: 40e9)  # it takes seconds
     options = "--prompt-tokens 32 --decode-tokens 8 --rounds 1 --batch-size 2"
     report = run("bench", "--json", *options.split()).json
