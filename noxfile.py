@@ -6,6 +6,7 @@ Each session has its own environment under .nox; versions of tools stand in pypr
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,8 @@ SANITIZED_TESTS = ["tests"]
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
 
-# Emulated CPUs and what each proves: the first has no AVX at all, the second AVX2 without AVX-512.
-X86_CPUS = ["Nehalem", "Haswell"]
-ARM_CPUS = ["cortex-a53", "cortex-a76"]
+# Emulated CPUs: the first of each has the baseline alone (no AVX; no dot product), the second more.
+EMULATED = {"x86_64": ["Nehalem", "Haswell"], "aarch64": ["cortex-a53", "cortex-a76"]}
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -83,29 +83,39 @@ def cpp(session: nox.Session) -> None:
 
 @nox.session
 def isa(session: nox.Session) -> None:
-    """The C++ unit tests on emulated CPUs: old x86 ones, and 64-bit ARM through a cross-compiler."""
-    ran = False
-    for machine, options, cpus in (
-        ("x86_64", (), X86_CPUS),
-        ("aarch64", ("-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake",), ARM_CPUS),
-    ):
-        emulator = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
-        compiler = machine == os.uname().machine or shutil.which(f"{machine}-linux-gnu-g++")
-        if emulator is None or not compiler:
-            session.warn(f"{machine} left out: needs qemu-user-static and a compiler for it")
+    """The C++ tests on emulated CPUs, old x86 ones and 64-bit ARM, and one hash of logits and tokens for them all."""
+    machine = platform.machine()
+    cmake_build(session, "cpp")
+    digests = run_on(session, "cpp", [])
+    for target, cpus in EMULATED.items():
+        emulator = shutil.which(f"qemu-{target}-static") or shutil.which(f"qemu-{target}")
+        if emulator is None or not (target == machine or shutil.which(f"{target}-linux-gnu-g++")):
+            session.warn(f"{target} left out: it needs qemu-user-static and a compiler for it")
             continue
-        cmake_build(session, f"isa-{machine}", "-DCMAKE_EXE_LINKER_FLAGS=-static", *options)
+        folder = "cpp"
+        if target != machine:
+            folder = f"isa-{target}"
+            toolchain = f"-DCMAKE_TOOLCHAIN_FILE=cmake/{target}-linux-gnu.cmake"
+            cmake_build(session, folder, toolchain, "-DCMAKE_EXE_LINKER_FLAGS=-static")
         for cpu in cpus:
-            for program in test_programs(f"build/isa-{machine}"):
-                session.run(emulator, "-cpu", cpu, program, external=True)
-                ran = True
-    if not ran:
-        session.skip("no emulator")
+            digests |= run_on(session, folder, [emulator, "-cpu", cpu])
+    for where, digest in digests.items():
+        session.log(f"{digest}  {where}")
+    if len(set(digests.values())) != 1:
+        session.error("the instruction sets don't agree")
 
 
-def test_programs(folder: str) -> list[str]:
-    """The C++ test programs built in `folder`."""
-    return [str(p) for p in sorted(Path(folder, "tests", "cpp").iterdir()) if p.is_file() and os.access(p, os.X_OK)]
+def run_on(session: nox.Session, folder: str, emulator: list[str]) -> dict[str, str]:
+    """Run the C++ tests, then take the digest under each instruction set of that CPU: {where: digest}."""
+    program = [*emulator, f"build/{folder}/tests/cpp/llmcore_tests"]
+    session.run(*program, external=True)
+    isas = str(session.run(*program, "--isas", silent=True, external=True)).split()
+    cpu = emulator[-1] if emulator else "this machine"
+    digests = {}
+    for name in isas:
+        digest = session.run(*program, "--digest", silent=True, external=True, env={"LLMCORE_ISA": name})
+        digests[f"{name} on {cpu}"] = str(digest).strip()
+    return digests
 
 
 @nox.session
@@ -165,8 +175,8 @@ def wheel(session: nox.Session) -> None:
     session.log(f"{built.name}: {size / 1e6:.2f} MB")
     if size >= 10_000_000:
         session.error("the wheel must stay under 10 MB")
-    for platform in ("linux", "macos", "windows"):
-        matrix = ("--print-build-identifiers", "--config-file", "wheels/cpu.toml", "--platform", platform)
+    for system in ("linux", "macos", "windows"):
+        matrix = ("--print-build-identifiers", "--config-file", "wheels/cpu.toml", "--platform", system)
         session.run("cibuildwheel", *matrix)
     clean = Path(session.create_tmp(), "clean")
     session.run("python", "-m", "venv", "--clear", str(clean))
