@@ -6,6 +6,7 @@
 //   |w - decoded| <= |scale| / 2, but |scale| for elements of the other sign within |scale| / 2 of the maximum.
 
 #include "quant/lines.h"
+#include "quant/range.h"
 
 namespace llmcore {
 
@@ -16,9 +17,8 @@ struct Int4 {
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 15;
   static float choose_scale(const float* w, int64_t n) {
-    float top = 0;
-    for (int64_t i = 0; i < n; ++i) top = __builtin_fabsf(w[i]) > __builtin_fabsf(top) ? w[i] : top;
-    return top / -8.0f;
+    const Range r = range(w, n);
+    return (r.highest > -r.lowest ? r.highest : r.lowest) / -8.0f;
   }
 };
 

@@ -5,6 +5,7 @@
 //   |w - decoded| <= scale / 2 (scale as stored, plus its own rounding in groups).
 
 #include "quant/lines.h"
+#include "quant/range.h"
 
 namespace llmcore {
 
@@ -15,9 +16,8 @@ struct Int8 {
   static constexpr int kMinCode = 1;
   static constexpr int kMaxCode = 255;
   static float choose_scale(const float* w, int64_t n) {
-    float top = 0;
-    for (int64_t i = 0; i < n; ++i) top = top > __builtin_fabsf(w[i]) ? top : __builtin_fabsf(w[i]);
-    return top / 127.0f;
+    const Range r = range(w, n);
+    return (r.highest > -r.lowest ? r.highest : -r.lowest) / 127.0f;
   }
 };
 

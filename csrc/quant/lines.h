@@ -23,11 +23,17 @@ struct Lines {
   static constexpr int kStep = 4 * kParts;
   static constexpr unsigned kMask = (1u << bits) - 1;
 
-  static void put(uint8_t* panel, int row, int64_t k, unsigned code) {
-    const int64_t j = k % kStep;
-    uint8_t& byte = panel[k / kStep * kLineBytes + row * 4 + j % 4];
-    const int shift = static_cast<int>(j / 4) * bits;
-    byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code << shift));
+  // Writes a whole row: codes [K_padded], one per byte, each below 2^bits.
+  static void put_row(uint8_t* panel, int row, const uint8_t* codes, int64_t K_padded) {
+    for (int64_t k = 0; k < K_padded; k += kStep) {
+      uint32_t word = 0;
+      for (int part = 0; part < kParts; ++part) {
+        uint32_t four;
+        __builtin_memcpy(&four, codes + k + 4 * part, 4);
+        word |= four << (part * bits);
+      }
+      __builtin_memcpy(panel + k / kStep * kLineBytes + row * 4, &word, 4);
+    }
   }
   static unsigned get(const uint8_t* panel, int row, int64_t k) {
     const int64_t j = k % kStep;

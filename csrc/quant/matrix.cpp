@@ -29,11 +29,31 @@ float element_at(const void* values, Element element, int64_t i) {
   }
 }
 
-// Round half to even by the floating-point unit, saturating; NaN gives `lowest`.
-int round_clamped(float x, int lowest, int highest) {
-  if (!(x > static_cast<float>(lowest))) return lowest;
-  if (x > static_cast<float>(highest)) return highest;
-  return static_cast<int>(std::nearbyintf(x));
+// out[k] = values[first + k * stride]
+void read_floats(const void* values, Element element, int64_t first, int64_t stride, int64_t n, float* out) {
+  if (stride == 1 && element == Element::kF32) {
+    std::memcpy(out, static_cast<const float*>(values) + first, static_cast<size_t>(n) * sizeof(float));
+  } else if (stride == 1 && element == Element::kBF16) {
+    const uint16_t* from = static_cast<const uint16_t*>(values) + first;
+    for (int64_t k = 0; k < n; ++k) out[k] = bfloat_to_float(from[k]);
+  } else if (stride == 1) {
+    const uint16_t* from = static_cast<const uint16_t*>(values) + first;
+    for (int64_t k = 0; k < n; ++k) out[k] = half_to_float(from[k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) out[k] = element_at(values, element, first + k * stride);
+  }
+}
+
+// codes[k] = round(w[k] * inverse) + zero, half to even, within [lowest, highest]. A NaN gives some code in range.
+void round_codes(const float* w, int64_t n, float inverse, int zero, int lowest, int highest, uint8_t* codes) {
+  const float low = static_cast<float>(lowest - zero), high = static_cast<float>(highest - zero);
+  for (int64_t k = 0; k < n; ++k) {
+    float x = w[k] * inverse;
+    x = x > low ? x : low;
+    x = x < high ? x : high;
+    const uint32_t rounded = float_bits(x + 12582912.0f);  // 1.5 * 2^23: the integer is in the last bits
+    codes[k] = static_cast<uint8_t>(rounded + static_cast<uint32_t>(zero));
+  }
 }
 
 }  // namespace
@@ -99,22 +119,21 @@ float Matrix::store_scale(int64_t n, int64_t group, float value) {
 }
 
 template <class Codec>
-void Matrix::encode_row(int64_t n, const float* w) {
-  uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
-  const int row = static_cast<int>(n % kRowsPerPanel);
+void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes) {
   const int64_t width = per_row() ? K_ : group_size_;
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
-    float poison = 0;  // NaN as soon as a weight is not finite: the scale then says so, and nothing fails silently
-    for (int64_t k = begin; k < end; ++k) poison += w[k] * 0.0f;
-    const float stored = store_scale(n, g, Codec::choose_scale(w + begin, end - begin) + poison);
-    const float inverse = stored != 0 && std::fabs(1.0f / stored) < 1e38f ? 1.0f / stored : 0.0f;
-    constexpr int kLowest = Codec::kMinCode - Codec::kZero, kHighest = Codec::kMaxCode - Codec::kZero;
-    for (int64_t k = begin; k < end; ++k) {
-      const int q = round_clamped(w[k] * inverse, kLowest, kHighest);
-      Lines<Codec::kBits>::put(panel, row, k, static_cast<unsigned>(q + Codec::kZero));
-    }
+    float poison[8] = {};  // NaN as soon as a weight is not finite: the scale then says so, and nothing fails silently
+    for (int64_t k = begin; k < end; ++k) poison[k % 8] += w[k] * 0.0f;
+    float scale = Codec::choose_scale(w + begin, end - begin);
+    for (const float p : poison) scale += p;
+    const float stored = store_scale(n, g, scale);
+    const float inverse = std::fabs(1.0f / stored) < 1e38f ? 1.0f / stored : 0.0f;
+    round_codes(w + begin, end - begin, inverse, Codec::kZero, Codec::kMinCode, Codec::kMaxCode, codes + begin);
   }
+  for (int64_t k = K_; k < K_padded_; ++k) codes[k] = Codec::kZero;
+  uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+  Lines<Codec::kBits>::put_row(panel, static_cast<int>(n % kRowsPerPanel), codes, K_padded_);
 }
 
 void Matrix::check_rows(int64_t first_row, int64_t rows) const {
@@ -128,8 +147,9 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
   check_rows(first_row, rows);
   pool.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<float> w(static_cast<size_t>(K_));
+    std::vector<uint8_t> codes(static_cast<size_t>(K_padded_));
     for (int64_t r = begin; r < end; ++r) {
-      for (int64_t k = 0; k < K_; ++k) w[k] = element_at(values, element, transposed ? k * rows + r : r * K_ + k);
+      read_floats(values, element, transposed ? r : r * K_, transposed ? rows : 1, K_, w.data());
       const int64_t n = first_row + r;
       uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
       const int64_t lane = n % kRowsPerPanel;
@@ -148,7 +168,7 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
           }
           break;
         default:
-          visit_codec(format_, [&]<class Codec>() { encode_row<Codec>(n, w.data()); });
+          visit_codec(format_, [&]<class Codec>() { encode_row<Codec>(n, w.data(), codes.data()); });
       }
     }
   });
@@ -158,9 +178,9 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
   check_rows(first_row, rows);
   check_argument(is_integer(format_), "matrix: codes need an integer format");
   visit_codec(format_, [&]<class Codec>() {
+    std::vector<uint8_t> row(static_cast<size_t>(K_padded_), static_cast<uint8_t>(Codec::kZero));
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t n = first_row + r;
-      uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
       for (int64_t g = 0; g < groups(); ++g) {
         const float wanted = scales[r * groups() + g];
         if (store_scale(n, g, wanted) != wanted && wanted == wanted) {
@@ -174,8 +194,10 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
           throw QuantError("code " + std::to_string(codes[r * K_ + k]) + " at row " + std::to_string(n) + ", column " +
                            std::to_string(k) + " is out of range for " + Codec::kName);
         }
-        Lines<Codec::kBits>::put(panel, static_cast<int>(n % kRowsPerPanel), k, static_cast<unsigned>(code));
+        row[k] = static_cast<uint8_t>(code);
       }
+      uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
+      Lines<Codec::kBits>::put_row(panel, static_cast<int>(n % kRowsPerPanel), row.data(), K_padded_);
     }
   });
 }

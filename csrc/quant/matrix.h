@@ -59,7 +59,7 @@ class Matrix {
 
  private:
   template <class Codec>
-  void encode_row(int64_t n, const float* w);
+  void encode_row(int64_t n, const float* w, uint8_t* codes);
   void check_rows(int64_t first_row, int64_t rows) const;
   int64_t scale_index(int64_t n, int64_t group) const;
   float scale(int64_t n, int64_t group) const;
