@@ -9,7 +9,7 @@ namespace llmcore {
 namespace {
 
 // Below this many elements a second thread costs more than it saves.
-constexpr int64_t kParallelElements = 1 << 14;
+constexpr int64_t kParallelElements = 1 << 12;
 
 template <class Function>
 void for_rows(const Context& context, int64_t T, int64_t n, Function&& function) {

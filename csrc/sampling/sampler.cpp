@@ -59,11 +59,7 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
 SampledToken Sampler::sample(const float* logits, const SamplerParams& params, const SamplerHistory& history) {
   float maximum, sum;
   table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
-  if (!(sum > 0) || !std::isfinite(sum) || !std::isfinite(maximum)) {
-    throw NumericError(
-        "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their "
-        "quantisation are broken");
-  }
+  if (!(sum > 0) || !std::isfinite(sum)) return sample_infinite(logits, params);
   std::copy(logits, logits + vocab_, work_.begin());
   restrict_to(params, history);
   penalise(params, history);
@@ -71,6 +67,20 @@ SampledToken Sampler::sample(const float* logits, const SamplerParams& params, c
   if (work_[id] == kNever) throw NumericError("no token is left to draw: every id is masked");
   if (params.logprobs < 0) return {id, 0.0f, {}};
   return logprobs(logits, id, params.logprobs);
+}
+
+// Logits that no softmax takes: +infinity is certain, the lowest id first; NaN, or nothing but -infinity, is an error.
+SampledToken Sampler::sample_infinite(const float* logits, const SamplerParams& params) const {
+  const bool nan = std::any_of(logits, logits + vocab_, [](float x) { return std::isnan(x); });
+  const int32_t id = argmax(logits);
+  if (nan || logits[id] != -kNever || id >= drawable_) {
+    throw NumericError(
+        "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their quantisation are "
+        "broken");
+  }
+  SampledToken out{id, 0.0f, {}};
+  if (params.logprobs > 0) out.top.emplace_back(id, 0.0f);
+  return out;
 }
 
 void Sampler::restrict_to(const SamplerParams& params, const SamplerHistory& history) {

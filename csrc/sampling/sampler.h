@@ -44,12 +44,13 @@ class Sampler {
  public:
   /// Ids from `drawable` on are padding of the vocabulary: they have logits, but never come.
   Sampler(const KernelTable& table, int64_t vocab, int64_t drawable);
-  /// logits: [vocab]. Throws NumericError on NaN, +infinity, or when nothing is left to draw.
+  /// logits: [vocab]; +infinity wins. Throws NumericError on NaN, or when nothing is left to draw.
   SampledToken sample(const float* logits, const SamplerParams& params, const SamplerHistory& history);
   /// Log-probability of `id`, and of the `count` best.
   SampledToken logprobs(const float* logits, int32_t id, int32_t count);
 
  private:
+  SampledToken sample_infinite(const float* logits, const SamplerParams& params) const;
   void penalise(const SamplerParams& params, const SamplerHistory& history);
   void restrict_to(const SamplerParams& params, const SamplerHistory& history);
   int32_t draw(const SamplerParams& params, const SamplerHistory& history);

@@ -13,7 +13,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
-from llmcore.errors import ArgumentError, BusyError, ClosedError, NumericError, OutOfMemoryError
+from llmcore.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BusyError,
+    ClosedError,
+    ContextLengthError,
+    LimitError,
+    NumericError,
+    OutOfMemoryError,
+)
 from llmcore.model import STEP_TOKENS, Model, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
 PAGE_TOKENS = 16
 DEFAULT_BATCH_SIZE = 32
+MAX_PROMPTS = 1 << 16
 _MEMORY_SHARE = 0.5
 _FINISH = (None, "stop", "length", "error")
 _UTF8_TAIL = 4
@@ -70,8 +80,8 @@ class LLM:
                 raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
         if kv_dtype not in ("auto", "f32", "f16", "bf16"):
             raise ArgumentError(f"kv_dtype must be auto, f32, f16 or bf16, got {kv_dtype!r}")
-        if not 0 <= seed < 2**64:
-            raise ArgumentError(f"seed must be within [0, 2**64), got {seed}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ArgumentError(f"seed must be an integer within [0, 2**64), got {seed!r}"[:200])
         self._owns_model = not isinstance(path_or_model, Model)
         if isinstance(path_or_model, Model):
             if quantize is not None or threads is not None:
@@ -237,16 +247,7 @@ class LLM:
 
     def _requests(self, prompts: Any, params: Any) -> list[tuple[Prompt, SamplingParams]]:
         self._require_engine()
-        if isinstance(prompts, str):
-            several: list[Prompt] = [prompts]
-        else:
-            if not isinstance(prompts, Sequence) and not hasattr(prompts, "__array__"):
-                raise TypeError(f"prompts must be text, token ids or a list of these, got {type(prompts).__name__}")
-            prompts = list(prompts)
-            flat = (
-                len(prompts) > 0 and not isinstance(prompts[0], str | Sequence) and not hasattr(prompts[0], "__len__")
-            )
-            several = [prompts] if flat else prompts
+        several = _prompts(prompts)
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
@@ -266,7 +267,7 @@ class LLM:
         if params.stop and tokenizer is None:
             raise ArgumentError("stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
         text = prompt if isinstance(prompt, str) else None
-        ids = model.require_tokenizer().encode(text) if text is not None else [_token_id(i) for i in prompt]
+        ids = model.require_tokenizer().encode(text) if text is not None else _token_ids(prompt, self.max_model_len)
         request = _Request(text, ids, params, start)
         seed = self.seed if params.seed is None else params.seed
         with self._lock:
@@ -437,13 +438,43 @@ def _native_params(params: SamplingParams, seed: int, index: int) -> dict[str, o
     }
 
 
-def _token_id(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"token ids must be integers, got {type(value).__name__}")
-    token = int(value.__index__())
-    if not 0 <= token < 2**31:
-        raise ArgumentError(f"token ids must be within [0, 2**31), got {token}")
-    return token
+def _prompts(prompts: Any) -> list[Prompt]:
+    """The prompts in what a caller gave: a text, token ids, or a list of either."""
+    if isinstance(prompts, str):
+        return [prompts]
+    _check_list("prompts must be text, token ids, or a list of these", prompts)
+    if len(prompts) > MAX_PROMPTS and hasattr(prompts[0], "__len__"):
+        raise LimitError(f"one call takes at most {MAX_PROMPTS} prompts, got {len(prompts)}")
+    if len(prompts) and not hasattr(prompts[0], "__len__"):
+        return [prompts]
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            _check_list(f"prompts[{i}] must be text or token ids", prompt)
+    return list(prompts)
+
+
+def _check_list(rule: str, value: Any) -> None:
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__") and getattr(value, "shape", None) != ()
+    if not sized or isinstance(value, bytes | bytearray | memoryview | Mapping):
+        raise ArgumentTypeError(f"{rule}, got {type(value).__name__}")
+
+
+def _token_ids(prompt: Sequence[Any], limit: int) -> list[int]:
+    """The ids of a prompt; `limit` is what the context holds, so that a huge list isn't looked at."""
+    if len(prompt) > limit:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens, but the context holds {limit} with at least one of them for the "
+            "answer; shorten the prompt or raise max_model_len"
+        )
+    ids = []
+    for i, value in enumerate(prompt):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ArgumentTypeError(f"token ids must be integers, got {type(value).__name__} at position {i}")
+        token = int(value.__index__())
+        if not 0 <= token < 2**31:
+            raise ArgumentError(f"token ids must be within [0, 2**31), got {token} at position {i}"[:200])
+        ids.append(token)
+    return ids
 
 
 def _available_memory() -> int:
