@@ -18,21 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core, quantization
-from llmcore.errors import ArgumentError, ClosedError, NumericError, TokenizerError, escape
+from llmcore.errors import ArgumentError, ClosedError, TokenizerError, escape
 from llmcore.models.spec import DecoderSpec
 from llmcore.progress import Progress
 from llmcore.quantization import MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
-    from llmcore.models.binding import Binding, BoundSlot
     from llmcore.tokenizer import Tokenizer
 
 STEP_TOKENS = 256
 """Tokens of one forward step; longer prompts are prefilled in chunks of this size. No result depends on it."""
 _LOGIT_ROWS = 16
-_CHUNK_BYTES = 32 << 20
 _KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
-_STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 _log = logging.getLogger("llmcore")
@@ -237,6 +234,7 @@ def load(
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
+    from llmcore.packing import Packer, num_weights
 
     if device not in ("auto", "cpu"):
         raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
@@ -244,12 +242,12 @@ def load(
     with open_checkpoint(path) as checkpoint:
         binding = bind(checkpoint)
         tokenizer = _load_tokenizer(checkpoint.path, binding.spec)
-        total = sum(_parameters(slot) for slot in binding.slots.values())
+        total = sum(num_weights(slot) for slot in binding.slots.values())
         weights: dict[str, object] = {}
         with Progress(total, "loading", "weights", enabled=progress) as bar:
             for name, slot in binding.slots.items():
-                weights[name] = _Packer(binding, recipe, floats, check_finite).pack(slot)
-                bar.advance(_parameters(slot))
+                weights[name] = Packer(binding, recipe, floats, check_finite).pack(slot)
+                bar.advance(num_weights(slot))
         fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
         return _make(binding.spec, weights, tokenizer, checkpoint.generation_config, fingerprint, threads)
 
@@ -269,11 +267,12 @@ def plan(
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
+    from llmcore.packing import Packer
 
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
         binding = bind(checkpoint)
-        packer = _Packer(binding, recipe, floats, False)
+        packer = Packer(binding, recipe, floats, False)
         weights = sum(packer.nbytes(slot) for slot in binding.slots.values())
         kv_dtype = _kv_dtype({packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)})
     spec = binding.spec
@@ -339,93 +338,6 @@ def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
         yield layer + "down", hidden, spec.intermediate_size
 
 
-class _Packer:
-    """Turns the tensors of a slot into a packed matrix or a float32 vector."""
-
-    def __init__(self, binding: Binding, recipe: QuantConfig | None, floats: str | None, check_finite: bool) -> None:
-        self.binding = binding
-        self.recipe = recipe
-        self.floats = floats
-        self.check_finite = check_finite
-
-    def is_matrix(self, slot: BoundSlot) -> bool:
-        return self.binding.spec.is_matrix(slot.slot.name)
-
-    def format(self, slot: BoundSlot) -> MatrixFormat:
-        """How a matrix slot is stored."""
-        from llmcore.checkpoint.compressed_tensors import PackedTensor
-
-        part, name = slot.parts[0], slot.slot.name
-        if isinstance(part, PackedTensor):
-            if self.recipe is not None:
-                raise ArgumentError(
-                    "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
-                )
-            group = 0 if part.group_size == part.shape[1] else part.group_size
-            return MatrixFormat(format=f"int{part.bits}", group_size=group)
-        stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
-        if self.recipe is None or name == "position_embedding":
-            return stored
-        modules = slot.slot.modules or (name,)
-        return self.recipe.of(modules, is_head=name in ("embedding", "lm_head")) or stored
-
-    def nbytes(self, slot: BoundSlot) -> int:
-        """Bytes once packed."""
-        if not self.is_matrix(slot):
-            return 4 * _parameters(slot)
-        wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size)
-
-    def _shape(self, slot: BoundSlot) -> tuple[int, int]:
-        shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
-        return sum(shape[0] for shape in shapes), shapes[0][1]
-
-    def pack(self, slot: BoundSlot) -> object:
-        from llmcore.checkpoint.compressed_tensors import PackedTensor
-
-        if not self.is_matrix(slot):
-            vectors = [self._floats(part.read(), part.name) for part in slot.parts]  # type: ignore[union-attr]
-            return np.concatenate(vectors)
-        wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        first = slot.parts[0]
-        scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
-        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales)
-        at = 0
-        for part in slot.parts:
-            if slot.slot.transpose:
-                values = part.read()  # type: ignore[union-attr]
-                self._check(values, part.name)  # type: ignore[union-attr]
-                matrix.set_rows(at, values, True)
-                at += part.shape[1]
-                continue
-            step = max(1, _CHUNK_BYTES // max(1, 4 * columns))
-            for row in range(0, part.shape[0], step):
-                stop = min(part.shape[0], row + step)
-                if isinstance(part, PackedTensor):
-                    found = part.scales(row, stop)
-                    self._check(found, part.module)
-                    matrix.set_codes(at + row, part.codes(row, stop), found)
-                else:
-                    values = part.read(row, stop)
-                    self._check(values, part.name)
-                    matrix.set_rows(at + row, values)
-            at += part.shape[0]
-        return matrix
-
-    def _floats(self, values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
-        self._check(values, name)
-        if values.dtype == np.uint16:
-            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.astype(np.float32)
-
-    def _check(self, values: npt.NDArray[Any], name: str) -> None:
-        if not self.check_finite:
-            return
-        finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
-        if not finite.all():
-            raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
-
-
 def _make(
     spec: DecoderSpec,
     weights: dict[str, object],
@@ -462,10 +374,6 @@ def _kv_dtype(formats: set[str]) -> str:
 def _fingerprint(checkpoint: str, recipe: QuantConfig | None, floats: str | None) -> str:
     text = repr((checkpoint, recipe, floats))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _parameters(slot: BoundSlot) -> int:
-    return sum(math.prod(part.shape) for part in slot.parts)
 
 
 def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:

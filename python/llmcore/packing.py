@@ -1,0 +1,113 @@
+"""Packing: from the tensors of a checkpoint to the matrices and vectors the native decoder runs on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore import _core
+from llmcore.checkpoint.compressed_tensors import PackedTensor
+from llmcore.errors import ArgumentError, NumericError, escape
+from llmcore.models.binding import Binding, BoundSlot, DenseTensor
+from llmcore.quantization import MatrixFormat, QuantConfig
+
+_CHUNK_BYTES = 32 << 20
+"""Rows are read and packed this many float32 bytes at a time, so memory peaks at the packed size and a little."""
+_STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+
+
+def num_weights(slot: BoundSlot) -> int:
+    """How many weights a slot holds."""
+    return sum(math.prod(part.shape) for part in slot.parts)
+
+
+class Packer:
+    """Turns the tensors of a slot into a packed matrix or a float32 vector."""
+
+    def __init__(self, binding: Binding, recipe: QuantConfig | None, floats: str | None, check_finite: bool) -> None:
+        self.binding = binding
+        self.recipe = recipe
+        self.floats = floats
+        self.check_finite = check_finite
+
+    def is_matrix(self, slot: BoundSlot) -> bool:
+        return self.binding.spec.is_matrix(slot.slot.name)
+
+    def format(self, slot: BoundSlot) -> MatrixFormat:
+        """How a matrix slot is stored."""
+        part, name = slot.parts[0], slot.slot.name
+        if isinstance(part, PackedTensor):
+            if self.recipe is not None:
+                raise ArgumentError(
+                    "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
+                )
+            group = 0 if part.group_size == part.shape[1] else part.group_size
+            return MatrixFormat(format=f"int{part.bits}", group_size=group)
+        stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
+        if self.recipe is None or name == "position_embedding":
+            return stored
+        modules = slot.slot.modules or (name,)
+        return self.recipe.of(modules, is_head=name in ("embedding", "lm_head")) or stored
+
+    def nbytes(self, slot: BoundSlot) -> int:
+        """Bytes once packed."""
+        if not self.is_matrix(slot):
+            return 4 * num_weights(slot)
+        wanted, (rows, columns) = self.format(slot), self._shape(slot)
+        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size)
+
+    def _shape(self, slot: BoundSlot) -> tuple[int, int]:
+        shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
+
+    def pack(self, slot: BoundSlot) -> _core.Matrix | npt.NDArray[np.float32]:
+        """The slot's weights: a packed matrix, or a float32 vector. Raises QuantError, NumericError, StorageError."""
+        if not self.is_matrix(slot):
+            parts = [self._read(part, 0, part.shape[0]) for part in slot.parts]
+            return np.concatenate([_to_float32(values) for values in parts])
+        wanted, (rows, columns) = self.format(slot), self._shape(slot)
+        first = slot.parts[0]
+        scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
+        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales)
+        at = 0
+        for part in slot.parts:
+            at += self._pack_part(matrix, at, part, slot.slot.transpose)
+        return matrix
+
+    def _pack_part(self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool) -> int:
+        """Packs one tensor from row `at` on; returns how many rows that were."""
+        if transposed:
+            matrix.set_rows(at, self._read(part, 0, part.shape[0]), True)
+            return part.shape[1]
+        step = max(1, _CHUNK_BYTES // (4 * part.shape[1]))
+        for row in range(0, part.shape[0], step):
+            stop = min(part.shape[0], row + step)
+            if isinstance(part, PackedTensor):
+                scales = part.scales(row, stop)
+                self._check(scales, part.module)
+                matrix.set_codes(at + row, part.codes(row, stop), scales)
+            else:
+                matrix.set_rows(at + row, self._read(part, row, stop))
+        return part.shape[0]
+
+    def _read(self, part: DenseTensor | PackedTensor, start: int, stop: int) -> npt.NDArray[Any]:
+        assert isinstance(part, DenseTensor)  # packed tensors are matrices, never transposed: binding sees to it
+        values = part.read(start, stop)
+        self._check(values, part.name)
+        return values
+
+    def _check(self, values: npt.NDArray[Any], name: str) -> None:
+        if not self.check_finite:
+            return
+        finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
+        if not finite.all():
+            raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
+
+
+def _to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if values.dtype == np.uint16:  # the bits of bfloat16
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32)
