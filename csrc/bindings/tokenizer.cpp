@@ -169,6 +169,16 @@ void bind_tokenizer(py::module_& m) {
                         bool allow_control) { return to_list(encode(self, text, add_special, allow_control)); })
       .def("encode_array", [](const Tokenizer& self, const py::str& text, bool add_special,
                               bool allow_control) { return to_array(encode(self, text, add_special, allow_control)); })
+      .def("encode_guarded",
+           [](const Tokenizer& self, const py::str& text, const std::vector<uint32_t>& guarded) {
+             const std::string_view view = utf8(text);
+             std::vector<uint32_t> ids;
+             {
+               const py::gil_scoped_release release;
+               self.encode(view, false, true, ids, nullptr, &guarded);
+             }
+             return to_list(ids);
+           })
       .def("encode_spans", &encode_spans)
       .def("encode_batch", &encode_batch)
       .def("decode", &decode)
@@ -186,10 +196,10 @@ void bind_tokenizer(py::module_& m) {
                              [](const Tokenizer& self) { return self.bpe().joins_before_space(); })
       .def_property_readonly("merges", [](const Tokenizer& self) { return to_array(self.bpe().merges()); })
       .def("split_added",
-           [](const Tokenizer& self, const py::str& text, bool allow_control) {
+           [](const Tokenizer& self, const py::str& text, bool allow_control, const std::vector<uint32_t>& guarded) {
              py::list parts;
              const std::string_view view = utf8(text);
-             for (const Segment& s : self.split_added(view, allow_control)) {
+             for (const Segment& s : self.split_added(view, allow_control, &guarded)) {
                const py::object id = s.id == kNoId ? py::object(py::none()) : py::object(py::int_(s.id));
                parts.append(py::make_tuple(py::str(view.data() + s.begin, s.end - s.begin), id));
              }

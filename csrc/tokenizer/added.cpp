@@ -14,9 +14,7 @@ namespace {
 constexpr size_t kMaxContent = 1024;
 constexpr uint32_t kNone = 0xFFFFFFFFu;
 
-const uint8_t* bytes(std::string_view text) {
-  return reinterpret_cast<const uint8_t*>(text.data());
-}
+const uint8_t* bytes(std::string_view text) { return reinterpret_cast<const uint8_t*>(text.data()); }
 
 size_t char_before(std::string_view text, size_t at) {
   do --at;
@@ -29,6 +27,12 @@ bool is_word_char(std::string_view text, size_t at) {
 }
 
 }  // namespace
+
+bool Guard::holds(size_t i) const noexcept {
+  if (!places) return false;
+  const size_t place = origin ? origin[i] : begin + i;
+  return std::binary_search(places->begin(), places->end(), place);
+}
 
 void AddedMatcher::add(const AddedToken& token) {
   if (token.content.empty()) throw LimitError("tokenizer: an added token is empty");
@@ -66,10 +70,11 @@ void AddedMatcher::build() {
   }
 }
 
-uint32_t AddedMatcher::longest_match(std::string_view text, size_t at) const noexcept {
+uint32_t AddedMatcher::longest_match(std::string_view text, size_t at, bool control) const noexcept {
   uint32_t node = 0, found = kNone;
   while (true) {
-    if (nodes_[node].token != kNone) found = nodes_[node].token;
+    const uint32_t token = nodes_[node].token;
+    if (token != kNone && (control || !tokens_[token].control)) found = token;
     if (at == text.size()) return found;
     const uint8_t byte = static_cast<uint8_t>(text[at++]);
     const Edge* first = edges_.data() + nodes_[node].first_child;
@@ -80,7 +85,8 @@ uint32_t AddedMatcher::longest_match(std::string_view text, size_t at) const noe
   }
 }
 
-void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, std::vector<Segment>& segments) const {
+void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const Guard& guard,
+                         std::vector<Segment>& segments) const {
   const std::string_view text = whole.substr(0, end);
   size_t done = begin;
   for (size_t at = begin; at < end && !empty();) {
@@ -88,7 +94,7 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, std::
       ++at;
       continue;
     }
-    const uint32_t match = longest_match(text, at);
+    const uint32_t match = longest_match(text, at, !guard.holds(at));
     if (match == kNone) {
       ++at;
       continue;

@@ -26,6 +26,16 @@ struct Segment {
   uint32_t id;
 };
 
+/// Places where no control token may begin. A place counts in bytes of the caller's text; byte i of a stretch that is
+/// searched is its byte origin[i], or begin + i when there is no origin.
+struct Guard {
+  const std::vector<uint32_t>* places = nullptr;  // in order; null: none
+  const uint32_t* origin = nullptr;
+  size_t begin = 0;
+
+  bool holds(size_t i) const noexcept;
+};
+
 class AddedMatcher {
  public:
   /// Throws LimitError for an empty or oversized token.
@@ -34,7 +44,7 @@ class AddedMatcher {
   bool empty() const noexcept { return tokens_.empty(); }
 
   /// Appends the segments of text[begin, end); what stands outside of the stretch isn't looked at.
-  void split(std::string_view text, size_t begin, size_t end, std::vector<Segment>& segments) const;
+  void split(std::string_view text, size_t begin, size_t end, const Guard& guard, std::vector<Segment>& segments) const;
 
  private:
   struct Node {
@@ -45,7 +55,7 @@ class AddedMatcher {
     uint8_t byte;
     uint32_t node;
   };
-  uint32_t longest_match(std::string_view text, size_t at) const noexcept;
+  uint32_t longest_match(std::string_view text, size_t at, bool control) const noexcept;
 
   std::vector<AddedToken> tokens_;
   std::vector<Node> nodes_;

@@ -13,9 +13,7 @@ namespace {
 constexpr size_t kShortPiece = 40;
 constexpr size_t kMaxIds = size_t{1} << 24;
 
-[[noreturn]] void refuse(const std::string& message) {
-  throw TokenizerError("tokenizer: " + message);
-}
+[[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
 
 }  // namespace
 
@@ -95,8 +93,12 @@ void Bpe::recover_merges() {
     pairs_.insert(left, right, {spec_.ranks[id], id});
     found.push_back({left, right, id});
   }
-  std::stable_sort(found.begin(), found.end(),
-                   [&](const auto& a, const auto& b) { return spec_.ranks[a[2]] < spec_.ranks[b[2]]; });
+  // Rules written down one by one have no equal ranks. Among equals the longer left side comes first: a run of one
+  // character then grows from its left end, as it does when the leftmost of equal pairs is merged first.
+  std::stable_sort(found.begin(), found.end(), [&](const auto& a, const auto& b) {
+    const uint32_t rank_a = spec_.ranks[a[2]], rank_b = spec_.ranks[b[2]];
+    return rank_a != rank_b ? rank_a < rank_b : token(a[0]).size() > token(b[0]).size();
+  });
   for (const auto& rule : found) rules_.insert(rules_.end(), rule.begin(), rule.end());
 }
 

@@ -127,12 +127,8 @@ inline Byte scan_cl100k(Byte p, Byte end) noexcept {
 }
 
 /// The two sets of o200k: U = [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and V = [\p{Ll}\p{Lm}\p{Lo}\p{M}].
-inline bool in_u(uint8_t cls) noexcept {
-  return (cls & kMark) || ((cls & kLetter) && !(cls & kLower));
-}
-inline bool in_v(uint8_t cls) noexcept {
-  return (cls & kMark) || ((cls & kLetter) && !(cls & kUpper));
-}
+inline bool in_u(uint8_t cls) noexcept { return (cls & kMark) || ((cls & kLetter) && !(cls & kLower)); }
+inline bool in_v(uint8_t cls) noexcept { return (cls & kMark) || ((cls & kLetter) && !(cls & kUpper)); }
 
 /// Ends of U*V+ and of U+V* at `p`, null where there is no match. U*V+ first takes all of U and then gives back up to
 /// its last character that is in V as well: what follows that one in the run is not in V, so the match ends there.

@@ -55,6 +55,7 @@ struct Tokenizer::Output {
   std::vector<uint32_t>& ids;
   std::vector<Span>* spans;
   EncodeState& state;
+  const std::vector<uint32_t>* guarded;
   std::string buffer;
   std::vector<uint32_t> origin;
 
@@ -107,9 +108,10 @@ Tokenizer::View Tokenizer::normalise(const View& part, Output& out) const {
   size_t mark = spec_.metaspace ? part.text.find(kMetaspace) : part.text.npos;
   if (!prefix && mark == part.text.npos) return part;
   out.buffer.assign(prefix ? 1 : 0, ' ');
-  out.origin.assign(out.spans && prefix ? 1 : 0, static_cast<uint32_t>(part.begin));
+  const bool mapped = out.spans || out.guarded;
+  out.origin.assign(mapped && prefix ? 1 : 0, static_cast<uint32_t>(part.begin));
   const auto note = [&](size_t from, size_t to) {
-    for (size_t i = from; out.spans && i < to; ++i) out.origin.push_back(static_cast<uint32_t>(part.begin + i));
+    for (size_t i = from; mapped && i < to; ++i) out.origin.push_back(static_cast<uint32_t>(part.begin + i));
   };
   size_t done = 0;
   for (; mark != part.text.npos; mark = part.text.find(kMetaspace, done)) {
@@ -119,7 +121,7 @@ Tokenizer::View Tokenizer::normalise(const View& part, Output& out) const {
   }
   out.buffer.append(part.text, done);
   note(done, part.text.size() + 1);
-  return {out.buffer, part.begin, out.spans ? out.origin.data() : nullptr, out.buffer.data() + out.buffer.size()};
+  return {out.buffer, part.begin, mapped ? out.origin.data() : nullptr, out.buffer.data() + out.buffer.size()};
 }
 
 void Tokenizer::encode_plain(const View& view, Output& out) const {
@@ -149,7 +151,7 @@ void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const
     return;
   }
   std::vector<Segment> segments;
-  matcher.split(view.text, 0, view.text.size(), segments);
+  matcher.split(view.text, 0, view.text.size(), {out.guarded, view.origin, view.begin}, segments);
   for (const Segment& s : segments) {
     if (s.id != kNoId) {
       out.push(s.id, view.place(s.begin), view.place(s.end));
@@ -162,16 +164,16 @@ void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const
 }
 
 void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-                       std::vector<Span>* spans) const {
+                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
   std::unique_ptr<EncodeState> state = borrow();
-  Output out{ids, spans, *state, {}, {}};
+  Output out{ids, spans, *state, guarded, {}, {}};
   if (add_special) {
     for (const uint32_t id : spec_.prefix_ids) out.push(id, 0, 0);
   }
   const size_t first = spans ? spans->size() : 0;
   const char* const end = text.data() + text.size();
-  for (const Segment& s : split_added(text, allow_control)) {
+  for (const Segment& s : split_added(text, allow_control, guarded)) {
     if (s.id != kNoId) {
       out.push(s.id, s.begin, s.end);
     } else {
@@ -222,9 +224,10 @@ void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool
   }
 }
 
-std::vector<Segment> Tokenizer::split_added(std::string_view text, bool allow_control) const {
+std::vector<Segment> Tokenizer::split_added(std::string_view text, bool allow_control,
+                                            const std::vector<uint32_t>* guarded) const {
   std::vector<Segment> segments;
-  raw_[allow_control].split(text, 0, text.size(), segments);
+  raw_[allow_control].split(text, 0, text.size(), {guarded}, segments);
   return segments;
 }
 

@@ -40,15 +40,17 @@ class Tokenizer {
   size_t size() const noexcept { return bpe_.size(); }
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
+  /// No control token begins at a byte that `guarded` (in order) names.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-              std::vector<Span>* spans = nullptr) const;
+              std::vector<Span>* spans = nullptr, const std::vector<uint32_t>* guarded = nullptr) const;
   /// The same for each text, on `threads` threads.
   std::vector<std::vector<uint32_t>> encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                   bool allow_control, int threads) const;
   /// Appends the bytes of `ids`; throws ArgumentError for an id that isn't in the vocabulary.
   void decode(const uint32_t* ids, size_t count, const std::vector<bool>& skip, std::string& out) const;
   /// Splits raw text at the added tokens that are looked for before normalisation.
-  std::vector<Segment> split_added(std::string_view text, bool allow_control) const;
+  std::vector<Segment> split_added(std::string_view text, bool allow_control,
+                                   const std::vector<uint32_t>* guarded = nullptr) const;
   /// Ends in bytes of the pieces that pre-tokenisation makes of `text`.
   std::vector<size_t> pieces(std::string_view text) const;
 

@@ -14,9 +14,7 @@ namespace {
 
 constexpr size_t kProgressEvery = 256;
 
-uint64_t pair_key(uint32_t left, uint32_t right) {
-  return static_cast<uint64_t>(left) << 32 | right;
-}
+uint64_t pair_key(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
 
 /// The corpus as words of symbols, with the count of every pair, and a queue of the pairs.
 class Trainer {

@@ -20,9 +20,7 @@ enum CharClass : uint8_t {
 extern const uint16_t kClassIndex[0x110000 / 128];
 extern const uint8_t kClassBlocks[];
 
-inline uint8_t class_of(uint32_t code) noexcept {
-  return kClassBlocks[kClassIndex[code >> 7] * 128 + (code & 127)];
-}
+inline uint8_t class_of(uint32_t code) noexcept { return kClassBlocks[kClassIndex[code >> 7] * 128 + (code & 127)]; }
 
 /// One character: its class bits and its length in bytes.
 struct Char {
@@ -30,9 +28,7 @@ struct Char {
   uint8_t len;
 };
 
-inline uint32_t utf8_length(uint8_t lead) noexcept {
-  return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-}
+inline uint32_t utf8_length(uint8_t lead) noexcept { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 
 inline uint32_t decode_utf8(const uint8_t* p) noexcept {
   if (p[0] < 0x80) return p[0];

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import codecs
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError
+from llmcore.vocab.nfc import is_nfc, nfc_with_origin
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
-from llmcore.vocab.training import Source, clean, train_spec
+from llmcore.vocab.surrogates import clean
+from llmcore.vocab.training import Source, train_spec
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from llmcore.chat import ChatTemplate
 
 
 class Tokenizer:
@@ -35,6 +38,7 @@ class Tokenizer:
         *,
         bos_id: int | None = None,
         eos_ids: Sequence[int] = (),
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         """Use `load` or `train` instead; this takes a vocabulary as data. Raises TokenizerError."""
         self._spec = spec
@@ -44,6 +48,7 @@ class Tokenizer:
         self._skipped_set = frozenset(self._skipped)
         self._bos_id = bos_id
         self._eos_ids = tuple(eos_ids)
+        self._chat_template = chat_template
         self._fingerprint: str | None = None
         self._names: dict[str, int] | None = None
 
@@ -61,7 +66,7 @@ class Tokenizer:
         from llmcore.vocab.loading import load_parts
 
         parts = load_parts(path, pattern)
-        return cls(parts.spec, bos_id=parts.bos_id, eos_ids=parts.eos_ids)
+        return cls(parts.spec, bos_id=parts.bos_id, eos_ids=parts.eos_ids, chat_template=parts.chat_template)
 
     @classmethod
     def train(
@@ -168,20 +173,35 @@ class Tokenizer:
         if not isinstance(text, str):
             raise ArgumentError(f"text: must be str, found {type(text).__name__}")
         text = clean(text) if not text.isascii() else text
-        return None if self._spec.nfc and not unicodedata.is_normalized("NFC", text) else text
+        return None if self._spec.nfc and not is_nfc(text) else text
 
-    def _encode_changing(self, text: str, add_special: bool, allow: bool) -> list[tuple[int, int, int]]:
+    def encode_rendered(self, text: str, guarded: Sequence[int]) -> list[int]:
+        """The ids of a rendered chat: control tokens count, except where `guarded` (places in characters) says no.
+
+        This is what `apply_chat_template` encodes with; nothing is put around the text.
+        """
+        lengths = [0]
+        done = 0
+        for at in guarded:
+            lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
+            done = at
+        ready = self._ready(text)
+        if ready is None:
+            return [i for i, _, _ in self._encode_changing(text, False, True, lengths[1:])]
+        return self._core.encode_guarded(ready, lengths[1:])
+
+    def _encode_changing(
+        self, text: str, add_special: bool, allow: bool, guarded: Sequence[int] = ()
+    ) -> list[tuple[int, int, int]]:
         """(id, start, end) for text that NFC changes: added tokens are found first, the rest is normalised alone."""
-        from llmcore.vocab.nfc import nfc_with_origin
-
         at = 0
         found: list[tuple[int, int, int]] = [(i, 0, 0) for i in self._spec.prefix_ids] if add_special else []
-        for part, token in self._core.split_added(clean(text), allow):
+        for part, token in self._core.split_added(clean(text), allow, guarded):
             if token is not None:
                 found.append((token, at, at + len(part)))
             else:
                 changed, starts, ends = nfc_with_origin(part)
-                ids, places = self._core.encode_spans(changed, False, allow)
+                ids, places = self._core.encode_spans(changed, False, allow and not guarded)
                 for i, (start, end) in zip(ids, places, strict=True):
                     begin = starts[start] if start < len(starts) else len(part)
                     found.append((i, at + begin, at + (ends[end - 1] if end > start else begin)))
@@ -272,6 +292,33 @@ class Tokenizer:
         if self._fingerprint is None:
             self._fingerprint = self._spec.fingerprint()
         return self._fingerprint
+
+    # --- chat ---------------------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template, if there is one."""
+        return None if self._chat_template is None else self._chat_template.source
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        **template_kwargs: Any,
+    ) -> list[int] | str:
+        """The prompt for a conversation: ids, or the text when not `tokenize`.
+
+        Control tokens come from the template alone: what messages and tools say stays text, whatever it looks like.
+        Raises TemplateError when there is no template or it fails, LimitError when it uses too much.
+        """
+        from llmcore.chat import render_ids, required
+
+        template = required(self._chat_template)
+        if not tokenize:
+            return template.render(messages, tools, add_generation_prompt, **template_kwargs)
+        return render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={len(self._special)})"

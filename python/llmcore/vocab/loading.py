@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.strict_json import load_json, parse_json
@@ -17,6 +17,9 @@ from llmcore.vocab.hf import from_json
 from llmcore.vocab.merges import read_vocab_and_merges
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.training import stages_of
+
+if TYPE_CHECKING:
+    from llmcore.chat import ChatTemplate
 
 _log = logging.getLogger("llmcore")
 _CONFIG_LIMIT_BYTES = 1 << 24
@@ -34,6 +37,7 @@ class Parts:
     spec: VocabSpec
     bos_id: int | None = None
     eos_ids: list[int] = field(default_factory=list)
+    chat_template: ChatTemplate | None = None
 
 
 def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
@@ -59,7 +63,9 @@ def _load_folder(folder: Path, pattern: str | None) -> Parts:
     if names[0] != "tokenizer.json":
         spec = _add_config_tokens(spec, config, folder)
     bos_id, eos_ids = _configured_ids(spec, config, folder)
-    return Parts(spec, bos_id, eos_ids)
+    from llmcore.chat import find_template
+
+    return Parts(spec, bos_id, eos_ids, find_template(folder, config, _variables(config, folder)))
 
 
 def _load_file(path: Path, pattern: str | None, config: dict[str, Any]) -> VocabSpec:
@@ -208,6 +214,10 @@ def _special_map(config: dict[str, Any], folder: Path) -> dict[str, str]:
     merged = {**_config(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
     named = {key: _token_text(value) for key, value in merged.items() if key.endswith("_token")}
     return {key: value for key, value in named.items() if value is not None}
+
+
+def _variables(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    return _special_map(config, folder)
 
 
 __all__ = ["Parts", "StorageError", "load_parts"]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.errors import LimitError, TokenizerError
+from llmcore.vocab.nfc import nfc
 from llmcore.vocab.patterns import Stage
 
 NO_ID = 0xFFFFFFFF
@@ -126,9 +127,7 @@ class VocabSpec:
         """The bytes that `token` is looked for by: normalised tokens go through the normaliser themselves."""
         content = token.content
         if token.normalized and self.nfc:
-            import unicodedata
-
-            content = unicodedata.normalize("NFC", content)
+            content = nfc(content)
         if token.normalized and self.prefix_before_added and self.prefix_even_if_space:
             content = " " + content.replace("\u2581", " ")
         return content.encode("utf-8")

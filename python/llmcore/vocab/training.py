@@ -13,6 +13,7 @@ from llmcore.errors import ArgumentError, TokenizerError, escape
 from llmcore.vocab import bytelevel
 from llmcore.vocab.patterns import STAGE_OF_NAME, Stage
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, VocabSpec
+from llmcore.vocab.surrogates import clean
 
 Source = str | os.PathLike[str]
 _BLOCK_BYTES = 1 << 22
@@ -85,15 +86,6 @@ def count_pieces(sources: Iterable[Source], stages: tuple[Stage, ...], threads: 
             raise ArgumentError(f"texts_or_files: must hold str (texts) or paths, found {type(source).__name__}")
     flush()
     return counter
-
-
-def clean(text: str) -> str:
-    """`text` with surrogate pairs joined and lone surrogates as U+FFFD: what has no UTF-8 can't be encoded."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def train_spec(

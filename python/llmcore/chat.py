@@ -1,0 +1,265 @@
+"""Chat templates: a conversation -> the prompt a model was trained on.
+
+A template writes control tokens (`<|im_start|>`) as text between what users wrote. When the prompt becomes ids, only
+what the template itself wrote may turn into control tokens. To know which is which, every place in the caller's strings
+that could begin a control token is marked before rendering, with a character that occurs nowhere else; afterwards the
+mark gives way to the character it stood for, and the tokenizer is told that no control token begins there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcore.checkpoint.files import PlainFile
+from llmcore.errors import ArgumentError, LimitError, LlmcoreError, TemplateError, escape
+from llmcore.vocab.surrogates import clean
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from llmcore.tokenizer import Tokenizer
+
+_MAX_SOURCE_BYTES = 1 << 20
+_MAX_MESSAGES = 50_000
+_MAX_DEPTH = 64
+_RESERVED = ("chat_template", "tokenize", "messages", "tools", "bos_token", "eos_token")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+# Marks are taken from here: private-use characters of the last plane, which no text means anything by.
+_MARKS = range(0x10F000, 0x10FFFD)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template and the variables it may read besides the conversation (bos_token, eos_token and the like).
+
+    `source`: jinja2 as transformers defines it. Compiled at first use. Raises LimitError beyond 1 MiB.
+    """
+
+    source: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.source.encode("utf-8", "replace")) > _MAX_SOURCE_BYTES:
+            raise LimitError(f"chat template: more than {_MAX_SOURCE_BYTES} bytes")
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt as text. Raises TemplateError, LimitError, ArgumentError."""
+        return _render(self, _inputs(messages, tools, add_generation_prompt, template_kwargs))
+
+
+def required(template: ChatTemplate | None) -> ChatTemplate:
+    """`template`, or TemplateError when there is none."""
+    if template is None:
+        raise TemplateError("this tokenizer has no chat template; put a chat_template.jinja beside it")
+    return template
+
+
+def find_template(folder: Path, config: Mapping[str, Any], variables: Mapping[str, str]) -> ChatTemplate | None:
+    """The template of a checkpoint folder: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+
+    Of a list of named templates it is the one called "default".
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        with PlainFile(path) as file:
+            if file.size > _MAX_SOURCE_BYTES:
+                raise LimitError(f"chat_template.jinja: {file.size} bytes; at most {_MAX_SOURCE_BYTES} are read")
+            data = bytes(file.read(file.size, 0))
+        try:
+            return ChatTemplate(data.decode("utf-8"), variables)
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"chat_template.jinja: not UTF-8 at byte {error.start}") from None
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
+        found = named.get("default")
+    return ChatTemplate(found, variables) if isinstance(found, str) else None
+
+
+def render_ids(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any],
+) -> list[int]:
+    """The prompt as ids, control tokens from the template alone."""
+    inputs = _inputs(messages, tools, add_generation_prompt, template_kwargs)
+    marker = Marker(tokenizer.special_tokens, inputs, template)
+    text, protected = marker.restore(_render(template, marker.mark(inputs), marker))
+    return tokenizer.encode_rendered(text, protected)
+
+
+def _inputs(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything the caller says, as plain copies; reasoning under each of the names that templates read."""
+    for name in template_kwargs:
+        if name in _RESERVED:
+            raise ArgumentError(f"{name}: can't be set for a template")
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise ArgumentError(f"messages: must be a list of dicts, found {type(messages).__name__}")
+    if len(messages) > _MAX_MESSAGES:
+        raise LimitError(f"messages: {len(messages)} of them; at most {_MAX_MESSAGES}")
+    plain = [_message(message, i) for i, message in enumerate(messages)]
+    if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
+        raise ArgumentError("tools: must be a list of JSON schemas (dicts)")
+    return {
+        **{name: _plain(value, name) for name, value in template_kwargs.items()},
+        "messages": plain,
+        "tools": None if tools is None else _plain(list(tools), "tools"),
+        "add_generation_prompt": bool(add_generation_prompt),
+    }
+
+
+def _message(message: object, index: int) -> dict[str, Any]:
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise ArgumentError(f"{where}: must be a dict, found {type(message).__name__}")
+    if not isinstance(message.get("role"), str):
+        raise ArgumentError(f"{where}: needs a role that is a str")
+    content = message.get("content")
+    if content is not None and not isinstance(content, str | list | tuple):
+        raise ArgumentError(f"{where}: content must be str, a list of parts, or None, found {type(content).__name__}")
+    plain: dict[str, Any] = _plain(message, where)
+    reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+    if reasoning is None:
+        return plain
+    return {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: object, where: str, depth: int = 0) -> Any:
+    """A copy of JSON-like `value` made of exact built-in types, so that nothing with other methods gets in."""
+    if depth > _MAX_DEPTH:
+        raise LimitError(f"{where}: nested deeper than {_MAX_DEPTH}")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return clean(str.__str__(value))
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, where, depth + 1): _plain(item, where, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where, depth + 1) for item in value]
+    raise ArgumentError(f"{where}: {type(value).__name__} is nothing a template can be given")
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str) -> jinja2.Template:
+    import jinja2
+
+    from llmcore.chat_sandbox import environment
+
+    try:
+        return environment().from_string(source)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = "" if line is None else f" at line {line}"
+        raise TemplateError(f"chat template{where}: {escape(error, 400)[1:-1]}") from None
+    except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
+        raise TemplateError(
+            f"chat template: can't be compiled, it is nested too deep ({type(error).__name__})"
+        ) from None
+
+
+def _render(template: ChatTemplate, inputs: Mapping[str, Any], marker: Marker | None = None) -> str:
+    import jinja2
+
+    from llmcore.chat_sandbox import MAX_OUTPUT, Budget, environment
+
+    compiled = _compiled(template.source)
+    environment().budget = Budget()
+    pieces: list[str] = []
+    length = 0
+    try:
+        context = compiled.new_context({**template.variables, **inputs})
+        for piece in compiled.root_render_func(context):
+            length += len(piece)
+            if length > MAX_OUTPUT:
+                raise LimitError(f"chat template: more than {MAX_OUTPUT} characters of output")
+            pieces.append(piece)
+    except LlmcoreError:
+        raise
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"chat template: {escape(error.message or error, 700)[1:-1]}") from None
+    except RecursionError:
+        raise TemplateError("chat template: calls itself too deep") from None
+    except (MemoryError, OverflowError) as error:
+        raise LimitError(f"chat template: {type(error).__name__} while rendering") from None
+    except Exception as error:  # a template can provoke any exception of the objects it handles
+        raise TemplateError(f"chat template: {type(error).__name__}: {escape(error, 400)[1:-1]}") from None
+    return "".join(pieces)
+
+
+class Marker:
+    """Marks in the caller's strings where a control token could begin, and takes the marks out of the rendered text.
+
+    A place is marked when what follows is the beginning of a control token: two characters of it, or the one that is
+    left before the string (or its white space at the end) ends, so that no token can be pieced together from several
+    strings either. Length and everything else of a string stay the same, so the template decides as it would have.
+    """
+
+    def __init__(self, control: Mapping[str, int], inputs: Mapping[str, Any], template: ChatTemplate) -> None:
+        self._starts = {token[:2] for token in control}
+        used = set(template.source).union(*template.variables.values())
+        self._collect(inputs, used)
+        free = (chr(code) for code in _MARKS if chr(code) not in used)
+        self._mark_of = dict(zip(sorted({token[0] for token in control}), free, strict=False))
+        self._char_of = {mark: char for char, mark in self._mark_of.items()}
+
+    def _collect(self, value: object, used: set[str]) -> None:
+        if isinstance(value, str):
+            if not value.isascii():
+                used.update(value)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._collect(key, used)
+                self._collect(item, used)
+        elif isinstance(value, list):
+            for item in value:
+                self._collect(item, used)
+
+    def mark(self, value: Any) -> Any:
+        """A copy of `value` with the marks in all its strings."""
+        if isinstance(value, str):
+            return self._mark_text(value)
+        if isinstance(value, dict):
+            return {self.mark(key): self.mark(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.mark(item) for item in value]
+        return value
+
+    def _mark_text(self, text: str) -> str:
+        if not any(char in text for char in self._mark_of):
+            return text
+        end = len(text.rstrip())
+        chars = list(text)
+        for at, char in enumerate(text):
+            if char in self._mark_of and (at + 1 >= end or char in self._starts or text[at : at + 2] in self._starts):
+                chars[at] = self._mark_of[char]
+        return "".join(chars)
+
+    def restore(self, text: str) -> tuple[str, list[int]]:
+        """`text` without marks, and the places in characters where they stood."""
+        for mark in self._char_of:  # tojson(ensure_ascii=true) spells a mark as an escape
+            escaped = mark.encode("utf-16-be").hex()
+            text = text.replace(f"\\u{escaped[:4]}\\u{escaped[4:]}", mark)
+        places = [at for at, char in enumerate(text) if char in self._char_of]
+        return text.translate({ord(mark): char for mark, char in self._char_of.items()}), places
