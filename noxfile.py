@@ -109,13 +109,17 @@ def run_on(session: nox.Session, folder: str, emulator: list[str]) -> dict[str, 
     """Run the C++ tests, then take the digest under each instruction set of that CPU: {where: digest}."""
     program = [*emulator, f"build/{folder}/tests/cpp/llmcore_tests"]
     session.run(*program, external=True)
-    isas = str(session.run(*program, "--isas", silent=True, external=True)).split()
     cpu = emulator[-1] if emulator else "this machine"
     digests = {}
-    for name in isas:
-        digest = session.run(*program, "--digest", silent=True, external=True, env={"LLMCORE_ISA": name})
-        digests[f"{name} on {cpu}"] = str(digest).strip()
+    for name in output_of(program, "--isas").split():
+        digests[f"{name} on {cpu}"] = output_of(program, "--digest", LLMCORE_ISA=name).strip()
     return digests
+
+
+def output_of(program: list[str], *arguments: str, **environment: str) -> str:
+    """What the program writes to standard output; the emulator's warnings go elsewhere."""
+    command = [*program, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
 
 
 @nox.session

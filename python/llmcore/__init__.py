@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llmcore import ops
+    from llmcore import ops as ops
     from llmcore.errors import (
         AdapterError,
         ArgumentError,

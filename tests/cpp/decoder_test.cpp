@@ -6,7 +6,7 @@
 namespace llmcore::test {
 namespace {
 
-const std::vector<std::vector<int32_t>> kSequences = {tiny_prompt(45, 11), tiny_prompt(1, 12), tiny_prompt(300, 13)};
+const std::vector<std::vector<int32_t>> kSequences = {tiny_prompt(45, 11), tiny_prompt(1, 12), tiny_prompt(70, 13)};
 
 std::vector<std::vector<float>> alone(Decoder& decoder) {
   std::vector<std::vector<float>> logits;
@@ -27,6 +27,12 @@ TEST(logits_do_not_depend_on_the_chunk) {
   const auto decoder = tiny_decoder(Format::kInt8, 0, 1);
   const auto whole = alone(*decoder);
   for (const int64_t chunk : {1, 3, 16}) CHECK(tiny_logits(*decoder, kKvF32, kSequences, chunk) == whole);
+}
+
+TEST(logits_do_not_depend_on_the_chunk_beyond_a_split_of_attention) {
+  const auto decoder = tiny_decoder(Format::kF32, 0, 1);
+  const std::vector<std::vector<int32_t>> sequence = {tiny_prompt(kSplitTokens + 9, 14)};
+  CHECK(tiny_logits(*decoder, kKvF16, sequence, 0) == tiny_logits(*decoder, kKvF16, sequence, 7));
 }
 
 TEST(logits_do_not_depend_on_the_threads) {

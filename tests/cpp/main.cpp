@@ -29,7 +29,7 @@ int run_all() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const std::string what = argc > 1 ? argv[1] : "";
   if (what == "--isas") {
     for (const std::string& name : llmcore::available_isas()) std::printf("%s\n", name.c_str());
@@ -40,4 +40,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   return run_all();
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 2;
 }
