@@ -49,12 +49,13 @@ class FakeTokenizer:
     def decode_bytes(self, ids: list[int]) -> bytes:
         return self.decode(ids).encode()
 
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], chat_template: str | None = None, **_: Any
-    ) -> list[int]:
-        if chat_template is None and self.chat_template is None:
+    def apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+        if self.chat_template is None:
             raise TemplateError("no chat template")
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
+
+    def encode_rendered(self, text: str, guarded: Any) -> list[int]:
+        return self.encode(text)
 
 
 @dataclass

@@ -123,19 +123,23 @@ def test_model_without_a_tokenizer(run: Run, engine: Engine) -> None:
     [
         (
             "chatml",
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nFine.<|im_end|>\n"
             "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n",
         ),
-        ("plain", "S\n\nUser: A\nAssistant: B\nUser: C\nAssistant:"),
+        ("plain", "S\n\nUser: A\nAssistant: Fine.\nUser: C\nAssistant:"),
     ],
 )
-def test_built_in_templates(name: str, expected: str) -> None:
-    jinja2 = pytest.importorskip("jinja2")
-    source, _ = chat._template(name)
-    turns = [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    assert environment.from_string(source).render(messages=messages, add_generation_prompt=True) == expected
+def test_built_in_templates(name: str, expected: str, run: Run, engine: Engine) -> None:
+    engine.model.tokenizer.chat_template = None
+    engine.pieces = ("Fine.",)
+    run("chat", "--template", name, "--system", "S", stdin="A\nC\n")
+    assert prompts(engine)[1] == expected
+
+
+def test_text_begins_with_the_models_first_token(run: Run, engine: Engine) -> None:
+    engine.model.tokenizer.bos_id = 0x2603
+    run("chat", "--template", "plain", stdin="A\n")
+    assert prompts(engine) == ["\u2603User: A\nAssistant:"]
 
 
 def test_built_in_template_brings_its_end(run: Run, engine: Engine) -> None:
@@ -143,16 +147,10 @@ def test_built_in_template_brings_its_end(run: Run, engine: Engine) -> None:
     assert engine.requests[0][1].stop == ("own", "<|im_end|>", "<|im_start|>")
 
 
-def test_template_from_a_file(run: Run, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "t.jinja").write_text("{{ messages }}")
-    seen = []
-    monkeypatch.setattr(
-        type(engine.model.tokenizer),
-        "apply_chat_template",
-        lambda self, messages, chat_template=None: seen.append(chat_template) or [1],
-    )
+def test_template_from_a_file(run: Run, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] }}!")
     run("chat", "--template", str(tmp_path / "t.jinja"), stdin="Hi\n")
-    assert set(seen) == {"{{ messages }}"}
+    assert prompts(engine) == ["Hi!"]
 
 
 def test_template_that_is_no_file(run: Run, engine: Engine) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llmcore.cli._arguments import (
     BUILT_IN,
@@ -91,9 +91,14 @@ class Conversation:
     def prompt(self) -> list[int]:
         """The token ids of the whole conversation, ready for the next answer."""
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
-        own = {} if self.template is None else {"chat_template": self.template}
-        ids: list[int] = self.tokenizer.apply_chat_template([*opening, *self.turns], **own)
-        return ids
+        messages = [*opening, *self.turns]
+        if self.template is None:
+            return cast("list[int]", self.tokenizer.apply_chat_template(messages))
+        from llmcore.chat import ChatTemplate, render_ids
+
+        ids = render_ids(self.tokenizer, ChatTemplate(self.template), messages, None, True, {})
+        bos = self.tokenizer.bos_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,16 +128,11 @@ def _template(name: str | None) -> tuple[str | None, tuple[str, ...]]:
 
 def _check_template(conversation: Conversation) -> None:
     """Fails before the first question, not after it, for a model that has no template."""
-    trial = Conversation(conversation.tokenizer, conversation.template, turns=[{"role": "user", "content": "Hello"}])
-    try:
-        trial.prompt()
-    except TemplateError as error:
-        if conversation.template is not None or conversation.tokenizer.chat_template is not None:
-            raise
+    if conversation.template is None and conversation.tokenizer.chat_template is None:
         raise TemplateError(
             "this model has no chat template: it continues texts (llmcore run). To chat with it all the same, "
             "choose one: --template plain, --template chatml, or --template FILE"
-        ) from error
+        )
 
 
 def _reader(interactive: bool) -> Callable[[], str]:

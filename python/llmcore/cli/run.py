@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llmcore.cli._arguments import add_loading, add_model, add_sampling, load_model, model_and_text, sampling_params
 from llmcore.cli._pieces import piece
@@ -86,8 +86,7 @@ def _chat_prompt(tokenizer: Tokenizer | None, text: str, system: str | None) -> 
     if tokenizer is None:
         raise TokenizerError("--chat needs a tokenizer, and this checkpoint has none; put its files beside the weights")
     messages = [] if system is None else [{"role": "system", "content": system}]
-    ids: list[int] = tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}])
-    return ids
+    return cast("list[int]", tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}]))
 
 
 def _echo(text: str, *, always: bool) -> None:
