@@ -60,6 +60,11 @@ def test_rounds_alternate_and_the_first_does_not_count(run: Run, clock: SimpleNa
     assert [(len(prompts[0]), params.max_tokens) for prompts, params in clock.asked] == [(7, 1), (1, 3)] * 3
 
 
+def test_default_prompt_is_half_of_a_short_context(run: Run, clock: SimpleNamespace, engine: Engine) -> None:
+    engine.model.spec.max_position_embeddings = 512
+    assert run("bench", "--json").json["prompt_tokens"] == 256
+
+
 def test_prompts_are_never_the_same(run: Run, clock: SimpleNamespace) -> None:
     run("bench", "--rounds", "2", "--batch-size", "2", "--prompt-tokens", "50")
     prompts = [tuple(p) for asked, params in clock.asked if params.max_tokens == 1 for p in asked]

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", metavar="SHAPE", help="random weights of a named shape, instead of a checkpoint")
     add_loading(parser)
     group = parser.add_argument_group("measurement")
-    group.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of a prompt (512)")
-    group.add_argument("--decode-tokens", type=int, default=64, metavar="N", help="tokens of an answer (64)")
+    group.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (512)")
+    group.add_argument("--decode-tokens", type=int, metavar="N", help="tokens of an answer (64)")
     group.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at the same time (1)")
     group.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with the figures of every round")
@@ -75,16 +75,21 @@ class Load:
 def run(args: argparse.Namespace) -> int:
     """Runs `llmcore bench`."""
     for name in ("prompt_tokens", "decode_tokens", "batch_size", "rounds"):
-        if getattr(args, name) < 1:
-            raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
     import llmcore
     from llmcore.runtime import measure_read_bandwidth
 
-    load = Load(args.prompt_tokens, args.decode_tokens, args.batch_size)
     if args.threads is not None:
         llmcore.set_num_threads(args.threads)
     with _open(args) as model:
-        _check_context(load, model.spec.max_position_embeddings)
+        context = model.spec.max_position_embeddings
+        load = Load(
+            _length("--prompt-tokens", args.prompt_tokens, 512, context),
+            _length("--decode-tokens", args.decode_tokens, 64, context),
+            args.batch_size,
+        )
         length = max(load.prompt_tokens, load.decode_tokens) + 2
         threads = model.threads
         with llmcore.LLM(model, max_model_len=length, max_batch_size=load.batch_size) as llm:
@@ -110,10 +115,13 @@ def _open(args: argparse.Namespace) -> Model:
     return random_model(named_spec(args.random), quantize=args.quantize)
 
 
-def _check_context(load: Load, context: int) -> None:
-    for name, count in (("--prompt-tokens", load.prompt_tokens), ("--decode-tokens", load.decode_tokens)):
-        if count >= context:
-            raise ArgumentError(f"{name} must be below this model's context of {context} tokens, got {count}")
+def _length(option: str, wanted: int | None, default: int, context: int) -> int:
+    """A length in tokens. The default gives way to a short context, down to half of it; what was asked for doesn't."""
+    if wanted is None:
+        return min(default, max(context // 2, 1))
+    if wanted >= context:
+        raise ArgumentError(f"{option} must be below this model's context of {context} tokens, got {wanted}")
+    return wanted
 
 
 def measure(llm: LLM, load: Load, rounds: int, probe: Callable[[], float]) -> list[Round]:
@@ -216,6 +224,6 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         (f"prefill {report['prompt_tokens']}{batch}", f"{spread('prefill_tokens_per_second', tokens)} tokens/s"),
         (f"decode {report['decode_tokens']}{batch}", f"{spread('decode_tokens_per_second', tokens)} tokens/s"),
         ("bytes per token", f"{quantity(report['bytes_per_token'], 'B')} of weights, read at {rate}/s"),
-        ("memory reads", f"{spread('read_bandwidth_bytes_per_second', lambda v: quantity(v, 'B'))} per second"),
+        ("memory reads", spread("read_bandwidth_bytes_per_second", lambda v: f"{quantity(v, 'B')}/s")),
         ("share of it", spread("bandwidth_share", lambda v: f"{v:.0%}")),
     ]
