@@ -24,10 +24,12 @@ def _no_long_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_this_installation_is_well(run: Run) -> None:
     result = run("doctor")
-    assert (result.code, result.err) == (0, "")
+    assert result.err == ""
     assert "\nnative core     ok: " in result.out
+    # After an intended change of the model or the arithmetic, python -m llmcore.cli._known_text writes the text anew.
     assert "\nbuilt-in model  ok: writes its known text, to the bit\n" in result.out
     assert "\nmemory reads    42.0 GB/s on " in result.out
+    assert result.code == 0
 
 
 def test_report_for_machines(run: Run) -> None:
