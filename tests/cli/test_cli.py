@@ -182,7 +182,7 @@ def test_reader_of_a_pipe_leaves(tmp_path: Any) -> None:
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
-def test_log_goes_to_stderr_for_the_time_of_the_command(
+def test_log_goes_to_stderr_once_for_the_time_of_the_command(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Module:
@@ -191,7 +191,8 @@ def test_log_goes_to_stderr_for_the_time_of_the_command(
         def add_arguments(self, parser: Any) -> None: ...
 
         def run(self, args: Any) -> int:
-            logging.getLogger("llmcore").warning("odd: %s", "a\nb")
+            for _ in range(2):
+                logging.getLogger("llmcore").warning("odd: %s", "a\nb")
             logging.getLogger("llmcore").info("not shown")
             return 0
 

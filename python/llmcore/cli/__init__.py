@@ -155,6 +155,7 @@ def _logging() -> Iterator[None]:
     logger = logging.getLogger("llmcore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LogFormat())
+    handler.addFilter(_Once())
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -168,3 +169,17 @@ def _logging() -> Iterator[None]:
 class _LogFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return f"llmcore: {record.levelname.lower()}: {one_line(record.getMessage())}"
+
+
+class _Once(logging.Filter):
+    """A command may open a checkpoint several times; what is odd about it is said once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        new = line not in self._said
+        self._said.add(line)
+        return new
