@@ -38,7 +38,6 @@ def train(out: Path, texts: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two identical runs, `a` and `b`, and their plots."""
     pytest.importorskip("torch")
-    pytest.importorskip("llmcore.tokenizer")
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "texts").mkdir()
     rng = np.random.default_rng(0)
@@ -49,26 +48,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_writes_the_built_in_models_files(made: Path) -> None:
     names = {p.name for p in (made / "a").iterdir()}
     assert names == {p.name for p in ASSETS.iterdir()} - {"README.md"}
 
 
+@pytest.mark.slow
 def test_it_writes_the_built_in_models_config(made: Path) -> None:
     ours, theirs = (json.loads((p / "config.json").read_text(encoding="utf-8")) for p in (made / "a", ASSETS))
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_it_writes_the_built_in_models_tensors(made: Path) -> None:
     ours, theirs = (load_file(p / "model.safetensors") for p in (made / "a", ASSETS))
     assert {k: (t.shape, t.dtype) for k, t in ours.items()} == {k: (t.shape, t.dtype) for k, t in theirs.items()}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(made: Path) -> None:
     for file in (made / "a").iterdir():
         assert file.read_bytes() == (made / "b" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_it_draws_both_curves(made: Path) -> None:
     assert (made / "a.svg").read_text(encoding="utf-8").count("<polyline") == 2
 

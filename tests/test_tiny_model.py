@@ -30,7 +30,6 @@ def tensors() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> llmcore.Tokenizer:
-    pytest.importorskip("llmcore.tokenizer")
     return llmcore.Tokenizer.load(FOLDER)
 
 
