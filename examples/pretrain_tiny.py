@@ -24,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name all of torch's own examples use)
-from llmcore.tokenizer import Tokenizer
+from muon import Muon
 from safetensors.numpy import save as serialize
 from tiny_checkpoint import Shape, begin_with, configs, plot, quantize
 from tiny_text import read_texts
 from torch import Tensor, nn
+
+from llmcore.tokenizer import Tokenizer
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 Curves = dict[str, list[tuple[int, float]]]
@@ -37,16 +39,18 @@ Curves = dict[str, list[tuple[int, float]]]
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None
+    return found
+
+
 class Windows:
     """Endless batches of training windows: every token once an epoch, each epoch at another phase."""
 
     def __init__(self, tokenizer: Tokenizer, documents: list[str], seed: int) -> None:
-        bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-        assert bos is not None
-        assert eos is not None
-        ids: list[int] = []
-        for document in documents:
-            ids += [*tokenizer.encode(document, add_special_tokens=False), eos]
+        bos, eos = token_id(tokenizer, BOS), token_id(tokenizer, EOS)
+        ids = [i for text in documents for i in [*tokenizer.encode(text, add_special_tokens=False), eos]]
         self.ids, self.bos = np.array(ids, np.int64), bos
         self.bytes_per_token = sum(len(d.encode("utf-8")) for d in documents) / len(ids)
         ends_line = np.array([tokenizer.decode_bytes([i]).endswith(b"\n") for i in range(tokenizer.vocab_size)])
@@ -89,9 +93,8 @@ class Block(nn.Module):
         }
         self.names = list(rows)
         self.w = nn.ParameterList(torch.randn(n, k) * k**-0.5 for n, k in rows.values())
-        with torch.no_grad():
-            self.w[3].mul_((2 * s.layers) ** -0.5)
-            self.w[6].mul_((2 * s.layers) ** -0.5)
+        for i in (3, 6):  # what adds to the residual stream starts small
+            self.w[i].data *= (2 * s.layers) ** -0.5
         self.norm1, self.norm2 = nn.Parameter(torch.ones(s.hidden)), nn.Parameter(torch.ones(s.hidden))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,34 +155,9 @@ class Llama(nn.Module):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal by five Newton-Schulz steps; for matrices (Jordan et al., 2024)."""
-
-    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                x = p.grad.lerp(momentum, group["momentum"]).to(self.dtype)
-                x = x.T if p.shape[0] > p.shape[1] else x
-                x = x / (x.norm() + 1e-7)
-                for _ in range(5):
-                    a = x @ x.T
-                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-                x = x.T if p.shape[0] > p.shape[1] else x
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(x.to(p.dtype), alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
-
-
 def nats_per_byte(model: Llama, tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     """Mean loss of the texts in windows of the full context, each begun by the begin-of-text token alone."""
-    bos, step = tokenizer.token_to_id(BOS), model.shape.context
-    assert bos is not None
+    bos, step = token_id(tokenizer, BOS), model.shape.context
     total, size = 0.0, 0
     model.eval()
     with torch.inference_mode():
@@ -201,8 +179,13 @@ def train(model: Llama, windows: Windows, args: argparse.Namespace, validate: Ca
         torch.optim.AdamW(others, lr=args.lr / 4, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     bases = [o.param_groups[0]["lr"] for o in optimizers]
-    curves: Curves = {"training": [], "validation": []}
-    began, sums, step, every = time.time(), [], 0, max(1, args.steps // 200)
+    step, curves = 0, Curves({"training": [], "validation": []})
+    if args.state and args.state.exists():  # the optimizers' momentum is rebuilt within some twenty steps
+        saved = torch.load(args.state)
+        step, curves = saved["step"], saved["curves"]
+        model.load_state_dict(saved["model"])
+        windows.random = np.random.default_rng([args.seed, step])
+    began, first, sums, every = time.time(), step, [], max(1, args.steps // 200)
     forward = torch.compile(model) if args.compile else model
     short, full = (windows.batches(args.tokens // n, n) for n in (model.shape.context // 2, model.shape.context))
     while step < args.steps:
@@ -219,21 +202,21 @@ def train(model: Llama, windows: Windows, args: argparse.Namespace, validate: Ca
         sums.append(loss.item() / windows.bytes_per_token)
         step += 1
         if step % every == 0:
-            curves["training"].append((step, sum(sums[-every:]) / every))
-            left = (time.time() - began) * (args.steps / step - 1) / 60
+            curves["training"].append((step, sum(sums[-every:]) / len(sums[-every:])))
+            left = (time.time() - began) * (args.steps - step) / (step - first) / 60
             line = f"step {step}/{args.steps}  {curves['training'][-1][1]:.3f} nats per byte  {left:.0f} min left"
             print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
         if step % max(1, args.steps // 10) == 0:
             curves["validation"].append((step, validate()))
+            if args.state:
+                torch.save({"step": step, "curves": curves, "model": model.state_dict()}, args.state)
             print(f"step {step}: validation {curves['validation'][-1][1]:.4f} nats per byte" + " " * 30, flush=True)
     return curves
 
 
 def save(model: Llama, tokenizer: Tokenizer, validation: dict[str, str], out: Path) -> float:
     """Quantise, measure and write the folder; returns the validation loss in nats per byte over all held-out text."""
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    assert bos is not None
-    assert eos is not None
+    bos, eos = token_id(tokenizer, BOS), token_id(tokenizer, EOS)
     stored, model.dtype = quantize(model.tensors()), torch.float32
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.safetensors").write_bytes(serialize(stored, metadata={"format": "pt"}))
@@ -264,13 +247,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files, or a folder of .txt files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--plot", type=Path, help="where to write the loss curve (.svg)")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--state", type=Path, help="keeps the progress; a run that finds this file goes on from it")
+    parser.add_argument("--steps", type=int, default=1200, help="4000 take three times as long and write better")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens in one step")
     parser.add_argument("--lr", type=float, default=0.02, help="peak rate of Muon; AdamW's is a quarter of it")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--warmup", type=int, default=50, help="steps")
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the steps over which the rate falls to zero")
+    parser.add_argument("--decay", type=float, default=1 / 3, help="share of the steps over which the rate falls to zero")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the training step: a fifth faster")
     parser.add_argument("--threads", type=int, default=2)
