@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--warmup", type=int, default=50, help="steps")
-    parser.add_argument("--decay", type=float, default=1 / 3, help="share of the steps over which the rate falls to zero")
+    parser.add_argument("--decay", type=float, default=1 / 3, help="share of the steps with a falling rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the training step: a fifth faster")
     parser.add_argument("--threads", type=int, default=2)

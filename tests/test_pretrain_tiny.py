@@ -28,10 +28,11 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
     return importlib.import_module("tiny_text").clean
 
 
-def train(out: Path, texts: Path) -> None:
-    arguments = ["--steps", "3", "--tokens", "1024", "--threads", "1", "--warmup", "1", "--dtype", "float32"]
+def train(out: Path, texts: Path, steps: int = 3) -> str:
+    arguments = ["--steps", str(steps), "--tokens", "1024", "--threads", "1", "--warmup", "1", "--dtype", "float32"]
+    arguments += ["--plot", f"{out}.svg", "--state", f"{out}.state"]
     command = [sys.executable, EXAMPLES / "pretrain_tiny.py", "--text", texts, "--out", out, *arguments]
-    subprocess.run([*command, "--plot", out.parent / f"{out.name}.svg"], check=True, capture_output=True, timeout=300)
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,13 @@ def test_the_same_seed_gives_the_same_bytes(made: Path) -> None:
 @pytest.mark.slow
 def test_it_draws_both_curves(made: Path) -> None:
     assert (made / "a.svg").read_text(encoding="utf-8").count("<polyline") == 2
+
+
+@pytest.mark.slow
+def test_a_kept_state_is_gone_on_from(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.state").write_bytes((made / "a.state").read_bytes())
+    printed = train(tmp_path / "a", made / "texts", steps=4)
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("step")] == ["step 4"]
 
 
 def test_clean_joins_wrapped_lines_and_keeps_paragraphs(clean: Callable[[str, str], str]) -> None:
