@@ -124,6 +124,9 @@ void value_block(const llmcore::AttentionArgs& a, const ScoreRow* weights, int r
 // Turns a row's scores into weights e^(score - max), zero where the row does not see, and notes max and sum.
 LLMCORE_INLINE void softmax_split(const llmcore::AttentionArgs& a, int row, float* scores) {
   const Visible v = visible(a, row);
+  a.maxima[row] = -__builtin_inff();
+  a.sums[row] = 0.0f;
+  if (v.begin == v.end) return;  // begin may lie beyond the split, and beyond the scores
   const int64_t first = (v.begin - a.token_begin) / 16 * 16, last = v.end - a.token_begin;
   const int64_t begin = v.begin - a.token_begin;
   const F32x16 lowest = set1(-__builtin_inff());
@@ -132,7 +135,7 @@ LLMCORE_INLINE void softmax_split(const llmcore::AttentionArgs& a, int row, floa
     const Mask16 seen = lanes(static_cast<int>(begin - t), static_cast<int>(last - t));
     top = max(top, select(seen, load(scores + t), lowest));
   }
-  const float maximum = v.begin < v.end ? reduce_max(top) : -__builtin_inff();
+  const float maximum = reduce_max(top);
   F32x16 total = set1(0.0f);
   for (int64_t t = first; t < last; t += 16) {
     const Mask16 seen = lanes(static_cast<int>(begin - t), static_cast<int>(last - t));
