@@ -6,7 +6,6 @@ Each session has its own environment under .nox; versions of tools stand in pypr
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,9 +26,6 @@ CPP_FILES = ("*.cpp", "*.h", "*.cu", "*.cuh")
 SANITIZED_TESTS = ["tests"]
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
-
-# Emulated CPUs: the first of each has the baseline alone (no AVX; no dot product), the second more.
-EMULATED = {"x86_64": ["Nehalem", "Haswell"], "aarch64": ["cortex-a53", "cortex-a76"]}
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -84,42 +80,8 @@ def cpp(session: nox.Session) -> None:
 @nox.session
 def isa(session: nox.Session) -> None:
     """The C++ tests on emulated CPUs, old x86 ones and 64-bit ARM, and one hash of logits and tokens for them all."""
-    machine = platform.machine()
-    cmake_build(session, "cpp")
-    digests = run_on(session, "cpp", [])
-    for target, cpus in EMULATED.items():
-        emulator = shutil.which(f"qemu-{target}-static") or shutil.which(f"qemu-{target}")
-        if emulator is None or not (target == machine or shutil.which(f"{target}-linux-gnu-g++")):
-            session.warn(f"{target} left out: it needs qemu-user-static and a compiler for it")
-            continue
-        folder = "cpp"
-        if target != machine:
-            folder = f"isa-{target}"
-            toolchain = f"-DCMAKE_TOOLCHAIN_FILE=cmake/{target}-linux-gnu.cmake"
-            cmake_build(session, folder, toolchain, "-DCMAKE_EXE_LINKER_FLAGS=-static")
-        for cpu in cpus:
-            digests |= run_on(session, folder, [emulator, "-cpu", cpu])
-    for where, digest in digests.items():
-        session.log(f"{digest}  {where}")
-    if len(set(digests.values())) != 1:
-        session.error("the instruction sets don't agree")
-
-
-def run_on(session: nox.Session, folder: str, emulator: list[str]) -> dict[str, str]:
-    """Run the C++ tests, then take the digest under each instruction set of that CPU: {where: digest}."""
-    program = [*emulator, f"build/{folder}/tests/cpp/llmcore_tests"]
-    session.run(*program, external=True)
-    cpu = emulator[-1] if emulator else "this machine"
-    digests = {}
-    for name in output_of(program, "--isas").split():
-        digests[f"{name} on {cpu}"] = output_of(program, "--digest", LLMCORE_ISA=name).strip()
-    return digests
-
-
-def output_of(program: list[str], *arguments: str, **environment: str) -> str:
-    """What the program writes to standard output; the emulator's warnings go elsewhere."""
-    command = [*program, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+    session.install(*group("build"), "pytest")
+    session.run("pytest", "tests/test_emulated_cpus.py", *session.posargs)
 
 
 @nox.session

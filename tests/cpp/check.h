@@ -1,90 +1,92 @@
 #pragma once
-// The test harness: TEST(name) { ... } registers a test, CHECK(condition) fails it, main.cpp runs them all.
+// The checks of the C++ tests, small enough that no framework has to be installed on any machine or emulator.
+//
+//   TEST(half, keeps_every_half) { CHECK(...); CHECK_EQ(a, b); CHECK_THROWS(ArgumentError, f()); }
+//
+// A failed check is reported with the notes of the NOTEs around it, and the test goes on; a test fails when any check
+// did.
 
 #include <cstdint>
-#include <cstring>
-#include <stdexcept>
+#include <iostream>
+#include <mutex>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace llmcore::test {
 
 struct Test {
-  const char* name;
+  std::string suite, name;
   void (*run)();
 };
 
-inline std::vector<Test>& tests() {
-  static std::vector<Test> all;
-  return all;
+inline std::vector<Test>& all_tests() {
+  static std::vector<Test> tests;
+  return tests;
+}
+inline int& failures() {
+  static int count = 0;
+  return count;
+}
+inline std::vector<std::string>& notes() {
+  static std::vector<std::string> stack;
+  return stack;
+}
+/// Set by --quick: fewer random cases, for emulators and sanitizers.
+inline bool& quick() {
+  static bool value = false;
+  return value;
 }
 
-struct Register {
-  Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
+struct Registration {
+  Registration(const char* suite, const char* name, void (*run)()) { all_tests().push_back({suite, name, run}); }
 };
 
-struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
+/// What was being tried, shown with a failure; holds until the end of the block.
+struct Note {
+  explicit Note(std::string text) { notes().push_back(std::move(text)); }
+  ~Note() { notes().pop_back(); }
 };
 
-inline void check(bool ok, const char* file, int line, const std::string& what) {
-  if (!ok) throw Failure(std::string(file) + ":" + std::to_string(line) + ": " + what);
+/// Any thread may call it.
+inline void report(bool passed, const char* file, int line, const std::string& what) {
+  constexpr int kShown = 10;
+  static std::mutex mutex;
+  if (passed) return;
+  const std::lock_guard lock(mutex);
+  if (++failures() > kShown) return;
+  std::cerr << file << ":" << line << ": " << what;
+  for (const std::string& note : notes()) std::cerr << "\n    with " << note;
+  std::cerr << (failures() == kShown ? "\n    further failures aren't shown\n" : "\n");
 }
 
-#define TEST(name)                                                     \
-  static void name();                                                  \
-  static const llmcore::test::Register registered_##name(#name, name); \
-  static void name()
-#define CHECK(condition) llmcore::test::check((condition), __FILE__, __LINE__, #condition)
-#define CHECK_SAID(condition, said) llmcore::test::check((condition), __FILE__, __LINE__, (said))
-#define CHECK_THROWS(expression, Error)                \
-  do {                                                 \
-    bool thrown = false;                               \
-    try {                                              \
-      static_cast<void>(expression);                   \
-    } catch (const Error&) {                           \
-      thrown = true;                                   \
-    }                                                  \
-    CHECK_SAID(thrown, #expression " throws " #Error); \
-  } while (false)
-
-/// Numbers that are the same on every machine: an integer recurrence, scaled by a power of two.
-class Numbers {
- public:
-  explicit Numbers(uint64_t seed) : state_(seed * 2862933555777941757u + 3037000493u) {}
-  /// In [-1, 1), a multiple of 2^-23.
-  float next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<float>(static_cast<int32_t>(state_ >> 40) - (1 << 23)) * (1.0f / (1 << 23));
-  }
-  std::vector<float> take(int64_t n, float factor = 1.0f) {
-    std::vector<float> values(static_cast<size_t>(n));
-    for (float& v : values) v = next() * factor;
-    return values;
-  }
-
- private:
-  uint64_t state_;
-};
-
-/// FNV-1a over bytes: two runs agree in every bit when their digests do.
-class Digest {
- public:
-  void add(const void* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) value_ = (value_ ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211u;
-  }
-  template <class T>
-  void add(const std::vector<T>& values) {
-    add(values.data(), values.size() * sizeof(T));
-  }
-  uint64_t value() const { return value_; }
-
- private:
-  uint64_t value_ = 14695981039346656037u;
-};
-
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+template <class A, class B>
+void report_equal(const A& a, const B& b, const char* file, int line, const char* text) {
+  if (a == b) return;
+  std::ostringstream what;
+  what << text << ": " << +a << " is not " << +b;
+  report(false, file, line, what.str());
 }
 
 }  // namespace llmcore::test
+
+#define LLMCORE_JOIN_(a, b) a##b
+#define LLMCORE_JOIN(a, b) LLMCORE_JOIN_(a, b)
+#define TEST(suite, name)                                                                      \
+  static void suite##_##name();                                                                \
+  static const ::llmcore::test::Registration registered_##name(#suite, #name, suite##_##name); \
+  static void suite##_##name()
+#define NOTE(text) const ::llmcore::test::Note LLMCORE_JOIN(note_, __LINE__)(text)
+#define CHECK(condition) ::llmcore::test::report(static_cast<bool>(condition), __FILE__, __LINE__, #condition)
+#define CHECK_EQ(a, b) ::llmcore::test::report_equal(a, b, __FILE__, __LINE__, #a " == " #b)
+#define CHECK_THROWS(Type, ...)                                                               \
+  do {                                                                                        \
+    bool thrown = false;                                                                      \
+    try {                                                                                     \
+      __VA_ARGS__;                                                                            \
+    } catch (const Type&) {                                                                   \
+      thrown = true;                                                                          \
+    }                                                                                         \
+    ::llmcore::test::report(thrown, __FILE__, __LINE__, #__VA_ARGS__ " should throw " #Type); \
+  } while (false)

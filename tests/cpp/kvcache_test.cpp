@@ -1,31 +1,81 @@
+#include <algorithm>
+#include <map>
 #include <set>
 
 #include "base/error.h"
-#include "cpp/check.h"
+#include "check.h"
 #include "kvcache/page_pool.h"
+#include "random.h"
 
-namespace llmcore::test {
+using namespace llmcore;
+using namespace llmcore::test;
 
-TEST(a_pool_gives_each_page_once_and_then_none) {
+TEST(kvcache, a_pool_gives_each_page_once_and_then_none) {
   PagePool pool(5);
   std::set<int32_t> pages;
   for (int i = 0; i < 5; ++i) pages.insert(pool.take());
   CHECK(pages == (std::set<int32_t>{0, 1, 2, 3, 4}));
-  CHECK(pool.take() == -1);
-  CHECK(pool.free() == 0);
+  CHECK_EQ(pool.take(), -1);
+  CHECK_EQ(pool.free(), 0);
   for (const int32_t page : pages) pool.release(page);
-  CHECK(pool.free() == pool.total());
+  CHECK_EQ(pool.free(), pool.total());
 }
 
-TEST(a_shared_page_is_free_after_its_last_holder) {
+TEST(kvcache, a_shared_page_is_free_after_its_last_holder) {
   PagePool pool(2);
   const int32_t page = pool.take();
   pool.share(page);
   pool.release(page);
-  CHECK(pool.free() == 1);
+  CHECK_EQ(pool.free(), 1);
   pool.release(page);
-  CHECK(pool.free() == 2);
-  CHECK_THROWS(pool.release(page), BusyError);
+  CHECK_EQ(pool.free(), 2);
 }
 
-}  // namespace llmcore::test
+TEST(kvcache, releasing_or_sharing_a_free_page_is_a_typed_error) {
+  PagePool pool(2);
+  CHECK_THROWS(BusyError, pool.release(0));
+  CHECK_THROWS(BusyError, pool.share(1));
+  CHECK_EQ(pool.free(), 2);
+}
+
+TEST(kvcache, a_pool_without_pages_is_refused) {
+  CHECK_THROWS(ArgumentError, PagePool(0));
+  CHECK_THROWS(ArgumentError, PagePool(int64_t{1} << 31));
+}
+
+TEST(kvcache, a_million_random_operations_agree_with_a_model) {
+  constexpr int64_t kPages = 37;
+  PagePool pool(kPages);
+  std::map<int32_t, int> holders;  // the model: how many hold each page that is not free
+  std::vector<int32_t> held;       // a page as often as it is held
+  Random random(5);
+  const int64_t operations = quick() ? 20'000 : 1'000'000;
+  for (int64_t i = 0; i < operations && failures() == 0; ++i) {
+    const int64_t what = random.integer(0, 9);
+    if (what < 4) {
+      const int32_t page = pool.take();
+      const bool full = static_cast<int64_t>(holders.size()) == kPages;
+      CHECK_EQ(page == -1, full);
+      if (full) continue;
+      CHECK(page >= 0 && page < kPages && !holders.contains(page));
+      holders[page] = 1;
+      held.push_back(page);
+    } else if (!held.empty()) {
+      const size_t at = static_cast<size_t>(random.integer(0, static_cast<int64_t>(held.size()) - 1));
+      const int32_t page = held[at];
+      if (what < 6) {
+        pool.share(page);
+        ++holders[page];
+        held.push_back(page);
+      } else {
+        pool.release(page);
+        if (--holders[page] == 0) holders.erase(page);
+        held[at] = held.back();
+        held.pop_back();
+      }
+    }
+    CHECK_EQ(pool.free(), kPages - static_cast<int64_t>(holders.size()));
+  }
+  for (const int32_t page : held) pool.release(page);
+  CHECK_EQ(pool.free(), kPages);
+}
