@@ -143,6 +143,8 @@ def attention(
     """
     if not causal or softcap is not None:
         raise ArgumentError("attention: only causal=True without softcap is available")
+    if kv_dtype not in FLOAT_FORMATS:
+        raise ArgumentError(f"kv_dtype must be one of {', '.join(FLOAT_FORMATS)}, got {escape(kv_dtype)}")
     queries = _float(q)
     if scale is None:
         scale = queries.shape[-1] ** -0.5

@@ -1,0 +1,358 @@
+"""llmcore.ops against float64 references, with bounds that follow from the sizes of what is summed.
+
+E below is the relative rounding of one float32 operation, 2^-24. A sum of n terms in any order is off by at most
+(n - 1) E sum|terms|; the kernels' blocked sums are far better, and the bounds count the longest chain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import llmcore
+import quantized_reference as reference
+from llmcore import _core, ops
+
+E = 2.0**-24
+FLOATS = ("f32", "bf16", "f16")
+INTEGERS = [("int8", 0), ("int8", 32), ("int8", 64), ("int8", 128), ("int4", 0), ("int4", 32), ("int4", 64)]
+INTEGERS += [("int4", 128), ("ternary", 0), ("ternary", 32), ("ternary", 64), ("ternary", 128)]
+FORMATS = [(name, 0) for name in FLOATS] + INTEGERS
+SHAPES = [(1, 1, 1), (1, 33, 15), (2, 17, 128), (3, 16, 129), (5, 40, 300), (17, 48, 257)]  # M, N, K
+
+
+def normal(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def heavy(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Student's t with three degrees of freedom: outliers as trained weights have."""
+    return np.random.default_rng(seed).standard_t(3, shape).astype(np.float32)
+
+
+# --- quantize and dequantize ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [normal, heavy])
+@pytest.mark.parametrize(("name", "group"), INTEGERS)
+def test_dequantized_weights_are_scale_times_code(name: str, group: int, draw: Callable[..., np.ndarray]) -> None:
+    packed = ops.quantize(draw(19, 200), name, group_size=group)
+    codes, scales = packed.codes()
+    width = group or 200
+    assert codes.shape == (19, 200)
+    assert scales.shape == (19, -(-200 // width))
+    assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, width, axis=1)[:, :200])
+
+
+def rounding_of_scales(group: int) -> float:
+    """Of scales kept as float16 in groups, as float32 for a row."""
+    return 2.0**-11 if group else E
+
+
+@pytest.mark.parametrize("draw", [normal, heavy])
+@pytest.mark.parametrize(("name", "group"), INTEGERS)
+def test_round_trip_error_is_bounded_by_the_scale(name: str, group: int, draw: Callable[..., np.ndarray]) -> None:
+    w = draw(19, 200).astype(np.float64)
+    packed = ops.quantize(w, name, group_size=group)
+    scales = np.abs(np.repeat(packed.codes()[1], group or 200, axis=1)[:, :200]).astype(np.float64)
+    error = np.abs(packed.dequantize() - w)
+    highest = {"int8": 127, "int4": 7, "ternary": 1}[name]
+    inside = np.abs(w) <= scales * highest
+    slack = 1 + 4 * E
+    assert (error[inside] <= scales[inside] / 2 * slack).all()
+    # Beyond the last code what is missing is the distance to it: for int8 the rounding of its scale alone, for int4
+    # half a step more on the side that has but seven levels, for ternary any magnitude above the mean.
+    beyond = np.abs(w) - scales * highest
+    assert (error[~inside] <= beyond[~inside] * slack + 4 * E * np.abs(w[~inside])).all()
+    if name != "ternary":
+        most = {"int8": 0.0, "int4": 1.0}[name]
+        assert (beyond <= scales * (most + 8.1 * 16 * rounding_of_scales(group)) + 4 * E * np.abs(w)).all()
+
+
+@pytest.mark.parametrize(("name", "digits"), [("f32", 24), ("bf16", 8), ("f16", 11)])
+def test_float_formats_round_to_nearest(name: str, digits: int) -> None:
+    w = np.concatenate([normal(3, 50), heavy(3, 50) * 1e-2], axis=1)
+    back = ops.quantize(w, name).dequantize()
+    assert (np.abs(back - w) <= np.abs(w) * (0 if digits == 24 else 2.0**-digits)).all()
+    if name == "f16":
+        assert np.array_equal(back, w.astype(np.float16).astype(np.float32))
+    if name == "bf16":
+        torch = pytest.importorskip("torch")
+        assert np.array_equal(back, torch.from_numpy(w).bfloat16().float().numpy())
+
+
+@pytest.mark.parametrize(("name", "group"), INTEGERS)
+def test_zero_weights_stay_zero(name: str, group: int) -> None:
+    w = normal(4, 130)
+    w[1] = 0
+    packed = ops.quantize(w, name, group_size=group)
+    assert not packed.dequantize()[1].any()
+    assert np.isfinite(ops.matmul(normal(2, 130), packed)).all()
+
+
+@pytest.mark.parametrize("group", [0, 64])
+def test_ternary_weights_are_kept_exactly(group: int) -> None:
+    w = np.random.default_rng(0).integers(-1, 2, (8, 192)).astype(np.float32) * np.float32(0.375)
+    assert np.array_equal(ops.quantize(w, "ternary", group_size=group).dequantize(), w)
+
+
+def test_bits_per_weight_count_scales_and_padding() -> None:
+    w = normal(32, 256)
+    assert ops.quantize(w, "f32").bits_per_weight == 32
+    assert ops.quantize(w, "int8").bits_per_weight == 8 + 32 / 256
+    assert ops.quantize(w, "int4", group_size=32).bits_per_weight == 4.5
+    assert ops.quantize(w, "ternary").bits_per_weight == 2 + 32 / 256
+
+
+@pytest.mark.parametrize("draw", [normal, heavy])
+@pytest.mark.parametrize(
+    ("name", "group", "theirs"),
+    [("int4", 32, "Q4_0"), ("int8", 32, "Q8_0"), ("ternary", 0, "TQ2_0"), ("ternary", 128, "TQ2_0")],
+)
+def test_no_worse_than_ggml_at_equal_bits(name: str, group: int, theirs: str, draw: Callable[..., np.ndarray]) -> None:
+    gguf = pytest.importorskip("gguf")
+    w = draw(64, 1024) * np.float32(0.02)
+    kind = gguf.GGMLQuantizationType[theirs]
+    packed, reference_bytes = ops.quantize(w, name, group_size=group), gguf.quants.quantize(w, kind)
+    assert packed.nbytes <= reference_bytes.nbytes * (1.04 if name == "ternary" and group else 1)
+    ours = np.linalg.norm(packed.dequantize() - w)
+    assert ours <= np.linalg.norm(gguf.quants.dequantize(reference_bytes, kind) - w) * (1 + 1e-4)
+
+
+# --- matmul -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
+@pytest.mark.parametrize(("name", "group"), FORMATS)
+def test_matmul_within_its_bound(name: str, group: int, M: int, N: int, K: int) -> None:
+    x, packed = normal(M, K, seed=1), ops.quantize(heavy(N, K, seed=2), name, group_size=group)
+    expected, bound = reference.matmul(x, packed)
+    got = ops.matmul(x, packed)
+    assert got.shape == (M, N)
+    assert got.dtype == np.float32
+    assert (np.abs(got - expected) <= bound).all()
+    bias = normal(N, seed=3)
+    with_bias = ops.matmul(x, packed, bias)
+    assert np.array_equal(with_bias, got + bias)
+
+
+@pytest.mark.parametrize(("name", "group"), [("f32", 0), ("int8", 0), ("int4", 32), ("ternary", 0)])
+def test_a_row_with_nan_spoils_no_other(name: str, group: int) -> None:
+    x, packed = normal(4, 200), ops.quantize(normal(20, 200), name, group_size=group)
+    clean = ops.matmul(x, packed)
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[2, 150] = bad
+        got = ops.matmul(broken, packed)
+        assert np.array_equal(got[[0, 1, 3]], clean[[0, 1, 3]])
+        assert not np.isfinite(got[2]).any()
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("K", [1, 15, 16, 128, 129, 300])
+def test_activations_are_quantised_by_the_documented_rule(K: int, group: int) -> None:
+    x = np.concatenate([normal(3, K), heavy(3, K) * 1e-3, np.zeros((1, K), np.float32)])
+    codes, scales, sums = _core.quantize_activations(x, group)
+    expected, expected_scales = reference.quantize_activations(x, group)
+    assert np.array_equal(codes[:, :K], expected)
+    assert not codes[:, K:].any()
+    assert np.array_equal(scales, expected_scales)
+    edges = range(0, K, group)
+    assert np.array_equal(sums, np.stack([expected[:, at : at + group].sum(1) for at in edges], axis=1))
+
+
+# --- norms, softmax, activations --------------------------------------------------------------------------------------
+
+WIDTHS = [1, 15, 16, 17, 80, 1000]
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_rms_norm(n: int) -> None:
+    x, weight = heavy(7, n), normal(n, seed=1)
+    expected = reference.rms_norm(x, weight, 1e-5)
+    # The mean of squares has no cancellation: n / 16 sums a lane, 4 to join them, then a root, a quotient, 2 products.
+    assert (np.abs(ops.rms_norm(x, weight) - expected) <= (n / 32 + 8) * E * np.abs(expected)).all()
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_layer_norm(n: int) -> None:
+    x, weight, bias = heavy(7, n) + 3, normal(n, seed=1), normal(n, seed=2)
+    v = x.astype(np.float64)
+    mean, deviation = v.mean(-1, keepdims=True), np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+    expected = (v - mean) / deviation * weight + bias
+    # The mean is off by (n / 16 + 5) E of the mean magnitude, and x - mean carries that over.
+    shift = (n / 16 + 5) * E * np.abs(v).mean(-1, keepdims=True) / deviation
+    bound = 2 * shift * np.abs(weight) + (n / 32 + 10) * E * (np.abs(expected) + np.abs(bias))
+    assert (np.abs(ops.layer_norm(x, weight, bias) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_softmax(n: int) -> None:
+    x = heavy(5, n) * 5
+    v = x.astype(np.float64)
+    weights = np.exp(v - v.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True)
+    got = ops.softmax(x)
+    # x - max is rounded once, which e^ turns into a relative error of |x - max| E.
+    bound = (np.abs(v - v.max(-1, keepdims=True)) + n / 16 + 12) * E * expected + 1e-37
+    assert (np.abs(got - expected) <= bound).all()
+    assert np.abs(got.astype(np.float64).sum(-1) - 1).max() <= (n / 16 + 12) * E
+
+
+def test_softmax_of_masked_and_broken_rows() -> None:
+    got = ops.softmax(np.array([[0, -np.inf, 0], [1, np.nan, 2]], np.float32))
+    assert got[0].tolist() == [0.5, 0.0, 0.5]
+    assert np.isnan(got[1]).all()
+
+
+def test_exp_is_within_one_and_a_half_ulp() -> None:
+    x = np.linspace(-87.3, 88.7, 400_001).astype(np.float32)
+    expected = np.exp(x.astype(np.float64))
+    ulp = np.spacing(expected.astype(np.float32)).astype(np.float64)
+    assert (np.abs(_core.exp(x) - expected) / ulp).max() < 1.5
+
+
+def test_exp_at_the_edges() -> None:
+    x = np.array([-np.inf, -104.5, 0, 89, np.inf, np.nan], np.float32)
+    got = _core.exp(x)
+    assert got[:2].tolist() == [0.0, 0.0]
+    assert got[2] == 1
+    assert got[3] == got[4] == np.inf
+    assert np.isnan(got[5])
+
+
+def tanh_gelu(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], float]] = {
+    "silu": (lambda x: x / (1 + np.exp(-x)), 3 * E),
+    # The argument of e^ is rounded a few times and reaches 14 where |x| is 4, so the relative error reaches 40 E.
+    "gelu_tanh": (tanh_gelu, 40 * E),
+    "gelu": (np.vectorize(lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2))), 40 * E),
+    "relu": (lambda x: np.maximum(x, 0), 0.0),
+    "relu2": (lambda x: np.maximum(x, 0) ** 2, E),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    function, error = ACTIVATIONS[name]
+    x = np.concatenate([np.linspace(-4, 8, 20_001), [0.0, 20.0, 60.0, 1e-20]]).astype(np.float32)
+    expected = function(x.astype(np.float64))
+    smallest = 2.0**-149  # a result below the normal range is rounded to a multiple of this
+    assert (np.abs(ops.activation(x, name) - expected) <= error * np.abs(expected) + smallest).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_far_out(name: str) -> None:
+    got = ops.activation(np.array([-1e4, -60, np.nan], np.float32), name)
+    assert np.abs(got[:2]).max() < 1e-20
+    assert np.isnan(got[2])
+
+
+# --- RoPE and attention -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_dim", [2, 18, 64, 80, 128])
+def test_rope_equals_transformers(head_dim: int) -> None:
+    torch = pytest.importorskip("torch")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    positions = [0, 1, 7, 300, 8191]
+    inv_freq = (1.0 / 10000 ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    x = normal(len(positions), 3, head_dim)
+    angles = torch.tensor(positions, dtype=torch.float32)[:, None] * torch.from_numpy(inv_freq)
+    angles = torch.cat([angles, angles], -1)[None]
+    q = torch.from_numpy(x).transpose(0, 1)[None]
+    expected, _ = llama.apply_rotary_pos_emb(q, q, angles.cos(), angles.sin())
+    got = ops.rope(x, positions, inv_freq.tolist())
+    np.testing.assert_allclose(got, expected[0].transpose(0, 1).numpy(), rtol=0, atol=8 * E * np.abs(x).max())
+
+
+def test_rope_turns_the_first_elements_and_keeps_lengths() -> None:
+    x = normal(4, 2, 64)
+    got = ops.rope(x, [5, 6, 7, 8], [1.0, 0.1])
+    assert np.array_equal(got[..., 4:], x[..., 4:])
+    assert not np.array_equal(got[..., :4], x[..., :4])
+    np.testing.assert_allclose(np.linalg.norm(got, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6)
+
+
+KV_ROUNDING = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}
+ATTENTION = [  # T, S, heads, kv_heads, head_dim, window
+    (1, 1, 1, 1, 1, None),
+    (3, 3, 4, 4, 16, None),
+    (20, 20, 6, 2, 80, None),
+    (5, 300, 4, 1, 40, None),
+    (1, 700, 8, 2, 64, None),
+    (37, 300, 3, 3, 17, 16),
+    (300, 300, 6, 3, 24, 270),
+    (9, 513, 16, 1, 32, 1),
+]
+
+
+@pytest.mark.parametrize("kv_dtype", KV_ROUNDING)
+@pytest.mark.parametrize(("T", "S", "heads", "kv_heads", "dim", "window"), ATTENTION)
+def test_attention(T: int, S: int, heads: int, kv_heads: int, dim: int, window: int | None, kv_dtype: str) -> None:
+    q, k, v = normal(T, heads, dim), normal(S, kv_heads, dim, seed=1), normal(S, kv_heads, dim, seed=2)
+    got = ops.attention(q, k, v, window=window, kv_dtype=kv_dtype)
+    if kv_dtype == "f16":
+        k, v = (part.astype(np.float16).astype(np.float32) for part in (k, v))
+    if kv_dtype == "bf16":
+        k, v = (ops.quantize(part.reshape(S, -1), "bf16").dequantize().reshape(part.shape) for part in (k, v))
+    expected = reference.attention(q, k, v, dim**-0.5, window)
+    # A score is off by dim E |q||k| / sqrt(dim), which moves a weight by as much, relatively; the sums over S follow.
+    reach = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * dim**-0.5
+    bound = 2 * ((dim + 8) * reach + S / 16 + 32) * E * np.abs(v).max()
+    assert np.abs(got - expected).max() <= bound
+    assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected)
+
+
+def test_attention_takes_its_own_scale() -> None:
+    q, k, v = normal(2, 2, 16), normal(5, 2, 16, seed=1), normal(5, 2, 16, seed=2)
+    expected = reference.attention(q, k, v, 1.0)
+    np.testing.assert_allclose(ops.attention(q, k, v, scale=1.0), expected, rtol=0, atol=1e-5)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+X, W, K3 = normal(2, 8), ops.quantize(normal(4, 8), "f32"), normal(2, 2, 8)
+WRONG: dict[str, Callable[[], object]] = {
+    "unknown format": lambda: ops.quantize(X, "int5"),
+    "group size of 48": lambda: ops.quantize(X, "int4", group_size=48),
+    "group of a float format": lambda: ops.quantize(X, "f32", group_size=32),
+    "weight of one dimension": lambda: ops.quantize(X[0], "int8"),
+    "weight without columns": lambda: ops.quantize(X[:, :0], "int8"),
+    "x of one dimension": lambda: ops.matmul(X[0], W),
+    "x of another width": lambda: ops.matmul(X[:, :7], W),
+    "bias of another length": lambda: ops.matmul(X, W, np.zeros(3)),
+    "norm weight of another length": lambda: ops.rms_norm(X, np.ones(7)),
+    "layer norm bias of another length": lambda: ops.layer_norm(X, np.ones(8), np.zeros(7)),
+    "softmax of nothing": lambda: ops.softmax(X[:, :0]),
+    "unknown activation": lambda: ops.activation(X, "swish2"),
+    "positions of another length": lambda: ops.rope(K3, [1], [1.0]),
+    "more frequencies than pairs": lambda: ops.rope(K3, [1, 2], [1.0] * 5),
+    "heads no multiple of kv_heads": lambda: ops.attention(normal(2, 3, 8), K3, K3),
+    "more queries than keys": lambda: ops.attention(normal(3, 2, 8), K3, K3),
+    "q of two dimensions": lambda: ops.attention(X, K3, K3),
+    "negative window": lambda: ops.attention(K3, K3, K3, window=-1),
+    "unknown kv_dtype": lambda: ops.attention(K3, K3, K3, kv_dtype="int3"),
+    "attention without a mask": lambda: ops.attention(K3, K3, K3, causal=False),
+    "logits of two dimensions": lambda: ops.sample(X),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments_are_argument_errors(call: Callable[[], object]) -> None:
+    with pytest.raises(llmcore.ArgumentError):
+        call()
+
+
+def test_a_packed_tensor_is_not_pickled() -> None:
+    import pickle
+
+    with pytest.raises(TypeError, match="codes"):
+        pickle.dumps(W)
