@@ -124,7 +124,11 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes) {
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
     float poison[8] = {};  // NaN as soon as a weight is not finite: the scale then says so, and nothing fails silently
-    for (int64_t k = begin; k < end; ++k) poison[k % 8] += w[k] * 0.0f;
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+      for (int j = 0; j < 8; ++j) poison[j] += w[i + j] * 0.0f;
+    }
+    for (; i < end; ++i) poison[0] += w[i] * 0.0f;
     float scale = Codec::choose_scale(w + begin, end - begin);
     for (const float p : poison) scale += p;
     const float stored = store_scale(n, g, scale);

@@ -1,5 +1,5 @@
 #pragma once
-// Extremes of a group of weights. Eight running values, so that the loop is not one chain of comparisons.
+// Extremes and sums of a group of weights. Eight running values, so that a loop is not one chain of operations.
 
 #include <cstdint>
 
@@ -28,6 +28,40 @@ inline Range range(const float* w, int64_t n) {
     r.highest = high[j] > r.highest ? high[j] : r.highest;
   }
   return r;
+}
+
+struct Above {
+  double sum = 0;
+  int64_t count = 0;
+};
+
+/// Sum and number of the magnitudes above `threshold`.
+inline Above above(const float* w, int64_t n, float threshold) {
+  constexpr int64_t kBlock = 1024;  // float sums stay short
+  Above total;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    float sum[8] = {};
+    int32_t count[8] = {};
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+      for (int j = 0; j < 8; ++j) {
+        const float magnitude = __builtin_fabsf(w[i + j]);
+        sum[j] += magnitude > threshold ? magnitude : 0.0f;
+        count[j] += magnitude > threshold ? 1 : 0;
+      }
+    }
+    for (; i < end; ++i) {
+      const float magnitude = __builtin_fabsf(w[i]);
+      sum[0] += magnitude > threshold ? magnitude : 0.0f;
+      count[0] += magnitude > threshold ? 1 : 0;
+    }
+    for (int j = 0; j < 8; ++j) {
+      total.sum += static_cast<double>(sum[j]);
+      total.count += count[j];
+    }
+  }
+  return total;
 }
 
 }  // namespace llmcore

@@ -5,6 +5,7 @@
 //   line: quant/lines.h, 2 bits, code 3 unused.   bits per weight: 2 + 32/K, or 2 + 16/group.
 
 #include "quant/lines.h"
+#include "quant/range.h"
 
 namespace llmcore {
 
@@ -15,18 +16,9 @@ struct Ternary {
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 2;
   static float choose_scale(const float* w, int64_t n) {
-    double mean = 0;
-    for (int64_t i = 0; i < n; ++i) mean += __builtin_fabsf(w[i]);
-    const float threshold = static_cast<float>(mean / static_cast<double>(n)) * 0.5f;
-    double sum = 0;
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      if (__builtin_fabsf(w[i]) > threshold) {
-        sum += __builtin_fabsf(w[i]);
-        ++count;
-      }
-    }
-    return count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
+    const float threshold = static_cast<float>(above(w, n, -1.0f).sum / static_cast<double>(n)) * 0.5f;
+    const Above a = above(w, n, threshold);
+    return a.count ? static_cast<float>(a.sum / static_cast<double>(a.count)) : 0.0f;
   }
 };
 
