@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -174,12 +174,12 @@ class LLM:
         finally:
             self._drop(requests)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[StreamChunk, None, None]:
         """Answers one prompt token by token. Leaving the loop cancels the rest. Raises as `generate`."""
         ((ids, one),) = self._requests(prompt, params)
         request = self._submit(ids, one)  # at once, so that errors come from this call
 
-        def chunks() -> Iterator[StreamChunk]:
+        def chunks() -> Generator[StreamChunk, None, None]:
             try:
                 while True:
                     done = all(sequence.done for sequence in request.sequences)
@@ -197,21 +197,22 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        params: SamplingParams | None = None,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template_kwargs: Any,
-    ) -> RequestOutput:
-        """Answers a conversation through the model's chat template.
+    ) -> list[RequestOutput]:
+        """Answers a conversation, or a list of them, through the model's chat template; always a list.
 
-        messages: [{"role": "user", "content": "..."}, ...]. Raises TemplateError (no template, or it failed), and as
-        `generate`.
+        messages: [{"role": "user", "content": "..."}, ...]. `template_kwargs` go to the template.
+        Raises TemplateError (no template, or it failed), ArgumentError, and as `generate`.
         """
-        ids = self.tokenizer.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=True, tokenize=True, **template_kwargs
-        )
-        return self.generate(cast(Sequence[int], ids), params)[0]
+        several = len(messages) > 0 and not isinstance(messages[0], Mapping)
+        conversations = cast(Sequence[Sequence[Mapping[str, Any]]], messages if several else [messages])
+        tokenizer = self.tokenizer
+        prompts = [tokenizer.apply_chat_template(one, tools=tools, **template_kwargs) for one in conversations]
+        return self.generate(cast(list[Prompt], prompts), params)
 
     def stats(self) -> dict[str, int]:
         """kv_pages_total, kv_pages_free, requests_running, requests_waiting, preemptions, steps, generated_tokens."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM, StreamChunk
@@ -18,4 +18,4 @@ def streaming(
 
     Otherwise the request would live until the iterator is collected, and the LLM couldn't be closed.
     """
-    return closing(cast("Generator[StreamChunk, None, None]", llm.stream(prompt, params)))
+    return closing(llm.stream(prompt, params))
