@@ -1,6 +1,7 @@
 #include "threading/pool.h"
 
 #include <atomic>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>

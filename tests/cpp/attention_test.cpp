@@ -1,0 +1,308 @@
+// Attention over pages in shuffled order, between guard pages, with NaN wherever a row must not look.
+
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "cases.h"
+#include "guarded.h"
+#include "quant/half.h"
+#include "random.h"
+
+using namespace llmcore;
+using namespace llmcore::test;
+
+namespace {
+
+constexpr int64_t kHeadDims[] = {1, 16, 20, 64, 80, 128};
+const char* const kKvNames[] = {"f32", "f16", "bf16"};
+
+// Tokens [0, tokens) of one head; row r of a block sees [begins[r], ends[r]).
+struct Case {
+  int64_t head_dim, tokens;
+  std::vector<int32_t> begins, ends;
+};
+
+struct Result {
+  std::vector<float> outputs, maxima, sums;
+};
+
+int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Keys and values of `c` in the pages of one head, written by a table; the lanes of no token hold NaN.
+class Pages {
+ public:
+  Pages(const Case& c, KvType type, const KernelTable& table, Edge edge)
+      : c_(c),
+        type_(type),
+        count_((c.tokens + 15) / 16),
+        size_(type == kKvF32 ? 4 : 2),
+        keys(count_ * key_bytes(), edge),
+        values(count_ * value_bytes(), edge),
+        block_table(count_, edge) {
+    Random random(static_cast<uint64_t>(c.head_dim * 1000 + c.tokens));
+    std::iota(block_table.data(), block_table.data() + count_, 0);
+    for (int64_t i = count_ - 1; i > 0; --i) std::swap(block_table[i], block_table[random.integer(0, i)]);
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      Guarded<float> key(random.units(c.head_dim, 2.0f), edge), value(random.units(c.head_dim, 2.0f), edge);
+      const int64_t page = block_table[t / 16];
+      table.store_key[type](key.data(), c.head_dim, static_cast<int>(t % 16), keys.data() + page * key_bytes());
+      table.store_value[type](value.data(), c.head_dim, static_cast<int>(t % 16), values.data() + page * value_bytes());
+    }
+  }
+  int64_t key_bytes() const { return c_.head_dim * 16 * size_; }
+  int64_t value_bytes() const { return padded(c_.head_dim) * 16 * size_; }
+  double key(int64_t t, int64_t d) { return element(keys.data() + block_table[t / 16] * key_bytes(), d * 16 + t % 16); }
+  double value(int64_t t, int64_t d) {
+    return element(values.data() + block_table[t / 16] * value_bytes(), t % 16 * padded(c_.head_dim) + d);
+  }
+
+ private:
+  double element(const uint8_t* page, int64_t i) const {
+    if (type_ == kKvF32) return reinterpret_cast<const float*>(page)[i];
+    const uint16_t bits = reinterpret_cast<const uint16_t*>(page)[i];
+    return type_ == kKvF16 ? half_to_float(bits) : bfloat_to_float(bits);
+  }
+
+  const Case& c_;
+  KvType type_;
+  int64_t count_, size_;
+
+ public:
+  Guarded<uint8_t> keys, values;
+  Guarded<int32_t> block_table;
+};
+
+std::vector<float> query(int64_t row, int64_t head_dim) {
+  return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
+}
+
+// One split of one block of rows: rows [first, first + count) of the case.
+Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table, int64_t split, int first, int count,
+              Edge edge) {
+  std::vector<std::unique_ptr<Guarded<float>>> queries, outputs;
+  std::vector<const float*> query_pointers;
+  std::vector<float*> output_pointers;
+  for (int r = 0; r < count; ++r) {
+    queries.push_back(std::make_unique<Guarded<float>>(query(first + r, c.head_dim), edge));
+    outputs.push_back(std::make_unique<Guarded<float>>(padded(c.head_dim), edge));
+    query_pointers.push_back(queries.back()->data());
+    output_pointers.push_back(outputs.back()->data());
+  }
+  Guarded<int32_t> begins(c.begins.data() + first, count, edge), ends(c.ends.data() + first, count, edge);
+  Guarded<float> maxima(count, edge), sums(count, edge);
+  AttentionArgs a{};
+  a.queries = query_pointers.data();
+  a.rows = count;
+  a.begins = begins.data();
+  a.ends = ends.data();
+  a.head_dim = c.head_dim;
+  a.token_begin = split * kSplitTokens;
+  a.token_end = std::min<int64_t>(c.tokens, a.token_begin + kSplitTokens);
+  a.block_table = pages.block_table.data();
+  a.keys = pages.keys.data();
+  a.values = pages.values.data();
+  a.key_page_stride = pages.key_bytes();
+  a.value_page_stride = pages.value_bytes();
+  a.outputs = output_pointers.data();
+  a.maxima = maxima.data();
+  a.sums = sums.data();
+  table.attention[type](a);
+  Result result{{}, maxima.values(), sums.values()};
+  for (auto& output : outputs) {
+    result.outputs.insert(result.outputs.end(), output->data(), output->data() + output->size());
+  }
+  return result;
+}
+
+bool same(const Result& a, const Result& b) {
+  return a.outputs.size() == b.outputs.size() && a.sums.size() == b.sums.size() &&
+         same_bits(a.outputs.data(), b.outputs.data(), static_cast<int64_t>(a.outputs.size())) &&
+         same_bits(a.maxima.data(), b.maxima.data(), static_cast<int64_t>(a.maxima.size())) &&
+         same_bits(a.sums.data(), b.sums.data(), static_cast<int64_t>(a.sums.size()));
+}
+
+// A block of decoding or prefilling rows, the last of which sees all tokens.
+Case block(int64_t head_dim, int64_t tokens, int64_t rows, int64_t window) {
+  Case c{head_dim, tokens, {}, {}};
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t end = std::max<int64_t>(1, tokens - rows + 1 + r);
+    c.begins.push_back(static_cast<int32_t>(window ? std::max<int64_t>(0, end - window) : 0));
+    c.ends.push_back(static_cast<int32_t>(end));
+  }
+  return c;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const int64_t head_dim : kHeadDims) {
+    for (int64_t rows = 1; rows <= kMaxQueryBlock; ++rows) {
+      const int64_t tokens = 9 + 7 * rows;
+      all.push_back(block(head_dim, tokens, rows, 0));
+      all.push_back(block(head_dim, tokens, rows, 5));
+    }
+    all.push_back(block(head_dim, 1, 1, 0));
+    all.push_back(block(head_dim, 16, 4, 0));
+    all.push_back(block(head_dim, 256, 8, 0));
+    all.push_back(block(head_dim, 257, 8, 0));
+    all.push_back(block(head_dim, 530, 5, 300));
+    all.push_back(block(head_dim, 270, 8, 9));  // some rows see nothing of the first split, some nothing but it
+    all.push_back({head_dim, 300, {290, 3, 261, 0, 17, 299, 100, 256}, {291, 4, 300, 300, 18, 300, 256, 257}});
+  }
+  return all;
+}
+
+std::string describe(const Case& c, KvType type) {
+  return std::string(kKvNames[type]) + " pages, head_dim " + std::to_string(c.head_dim) + ", " +
+         std::to_string(c.tokens) + " tokens, " + std::to_string(c.begins.size()) + " rows";
+}
+
+}  // namespace
+
+TEST(attention, every_table_gives_the_scalar_bits) {
+  int64_t index = 0;
+  for (const Case& c : cases()) {
+    for (const KvType type : {kKvF32, kKvF16, kKvBF16}) {
+      if (left_out(index++, 4)) continue;
+      NOTE(describe(c, type));
+      const Edge edge = index % 2 ? Edge::kFront : Edge::kBack;
+      const int rows = static_cast<int>(c.begins.size());
+      Pages expected_pages(c, type, scalar_table(), edge);
+      for (const KernelTable* table : other_tables()) {
+        NOTE(table->name);
+        Pages pages(c, type, *table, edge);
+        CHECK(pages.keys.values() == expected_pages.keys.values());
+        CHECK(pages.values.values() == expected_pages.values.values());
+        for (int64_t split = 0; split * kSplitTokens < c.tokens; ++split) {
+          CHECK(same(attend(c, pages, type, *table, split, 0, rows, edge),
+                     attend(c, pages, type, scalar_table(), split, 0, rows, edge)));
+        }
+      }
+    }
+  }
+}
+
+TEST(attention, a_row_does_not_depend_on_the_rows_beside_it) {
+  int64_t index = 0;
+  for (const Case& c : cases()) {
+    if (left_out(index++, 4)) continue;
+    NOTE(describe(c, kKvF16));
+    Pages pages(c, kKvF16, scalar_table(), Edge::kBack);
+    const int rows = static_cast<int>(c.begins.size());
+    for (const std::string& isa : available_isas()) {
+      NOTE(isa);
+      for (int64_t split = 0; split * kSplitTokens < c.tokens; ++split) {
+        const Result all = attend(c, pages, kKvF16, kernels_named(isa), split, 0, rows, Edge::kBack);
+        for (int r = 0; r < rows; ++r) {
+          const Result one = attend(c, pages, kKvF16, kernels_named(isa), split, r, 1, Edge::kBack);
+          CHECK(same_bits(one.outputs.data(), all.outputs.data() + r * padded(c.head_dim), padded(c.head_dim)));
+          CHECK(same_bits(one.maxima.data(), &all.maxima[static_cast<size_t>(r)], 1));
+          CHECK(same_bits(one.sums.data(), &all.sums[static_cast<size_t>(r)], 1));
+        }
+      }
+    }
+  }
+}
+
+// What a row does not see is NaN here, in every token: its result must not show it.
+TEST(attention, nothing_outside_a_rows_window_is_looked_at) {
+  for (const std::string& isa : available_isas()) {
+    NOTE(isa);
+    const Case c{20, 300, {37, 40, 100}, {38, 90, 290}};
+    Pages pages(c, kKvF32, scalar_table(), Edge::kBack), poisoned(c, kKvF32, scalar_table(), Edge::kBack);
+    for (int r = 0; r < 3; ++r) {
+      const int32_t begin = c.begins[static_cast<size_t>(r)], end = c.ends[static_cast<size_t>(r)];
+      std::memcpy(poisoned.keys.data(), pages.keys.data(), static_cast<size_t>(pages.keys.size()));
+      std::memcpy(poisoned.values.data(), pages.values.data(), static_cast<size_t>(pages.values.size()));
+      auto* keys = reinterpret_cast<float*>(poisoned.keys.data());
+      auto* values = reinterpret_cast<float*>(poisoned.values.data());
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        if (t >= begin && t < end) continue;
+        const int64_t page = pages.block_table[t / 16];
+        for (int64_t d = 0; d < 20; ++d) keys[page * 320 + d * 16 + t % 16] = NAN;
+        for (int64_t d = 0; d < 32; ++d) values[page * 512 + t % 16 * 32 + d] = NAN;
+      }
+      for (const int64_t split : {0, 1}) {
+        const Result clean = attend(c, pages, kKvF32, kernels_named(isa), split, r, 1, Edge::kBack);
+        CHECK(same(attend(c, poisoned, kKvF32, kernels_named(isa), split, r, 1, Edge::kBack), clean));
+        CHECK(clean.sums[0] == clean.sums[0]);
+      }
+    }
+  }
+}
+
+TEST(attention, a_row_that_sees_nothing_of_a_split_has_no_weight_there) {
+  const Case c{16, 300, {290, 261}, {291, 300}};
+  Pages pages(c, kKvF32, scalar_table(), Edge::kBack);
+  for (const std::string& isa : available_isas()) {
+    NOTE(isa);
+    const Result result = attend(c, pages, kKvF32, kernels_named(isa), 0, 0, 2, Edge::kBack);
+    for (const float maximum : result.maxima) CHECK_EQ(maximum, -INFINITY);
+    for (const float sum : result.sums) CHECK_EQ(sum, 0.0f);
+    for (const float output : result.outputs) CHECK_EQ(output, 0.0f);
+  }
+}
+
+// Splits combined, against softmax in double over the elements that the pages hold.
+TEST(attention, the_result_is_right) {
+  for (const Case& c : {block(20, 40, 3, 0), block(80, 300, 2, 0), block(64, 530, 2, 300)}) {
+    for (const KvType type : {kKvF32, kKvF16, kKvBF16}) {
+      NOTE(describe(c, type));
+      Pages pages(c, type, scalar_table(), Edge::kBack);
+      for (int r = 0; r < static_cast<int>(c.begins.size()); ++r) {
+        const int64_t begin = c.begins[static_cast<size_t>(r)], end = c.ends[static_cast<size_t>(r)];
+        std::vector<float> outputs, maxima, sums, out(static_cast<size_t>(c.head_dim));
+        const int64_t from = begin / kSplitTokens, to = (end + kSplitTokens - 1) / kSplitTokens;
+        for (int64_t split = from; split < to; ++split) {
+          const Result part = attend(c, pages, type, scalar_table(), split, r, 1, Edge::kBack);
+          outputs.insert(outputs.end(), part.outputs.begin(), part.outputs.end());
+          maxima.push_back(part.maxima[0]);
+          sums.push_back(part.sums[0]);
+        }
+        scalar_table().attention_combine(outputs.data(), padded(c.head_dim), maxima.data(), sums.data(), to - from,
+                                         out.data(), c.head_dim);
+        const std::vector<float> q = query(r, c.head_dim);
+        std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
+        double total = 0;
+        for (int64_t t = begin; t < end; ++t) {
+          double score = 0;
+          for (int64_t d = 0; d < c.head_dim; ++d) score += q[d] * pages.key(t, d);
+          total += std::exp(score);
+          for (int64_t d = 0; d < c.head_dim; ++d) expected[d] += std::exp(score) * pages.value(t, d);
+        }
+        // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24, values below 2.
+        const double bound = 4.0 * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
+        for (int64_t d = 0; d < c.head_dim; ++d) CHECK(std::fabs(out[d] - expected[d] / total) <= bound);
+      }
+    }
+  }
+}
+
+TEST(attention, combining_splits_gives_the_scalar_bits) {
+  for (const int64_t head_dim : kHeadDims) {
+    for (const int64_t splits : {1, 2, 5}) {
+      NOTE("head_dim " + std::to_string(head_dim) + ", " + std::to_string(splits) + " splits");
+      Random random(static_cast<uint64_t>(head_dim + splits));
+      std::vector<float> maxima_values = random.units(splits, 8.0f), sums_values = random.units(splits, 0.5f);
+      for (float& sum : sums_values) sum += 1.0f;
+      if (splits > 1) {
+        maxima_values[0] = -INFINITY;
+        sums_values[0] = 0.0f;
+      }
+      for (const Edge edge : {Edge::kFront, Edge::kBack}) {
+        Guarded<float> outputs(random.units(splits * padded(head_dim)), edge), maxima(maxima_values, edge);
+        Guarded<float> sums(sums_values, edge), expected(head_dim, edge);
+        const auto combine = [&](const KernelTable& table, float* out) {
+          table.attention_combine(outputs.data(), padded(head_dim), maxima.data(), sums.data(), splits, out, head_dim);
+        };
+        combine(scalar_table(), expected.data());
+        for (const KernelTable* table : other_tables()) {
+          NOTE(table->name);
+          Guarded<float> out(head_dim, edge);
+          combine(*table, out.data());
+          CHECK(same_bits(out.data(), expected.data(), head_dim));
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,256 @@
+// Matrix products: every table gives the scalar table's bits between guard pages, and the scalar table the right
+// numbers.
+
+#include <cmath>
+
+#include "cases.h"
+#include "guarded.h"
+#include "quant/matrix.h"
+#include "random.h"
+
+using namespace llmcore;
+using namespace llmcore::test;
+
+namespace {
+
+struct WeightType {
+  Format format;
+  int64_t group_size;
+  Element scale_type;
+};
+
+constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},       {Format::kBF16, 0, Element::kF32},
+                                       {Format::kF16, 0, Element::kF32},       {Format::kInt8, 0, Element::kF32},
+                                       {Format::kInt8, 32, Element::kF16},     {Format::kInt8, 64, Element::kBF16},
+                                       {Format::kInt8, 128, Element::kF32},    {Format::kInt4, 0, Element::kF32},
+                                       {Format::kInt4, 32, Element::kF16},     {Format::kInt4, 64, Element::kF32},
+                                       {Format::kInt4, 128, Element::kBF16},   {Format::kTernary, 0, Element::kF32},
+                                       {Format::kTernary, 32, Element::kBF16}, {Format::kTernary, 64, Element::kF16},
+                                       {Format::kTernary, 128, Element::kF32}};
+
+Matrix random_matrix(const WeightType& type, const Shape& shape) {
+  ThreadPool pool(1);
+  Random random(static_cast<uint64_t>(shape.N * 1000 + shape.K));
+  Matrix w(type.format, shape.N, shape.K, type.group_size, type.scale_type);
+  const std::vector<float> values = random.units(shape.N * shape.K, 0.5f);
+  w.set_rows(0, shape.N, values.data(), Element::kF32, false, pool);
+  return w;
+}
+
+// Rows of activations as the kernels take them: float32, and int8 by the scalar table.
+struct Activations {
+  Activations(const Matrix& w, int64_t M, uint64_t seed)
+      : groups((w.K_padded() + w.activation_group() - 1) / w.activation_group()),
+        floats(Random(seed).units(M * w.K())) {
+    codes.resize(static_cast<size_t>(M * w.K_padded()));
+    scales.resize(static_cast<size_t>(M * groups));
+    sums.resize(static_cast<size_t>(M * groups));
+    for (int64_t m = 0; m < M; ++m) {
+      scalar_table().quantize_row(floats.data() + m * w.K(), w.K(), w.K_padded(), w.activation_group(),
+                                  codes.data() + m * w.K_padded(), scales.data() + m * groups,
+                                  sums.data() + m * groups);
+    }
+  }
+  int64_t groups;
+  std::vector<float> floats, scales;
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums;
+};
+
+// One product on one table, every operand between guard pages. Rows of y are N + 1 apart; what lies between is kept.
+class Product {
+ public:
+  Product(const Matrix& w, const Activations& x, int64_t M, const std::vector<float>& bias, Edge edge)
+      : w_(w),
+        M_(M),
+        codes_(w.codes(), w.panels() * w.panel_bytes(), edge),
+        scales_(w.scales(), w.nbytes() - w.panels() * w.panel_bytes(), edge),
+        x_(x.codes, edge),
+        floats_(x.floats, edge),
+        x_scales_(x.scales, edge),
+        x_sums_(x.sums, edge),
+        bias_(bias, edge),
+        groups_(x.groups),
+        edge_(edge) {}
+
+  // The panels are given to the kernel in shares of `share`.
+  std::vector<float> run(const KernelTable& table, int64_t share) {
+    Guarded<float> y(M_ * (w_.N() + 1) - 1, edge_);
+    Guarded<uint8_t> scratch(table.matmul_scratch_bytes(w_.K_padded()), edge_);
+    MatmulArgs a = arguments();
+    a.y = y.data();
+    a.scratch = scratch.data();
+    for (a.panel_begin = 0; a.panel_begin < w_.panels(); a.panel_begin = a.panel_end) {
+      a.panel_end = std::min(a.panel_begin + share, w_.panels());
+      table.matmul[static_cast<int>(w_.format())](a);
+    }
+    return y.values();
+  }
+
+ private:
+  MatmulArgs arguments() {
+    MatmulArgs a{};
+    a.codes = codes_.data();
+    a.panel_bytes = w_.panel_bytes();
+    a.scales = scales_.data();
+    a.scale_type = w_.scale_type() == Element::kF32   ? kScaleF32
+                   : w_.scale_type() == Element::kF16 ? kScaleF16
+                                                      : kScaleBF16;
+    a.per_row = w_.per_row();
+    a.K = w_.K_padded();
+    a.N = w_.N();
+    a.M = M_;
+    a.x = x_.data();
+    a.x_stride = w_.K_padded();
+    a.x_scales = x_scales_.data();
+    a.x_sums = x_sums_.data();
+    a.x_group = w_.activation_group();
+    a.x_groups = groups_;
+    a.xf = floats_.data();
+    a.xf_stride = w_.K();
+    a.y_stride = w_.N() + 1;
+    a.bias = bias_.size() ? bias_.data() : nullptr;
+    return a;
+  }
+
+  const Matrix& w_;
+  int64_t M_;
+  Guarded<uint8_t> codes_, scales_;
+  Guarded<int8_t> x_;
+  Guarded<float> floats_, x_scales_;
+  Guarded<int32_t> x_sums_;
+  Guarded<float> bias_;
+  int64_t groups_;
+  Edge edge_;
+};
+
+void compare_tables(const Matrix& w, int64_t M, Edge edge, bool biased) {
+  const Activations x(w, M, static_cast<uint64_t>(M));
+  Product product(w, x, M, biased ? Random(9).units(w.N()) : std::vector<float>(), edge);
+  const std::vector<float> expected = product.run(scalar_table(), w.panels());
+  for (const KernelTable* table : other_tables()) {
+    NOTE(table->name);
+    for (const int64_t share : {w.panels(), int64_t{1}}) {
+      const std::vector<float> got = product.run(*table, share);
+      CHECK(same_bits(got.data(), expected.data(), static_cast<int64_t>(expected.size())));
+    }
+  }
+}
+
+// The same arithmetic in double, from the codes that the kernel reads.
+double exact_product(const Matrix& w, const Activations& x, int64_t m, int64_t n) {
+  double sum = 0;
+  if (!is_integer(w.format())) {
+    std::vector<float> row(static_cast<size_t>(w.K()));
+    w.decode_row(n, row.data());
+    for (int64_t k = 0; k < w.K(); ++k) sum += static_cast<double>(row[k]) * x.floats[m * w.K() + k];
+    return sum;
+  }
+  std::vector<int8_t> codes(static_cast<size_t>(w.K()));
+  std::vector<float> scales(static_cast<size_t>(w.groups()));
+  w.read_codes(n, codes.data(), scales.data());
+  for (int64_t k = 0; k < w.K(); ++k) {
+    const int64_t group = k / w.activation_group();
+    const double scale = static_cast<double>(scales[w.per_row() ? 0 : group]) * x.scales[m * x.groups + group];
+    sum += scale * codes[k] * x.codes[m * w.K_padded() + k];
+  }
+  return sum;
+}
+
+}  // namespace
+
+TEST(matmul, every_table_gives_the_scalar_bits) {
+  int64_t index = 0;
+  for (const WeightType& type : kWeightTypes) {
+    for (const Shape& shape : kMatrices) {
+      if (left_out(index++, 3)) continue;
+      const Matrix w = random_matrix(type, shape);
+      NOTE(std::string(format_name(type.format)) + " in groups of " + std::to_string(type.group_size) + ", " +
+           to_string(shape));
+      for (const int64_t M : kRows) {
+        if (left_out(M)) continue;
+        NOTE("M " + std::to_string(M));
+        compare_tables(w, M, M % 2 ? Edge::kFront : Edge::kBack, M % 3 == 0);
+      }
+    }
+  }
+}
+
+TEST(matmul, both_ends_of_every_operand_are_kept) {
+  for (const WeightType& type : kWeightTypes) {
+    const Matrix w = random_matrix(type, {37, 161});
+    NOTE(std::string(format_name(type.format)) + " in groups of " + std::to_string(type.group_size));
+    for (const int64_t M : {1, 14}) {
+      for (const Edge edge : {Edge::kFront, Edge::kBack}) compare_tables(w, M, edge, true);
+    }
+  }
+}
+
+// Largest codes by largest activations of one sign: a kernel whose 16-bit sums saturate shows here.
+TEST(matmul, extreme_codes_do_not_saturate) {
+  for (const Format format : {Format::kInt8, Format::kInt4, Format::kTernary}) {
+    NOTE(format_name(format));
+    const int zero = format == Format::kInt8 ? 128 : format == Format::kInt4 ? 8 : 1;
+    const int highest = format == Format::kTernary ? 1 : zero - 1;
+    constexpr int64_t N = 18, K = 256;
+    for (const int code : {-zero, highest}) {
+      for (const float activation : {1.0f, -1.0f}) {
+        Matrix w(format, N, K, 0);
+        const std::vector<int8_t> codes(static_cast<size_t>(N * K), static_cast<int8_t>(code));
+        w.set_codes(0, N, codes.data(), std::vector<float>(static_cast<size_t>(N), 1.0f).data());
+        Activations x(w, 3, 1);
+        x.codes.assign(x.codes.size(), static_cast<int8_t>(activation * 127));
+        x.sums.assign(x.sums.size(), static_cast<int32_t>(activation * 127) * 128);
+        x.scales.assign(x.scales.size(), 1.0f);
+        Product product(w, x, 3, {}, Edge::kBack);
+        for (const std::string& isa : available_isas()) {
+          NOTE(isa);
+          for (const float y : product.run(kernels_named(isa), w.panels())) {
+            if (y == y) CHECK_EQ(y, static_cast<float>(code) * 127.0f * activation * static_cast<float>(K));
+          }
+        }
+      }
+    }
+  }
+}
+
+// |error| <= (steps + 2) * 2^-24 * sum of |terms|: one rounding for each fma, scale and sum.
+TEST(matmul, the_scalar_table_is_right_within_its_roundings) {
+  for (const WeightType& type : kWeightTypes) {
+    NOTE(std::string(format_name(type.format)) + " in groups of " + std::to_string(type.group_size));
+    for (const Shape& shape : {Shape{5, 7}, Shape{33, 300}}) {
+      const Matrix w = random_matrix(type, shape);
+      const Activations x(w, 3, 4);
+      Product product(w, x, 3, {}, Edge::kBack);
+      const std::vector<float> y = product.run(scalar_table(), w.panels());
+      const double bound = 0x1p-24 * static_cast<double>(shape.K + 3) * static_cast<double>(shape.K) * 0.6;
+      for (int64_t m = 0; m < 3; ++m) {
+        for (int64_t n = 0; n < w.N(); ++n) {
+          CHECK(std::fabs(y[static_cast<size_t>(m * (w.N() + 1) + n)] - exact_product(w, x, m, n)) <= bound);
+        }
+      }
+    }
+  }
+}
+
+TEST(matmul, a_row_does_not_depend_on_the_rows_beside_it) {
+  for (const WeightType& type : kWeightTypes) {
+    NOTE(std::string(format_name(type.format)) + " in groups of " + std::to_string(type.group_size));
+    const Matrix w = random_matrix(type, {70, 200});
+    constexpr int64_t kMany = 33;
+    const Activations many(w, kMany, 3);
+    for (const std::string& isa : available_isas()) {
+      NOTE(isa);
+      const std::vector<float> all = Product(w, many, kMany, {}, Edge::kBack).run(kernels_named(isa), w.panels());
+      for (const int64_t m : {0, 1, 7, 32}) {
+        Activations one(w, 1, 0);
+        one.floats.assign(many.floats.begin() + m * w.K(), many.floats.begin() + (m + 1) * w.K());
+        one.codes.assign(many.codes.begin() + m * w.K_padded(), many.codes.begin() + (m + 1) * w.K_padded());
+        one.scales.assign(many.scales.begin() + m * many.groups, many.scales.begin() + (m + 1) * many.groups);
+        one.sums.assign(many.sums.begin() + m * many.groups, many.sums.begin() + (m + 1) * many.groups);
+        const std::vector<float> y = Product(w, one, 1, {}, Edge::kBack).run(kernels_named(isa), w.panels());
+        CHECK(same_bits(y.data(), all.data() + m * (w.N() + 1), w.N()));
+      }
+    }
+  }
+}
