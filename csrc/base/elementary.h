@@ -50,11 +50,14 @@ inline double exact_log(double x) {
   return static_cast<double>(e) * 6.93147180559945286227e-01 + 2.0 * z * s;
 }
 
-/// sin and cos of x for |x| < 2^30; absolute error below 1e-15 * max(1, |x| 2^-20).
+/// sin and cos of x for |x| < 2^30; absolute error below 1e-15.
 inline void exact_sincos(double x, double* sine, double* cosine) {
   const double magic = 6755399441055744.0;
   const double n = (x * 0.63661977236758134308 + magic) - magic;  // multiples of pi / 2
-  double r = x - n * 1.57079632673412561417e+00;                  // pi / 2 in three parts of 33 bits
+  const double coarse = 6755399441055744.0 * 4096;
+  const double high = (n + coarse) - coarse;         // a multiple of 2^12, so that its product and the rest's are exact
+  double r = x - high * 1.57079632673412561417e+00;  // pi / 2 in three parts of 33 bits
+  r -= (n - high) * 1.57079632673412561417e+00;
   r -= n * 6.07710050630396597660e-11;
   r -= n * 2.02226624879595063154e-21;
   const double r2 = r * r;
