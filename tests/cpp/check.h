@@ -29,6 +29,11 @@ inline int& failures() {
   static int count = 0;
   return count;
 }
+/// Failures of the running test, of which only the first are printed.
+inline int& failures_of_test() {
+  static int count = 0;
+  return count;
+}
 inline std::vector<std::string>& notes() {
   static std::vector<std::string> stack;
   return stack;
@@ -55,10 +60,11 @@ inline void report(bool passed, const char* file, int line, const std::string& w
   static std::mutex mutex;
   if (passed) return;
   const std::lock_guard lock(mutex);
-  if (++failures() > kShown) return;
+  ++failures();
+  if (++failures_of_test() > kShown) return;
   std::cerr << file << ":" << line << ": " << what;
   for (const std::string& note : notes()) std::cerr << "\n    with " << note;
-  std::cerr << (failures() == kShown ? "\n    further failures aren't shown\n" : "\n");
+  std::cerr << (failures_of_test() == kShown ? "\n    further failures aren't shown\n" : "\n");
 }
 
 template <class A, class B>

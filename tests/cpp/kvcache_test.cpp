@@ -50,7 +50,7 @@ TEST(kvcache, a_million_random_operations_agree_with_a_model) {
   std::vector<int32_t> held;       // a page as often as it is held
   Random random(5);
   const int64_t operations = quick() ? 20'000 : 1'000'000;
-  for (int64_t i = 0; i < operations && failures() == 0; ++i) {
+  for (int64_t i = 0; i < operations && failures_of_test() == 0; ++i) {
     const int64_t what = random.integer(0, 9);
     if (what < 4) {
       const int32_t page = pool.take();

@@ -36,6 +36,7 @@ bool chosen(const Test& test, const std::vector<std::string>& wanted) {
 
 bool passes(const Test& test) {
   const int before = failures();
+  failures_of_test() = 0;
   try {
     test.run();
   } catch (const std::exception& e) {
