@@ -18,7 +18,19 @@ struct Ternary {
   static float choose_scale(const float* w, int64_t n) {
     const float threshold = static_cast<float>(above(w, n, -1.0f).sum / static_cast<double>(n)) * 0.5f;
     const Above a = above(w, n, threshold);
-    return a.count ? static_cast<float>(a.sum / static_cast<double>(a.count)) : 0.0f;
+    if (a.count == 0) return 0.0f;
+    const float mean = static_cast<float>(a.sum / static_cast<double>(a.count));
+    const Range r = range(w, n);
+    const float top = r.highest > -r.lowest ? r.highest : -r.lowest;
+    // The mean of equal magnitudes is that magnitude, whatever its sum was rounded to.
+    return __builtin_fabsf(mean - top) <= 1e-4f * top && is_ternary(w, n, top) ? top : mean;
+  }
+
+ private:
+  static bool is_ternary(const float* w, int64_t n, float magnitude) {
+    bool others = false;
+    for (int64_t i = 0; i < n; ++i) others |= w[i] != 0.0f && __builtin_fabsf(w[i]) != magnitude;
+    return !others;
   }
 };
 
