@@ -122,10 +122,18 @@ TEST(quant, packing_again_what_was_unpacked_changes_nothing) {
 
 TEST(quant, ternary_weights_are_kept_exactly) {
   Random random(6);
-  std::vector<float> w(17 * 96);
-  for (float& x : w) x = static_cast<float>(random.integer(-1, 1)) * 0.375f;
-  CHECK(decoded(packed(Format::kTernary, 17, 96, 0, w)) == w);
-  CHECK(decoded(packed(Format::kTernary, 17, 96, 32, w)) == w);
+  for (const float magnitude : {0.375f, 0.1f, 0.0123456789f, 3e-5f, 7.77f}) {
+    for (const int64_t K : {1, 96, 5000}) {
+      NOTE(std::to_string(magnitude) + ", K " + std::to_string(K));
+      std::vector<float> w(static_cast<size_t>(17 * K)), half = w;
+      for (size_t i = 0; i < w.size(); ++i) {
+        w[i] = static_cast<float>(random.integer(-1, 1)) * magnitude;
+        half[i] = half_to_float(float_to_half(w[i]));
+      }
+      CHECK(decoded(packed(Format::kTernary, 17, K, 0, w)) == w);
+      CHECK(decoded(packed(Format::kTernary, 17, K, 32, half)) == half);
+    }
+  }
 }
 
 TEST(quant, a_row_of_zeros_stays_zero) {
