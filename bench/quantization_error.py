@@ -45,9 +45,7 @@ def chunks_of(model: llmcore.Model, text: str, count: int, tokens: int) -> Itera
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint folder with float weights")
-    parser.add_argument(
-        "--text", type=Path, help="UTF-8 text; without one ids are random and the loss means little"
-    )
+    parser.add_argument("--text", type=Path, help="UTF-8 text; without one ids are random and the loss means little")
     parser.add_argument("--chunks", type=int, default=8, help="parts of the text to look at (default 8)")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each part (default 200)")
     args = parser.parse_args()
