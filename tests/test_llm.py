@@ -458,10 +458,11 @@ import llmcore
 from llmcore.model import random_model
 from llmcore.models.spec import DecoderSpec
 
-spec = DecoderSpec(model_type="llama", hidden_size=1024, num_layers=8, num_heads=16, num_kv_heads=4, head_dim=64,
-                   intermediate_size=4096, vocab_size=2000, max_position_embeddings=4096,
+# One layer of one step takes longer than 200 ms: interrupting between layers would be too late.
+spec = DecoderSpec(model_type="llama", hidden_size=2048, num_layers=2, num_heads=32, num_kv_heads=4, head_dim=64,
+                   intermediate_size=16384, vocab_size=2000, max_position_embeddings=4096,
                    rope_inv_freq=tuple(0.9**i for i in range(32)))
-model = random_model(spec, "int8")
+model = random_model(spec)
 llm = llmcore.LLM(model, max_batch_size=2)
 greedy = llmcore.SamplingParams(temperature=0, max_tokens=2)
 before = llm.generate([1, 2, 3], greedy)[0].token_ids

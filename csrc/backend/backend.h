@@ -11,6 +11,7 @@
 
 #include "base/buffer.h"
 #include "ops/attention.h"
+#include "ops/context.h"
 #include "ops/rows.h"
 #include "quant/matrix.h"
 
@@ -57,6 +58,9 @@ class Backend {
   virtual std::shared_ptr<Weight> take_vector(const float* values, int64_t n) = 0;
   /// Plans the scratch memory of the operations below; returns its bytes.
   virtual int64_t plan(const StepLimits& limits) = 0;
+  /// What long operations call now and then, on the caller's thread, from here on; it may throw Interrupted out of
+  /// them. Null: nothing.
+  virtual void set_poll(const Poll* poll) = 0;
   /// Host memory that holds `data[0, n)`, after all operations so far; valid until the next operation.
   virtual const float* read(const float* data, int64_t n) = 0;
 

@@ -58,6 +58,7 @@ class CpuBackend final : public Backend {
     return matmul_.nbytes() + attention_.nbytes() + row_.size() + residual_.size() + tables_.size();
   }
 
+  void set_poll(const Poll* poll) override { context_.poll = poll; }
   const float* read(const float* data, int64_t) override { return data; }
 
   void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) override {

@@ -160,6 +160,9 @@ void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
   if (half) {
     backend_->rope_tables(spec_.rope_inv_freq.data(), half, spec_.rope_attention_factor, batch.positions, T);
   }
+  backend_->set_poll(&poll);
+  const auto clear = [](Backend* backend) { backend->set_poll(nullptr); };
+  const std::unique_ptr<Backend, decltype(clear)> cleared(backend_.get(), clear);
   for (int64_t i = 0; i < spec_.num_layers; ++i) {
     if (poll) poll();
     run_layer(i, batch, cache);

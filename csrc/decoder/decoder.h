@@ -26,8 +26,6 @@ struct Batch {
 
 /// Sees an activation by name ("embeddings", "layers.0.attention_norm", ..., "logits"): float32 [rows, columns].
 using Probe = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t columns)>;
-/// Called now and then during a step; may throw Interrupted.
-using Poll = std::function<void()>;
 
 class Decoder {
  public:

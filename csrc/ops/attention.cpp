@@ -142,10 +142,11 @@ void paged_attention(const Context& context, AttentionWorkspace& ws, const KvLay
   int64_t total = 0;
   for (int64_t s = 0; s < count; ++s) total += blocking.blocks(slices[s]);
   std::atomic<int64_t> next{0};
+  Interruption interruption(context.poll);
   const auto work = [&](int thread, int) {
     float* memory = ws.buffer_.as<float>() + thread * ws.thread_stride_;
     int64_t s = 0, before = 0;
-    for (int64_t i = next++; i < total; i = next++) {
+    for (int64_t i = next++; i < total && interruption.go_on(thread); i = next++) {
       while (i - before >= blocking.blocks(slices[s])) before += blocking.blocks(slices[s++]);
       run_block(blocking.block(slices[s], i - before), memory);
     }

@@ -1,8 +1,16 @@
 #include "ops/matmul.h"
 
+#include <algorithm>
+
 #include "base/checked.h"
 
 namespace llmcore {
+namespace {
+
+// Products between two polls of a thread: 10 ms for a slow one.
+constexpr int64_t kPartProducts = int64_t{1} << 27;
+
+}  // namespace
 
 static_assert(kRowsPerPanel == kPanelRows);
 static_assert(static_cast<int>(Format::kTernary) == kTernary && static_cast<int>(Format::kF32) == kF32);
@@ -57,12 +65,17 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
     a.xf_stride = x_stride;
   }
   const auto kernel = context.table.matmul[static_cast<int>(w.format())];
-  context.pool.parallel_for(w.panels(), context.table.panel_quantum, [&](int64_t begin, int64_t end, int thread) {
+  const int64_t quantum = context.table.panel_quantum;
+  const int64_t part = std::max(quantum, kPartProducts / (a.M * a.K * kPanelRows) / quantum * quantum);
+  Interruption interruption(context.poll);
+  context.pool.parallel_for(w.panels(), quantum, [&](int64_t begin, int64_t end, int thread) {
     MatmulArgs share = a;
-    share.panel_begin = begin;
-    share.panel_end = end;
     share.scratch = ws.scratch_.data() + thread * ws.scratch_stride_;
-    kernel(share);
+    for (int64_t panel = begin; panel < end && interruption.go_on(thread); panel += part) {
+      share.panel_begin = panel;
+      share.panel_end = std::min(end, panel + part);
+      kernel(share);
+    }
   });
 }
 
