@@ -59,9 +59,9 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
 SampledToken Sampler::sample(const float* logits, const SamplerParams& params, const SamplerHistory& history) {
   float maximum, sum;
   table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
-  if (!(sum > 0) || !std::isfinite(sum)) return sample_infinite(logits, params);
   std::copy(logits, logits + vocab_, work_.begin());
   restrict_to(params, history);
+  if (!(sum > 0) || !std::isfinite(sum)) return sample_infinite(logits, params);
   penalise(params, history);
   const int32_t id = params.temperature == 0.0f ? argmax(work_.data()) : draw(params, history);
   if (work_[id] == kNever) throw NumericError("no token is left to draw: every id is masked");
@@ -69,11 +69,12 @@ SampledToken Sampler::sample(const float* logits, const SamplerParams& params, c
   return logprobs(logits, id, params.logprobs);
 }
 
-// Logits that no softmax takes: +infinity is certain, the lowest id first; NaN, or nothing but -infinity, is an error.
+// Logits that no softmax takes: of the ids that may come, +infinity is certain, the lowest id first; NaN anywhere, or
+// no +infinity that may come, is an error.
 SampledToken Sampler::sample_infinite(const float* logits, const SamplerParams& params) const {
   const bool nan = std::any_of(logits, logits + vocab_, [](float x) { return std::isnan(x); });
-  const int32_t id = argmax(logits);
-  if (nan || logits[id] != -kNever || id >= drawable_) {
+  const int32_t id = argmax(work_.data());
+  if (nan || work_[id] != -kNever) {
     throw NumericError(
         "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their quantisation are "
         "broken");
