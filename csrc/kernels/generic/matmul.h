@@ -119,10 +119,70 @@ void unpack_panel(const uint8_t* codes, int64_t K, uint8_t* out) noexcept {
   }
 }
 
+// A part of a line need not be shifted down where dot4 takes the larger codes: its sum is then 2^shift times as large,
+// and shifted once a group instead.
+template <class Lines, int part>
+constexpr int unshifted_bits() {
+  constexpr int kShift = part * Lines::kBits;
+  return kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
+}
+
+// acc[i] += the products of the i-th four of sixteen k.
+template <class Lines, int i>
+LLMCORE_INLINE void multiply_four(I32x16 (&acc)[4], const uint8_t* codes, const int8_t* x) {
+  constexpr int kPart = i % Lines::kParts, kUnshifted = unshifted_bits<Lines, kPart>();
+  constexpr int kMask = ((1 << Lines::kBits) - 1) << kUnshifted;
+  const U8x64 line = load_u8(codes + 64 * (i / Lines::kParts));
+  const U8x64 part = extract<kPart * Lines::kBits - kUnshifted, kMask>(line);
+  acc[i] = dot4<(Lines::kMaxCode << kUnshifted)>(acc[i], part, load_s8x4(x + 4 * i));
+}
+
+template <class Lines, int i>
+LLMCORE_INLINE I32x16 sum_of_four(const I32x16 (&acc)[4]) {
+  constexpr int kUnshifted = unshifted_bits<Lines, i % Lines::kParts>();
+  if constexpr (kUnshifted) return shift_right_arithmetic<kUnshifted>(acc[i]);
+  return acc[i];
+}
+
+// One row of x times one panel. The panel is read from its start to its end, and panels lie one after another, so that
+// memory sees one stream; packed lines are asked for early, for the hardware's prefetching stops at each page. Four
+// sums hide the latency of the products.
+template <class Lines>
+void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  constexpr int kAhead = 8192, kBytes = 64 * 4 / Lines::kParts;
+  const uint8_t* codes = a.codes + panel * a.panel_bytes;
+  const int8_t* x = a.x;
+  F32x16 sum = set1(0.0f);
+  for (int64_t g = 0; g < a.x_groups; ++g) {
+    const int64_t begin = g * a.x_group;
+    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
+    const I32x16 zero = set1_i32(0);
+    I32x16 acc[4] = {set1_i32(kOffset ? -kOffset * a.x_sums[g] : 0), zero, zero, zero};
+    for (int64_t k = begin; k < end; k += 16) {
+      if constexpr (Lines::kParts > 1) {
+        for (int line = 0; line < kBytes; line += 64) prefetch(codes + kAhead + line);
+      }
+      multiply_four<Lines, 0>(acc, codes, x);
+      multiply_four<Lines, 1>(acc, codes, x);
+      multiply_four<Lines, 2>(acc, codes, x);
+      multiply_four<Lines, 3>(acc, codes, x);
+      x += 16;
+      codes += kBytes;
+    }
+    const I32x16 total = add(add(sum_of_four<Lines, 0>(acc), sum_of_four<Lines, 1>(acc)),
+                             add(sum_of_four<Lines, 2>(acc), sum_of_four<Lines, 3>(acc)));
+    F32x16 scale = set1(a.x_scales[g]);
+    if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, (panel * a.x_groups + g) * 16), scale);
+    sum = fma(to_float(total), scale, sum);
+  }
+  if (a.per_row) sum = mul(sum, load(static_cast<const float*>(a.scales) + panel * 16));
+  store_outputs(a, 0, panel, sum);
+}
+
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   const uint8_t* codes = a.codes + panel * a.panel_bytes;
-  if (a.M == 1) return integer_tile<Lines, 1, NP>(a, codes, a.panel_bytes, panel, 0);
   if (Lines::kParts == 1 || a.M < 2 * kTileRows) {
     return integer_rows<Lines, kTileRows, NP>(a, codes, a.panel_bytes, panel, 0);
   }
@@ -133,14 +193,11 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 template <class Lines>
 void integer_matmul(const llmcore::MatmulArgs& a) noexcept {
   int64_t panel = a.panel_begin;
-  const int width = a.M == 1 ? kVectorPanels : kTilePanels;
-  for (; panel + width <= a.panel_end; panel += width) {
-    if (a.M == 1) {
-      integer_block<Lines, kVectorPanels>(a, panel);
-    } else {
-      integer_block<Lines, kTilePanels>(a, panel);
-    }
+  if (a.M == 1) {
+    for (; panel < a.panel_end; ++panel) integer_vector<Lines>(a, panel);
+    return;
   }
+  for (; panel + kTilePanels <= a.panel_end; panel += kTilePanels) integer_block<Lines, kTilePanels>(a, panel);
   for (; panel < a.panel_end; ++panel) integer_block<Lines, 1>(a, panel);
 }
 
