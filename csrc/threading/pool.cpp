@@ -104,7 +104,9 @@ struct ThreadPool::State {
       relax();
     }
     std::unique_lock lock(mutex);
-    caller_parked = true;
+    // An exchange and no store: a worker takes `pending` down, then looks here, while this sets the flag, then looks at
+    // `pending`; one of the two must see the other. Emulators have been seen to let a load pass an earlier store.
+    caller_parked.exchange(true);
     done.wait(lock, [&] { return pending == 0; });
     caller_parked = false;
   }
