@@ -34,7 +34,7 @@ class Guarded {
     if (n_) std::memcpy(data_, values.data(), values.size() * sizeof(T));
   }
   Guarded(const void* values, int64_t n, Edge edge) : Guarded(n, edge) {
-    std::memcpy(data_, values, static_cast<size_t>(n) * sizeof(T));
+    if (n) std::memcpy(data_, values, static_cast<size_t>(n) * sizeof(T));
   }
   ~Guarded() {
     check_poison();
