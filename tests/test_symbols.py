@@ -34,9 +34,10 @@ def symbols(path: Path, *options: str) -> dict[str, str]:
 
 
 def is_plain_build(folder: Path) -> bool:
-    """Whether the folder is a build tree without sanitizers, whose objects carry symbols of their own."""
+    """Whether the folder is a build tree for this machine, without sanitizers: their objects carry other symbols."""
     cache = folder / "CMakeCache.txt"
-    return cache.is_file() and not re.search(r"^LLMCORE_SANITIZE:\w+=.+$", cache.read_text(), re.MULTILINE)
+    other = r"^(LLMCORE_SANITIZE|CMAKE_TOOLCHAIN_FILE):\w+=.+$"
+    return cache.is_file() and not re.search(other, cache.read_text(), re.MULTILINE)
 
 
 def build_tree() -> Path:
