@@ -32,6 +32,11 @@ SANITIZED_TESTS = [
     "tests/test_tokenizer_bad_inputs.py",
     "tests/test_tokenizer_training.py",
 ]
+# Their limits of time are of plain code; the checks make every step several times as long.
+NOT_SANITIZED = [
+    "--deselect=tests/test_llm.py::test_control_c_stops_within_200_ms_and_leaves_all_usable",
+    "--deselect=tests/test_chat.py::test_bombs_end_in_a_limit",
+]
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
 
@@ -119,12 +124,20 @@ def sanitize(session: nox.Session) -> None:
         for name in libraries
     )
     python = str(Path(session.bin, "python"))
-    arguments = session.posargs or [*SANITIZED_TESTS, "-m", "not slow and not isa"]
+    arguments = session.posargs or [*SANITIZED_TESTS, *NOT_SANITIZED, "-m", "not slow and not isa"]
     session.run(
         *("env", f"LD_PRELOAD={preload}", "PYTHONMALLOC=malloc", python, "-m", "pytest", "-q", *arguments),
         env=options,
         external=True,
     )
+
+
+@nox.session
+def races(session: nox.Session) -> None:
+    """The C++ tests of what runs on several threads, under ThreadSanitizer."""
+    cmake_build(session, "races", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DLLMCORE_SANITIZE=thread")
+    program = "build/races/tests/cpp/llmcore_tests"
+    session.run(program, "--quick", "threading", "kvcache", "engine", "hash", external=True)
 
 
 @nox.session
