@@ -115,6 +115,12 @@ def test_an_emulated_cpu_gets_the_kernels_it_can_run(machine: str, cpu: str) -> 
     assert output([*command(machine, cpu), "--isas"]).split()[0] == (X86_CPUS | ARM_CPUS)[cpu]
 
 
+@pytest.mark.parametrize(("machine", "cpu"), EMULATED)
+def test_kernels_on_an_emulated_cpu_have_the_scalar_bits_between_guard_pages(machine: str, cpu: str) -> None:
+    text = output([*command(machine, cpu), "--quick", "half", "quant", "matmul", "attention", "rows"])
+    assert re.search(r"^\d+ tests, 0 failed", text, re.MULTILINE)
+
+
 def test_an_instruction_set_that_the_cpu_lacks_is_refused() -> None:
     arguments = [*command("x86_64", "Nehalem"), "--hash"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"LLMCORE_ISA": "avx2"})
