@@ -208,6 +208,8 @@ class LLM:
         messages: [{"role": "user", "content": "..."}, ...]. `template_kwargs` go to the template.
         Raises TemplateError (no template, or it failed), ArgumentError, and as `generate`.
         """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise ArgumentTypeError(f"messages must be a conversation or a list of them, got {type(messages).__name__}")
         several = len(messages) > 0 and not isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Mapping[str, Any]]], messages if several else [messages])
         tokenizer = self.tokenizer
