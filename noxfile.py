@@ -134,7 +134,7 @@ def races(session: nox.Session) -> None:
     """The C++ tests of what runs on several threads, under ThreadSanitizer."""
     cmake_build(session, "races", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DLLMCORE_SANITIZE=thread")
     program = "build/races/tests/cpp/llmcore_tests"
-    session.run(program, "--quick", "threading", "kvcache", "engine", "hash", external=True)
+    session.run(program, "--quick", "threading", "kvcache", "tokenizer", "engine", "hash", external=True)
 
 
 @nox.session

@@ -1,6 +1,7 @@
 #include "tokenizer/bpe.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "base/error.h"
@@ -9,9 +10,16 @@
 namespace llmcore {
 namespace {
 
-// Above this many symbols the quadratic scan loses to the heap (measured with random letters).
-constexpr size_t kShortPiece = 40;
 constexpr size_t kMaxIds = size_t{1} << 24;
+// Symbols that the quadratic merge takes at most, and up to which it beats cutting the piece into parts (measured with
+// random letters). Ranks share a word with the symbol's place there.
+constexpr size_t kFewSymbols = 256;
+constexpr size_t kShortPiece = 96;
+constexpr size_t kMaxRanks = size_t{1} << 23;
+constexpr size_t kNotTiny = ~size_t{0};
+// Bytes of a part: a power of two, as are the longest tokens of one repeated character.
+constexpr size_t kPartBytes = 64;
+static_assert(kPartBytes <= EncodeState::kLongBytes && kPartBytes <= kShortPiece);
 
 [[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
 
@@ -26,6 +34,9 @@ Bpe::Bpe(BpeSpec spec) : spec_(std::move(spec)) {
   } else {
     recover_merges();
   }
+  index_byte_pairs();
+  const auto is_byte = [&](uint32_t id) { return kind(id) == TokenKind::kByte; };
+  bytes_merge_ = spec_.characters && std::any_of(rules_.begin(), rules_.end(), is_byte);
   classify_words();
 }
 
@@ -37,6 +48,10 @@ void Bpe::check() const {
   if (spec_.merges.size() % 3) refuse("merges are triples of ids");
   if (!spec_.ranks.empty() && (spec_.ranks.size() != n || !spec_.merges.empty())) {
     refuse("either merges or one rank per id is needed");
+  }
+  const auto too_high = [](uint32_t rank) { return rank != kNoId && rank >= kMaxRanks; };
+  if (spec_.merges.size() / 3 > kMaxRanks || std::any_of(spec_.ranks.begin(), spec_.ranks.end(), too_high)) {
+    throw LimitError("tokenizer: more than " + std::to_string(kMaxRanks) + " merges");
   }
   uint32_t end = 0;
   for (const uint32_t e : spec_.text_ends) {
@@ -55,12 +70,31 @@ void Bpe::check() const {
 }
 
 void Bpe::index_tokens() {
-  all_.reserve(size());
+  std::vector<uint32_t> sizes;
+  for (uint32_t id = 0; id < size(); ++id) {
+    if (kind(id) == TokenKind::kNormal) sizes.push_back(static_cast<uint32_t>(token(id).size()));
+  }
+  words_.reserve(sizes);
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) != TokenKind::kNormal) continue;
     if (token(id).empty()) refuse("token " + std::to_string(id) + " is empty");
-    if (!all_.insert(token(id), id)) refuse("token " + std::to_string(id) + " has the text of another");
+    if (!words_.insert(token(id), id)) refuse("token " + std::to_string(id) + " has the text of another");
   }
+  for (size_t byte = 0; byte < 256; ++byte) {
+    const char text = static_cast<char>(byte);
+    const uint32_t character = spec_.characters && byte < 0x80 ? find({&text, 1}) : kNoId;
+    const uint32_t id = character != kNoId ? character : spec_.byte_ids[byte];
+    byte_symbols_[byte] = spec_.characters && id == kNoId ? spec_.unk_id : id;
+  }
+}
+
+void Bpe::index_byte_pairs() {
+  std::vector<Merge> pairs(size_t{256} * 256);
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const uint32_t left = byte_symbols_[i >> 8], right = byte_symbols_[i & 255];
+    if (left != kNoId && right != kNoId) pairs[i] = pairs_.find(left, right);
+  }
+  byte_pairs_ = std::move(pairs);
 }
 
 void Bpe::add_explicit_merges() {
@@ -84,9 +118,7 @@ void Bpe::recover_merges() {
   EncodeState state;
   std::vector<std::array<uint32_t, 3>> found;
   for (const uint32_t id : order) {
-    start_symbols(token(id), state.symbols);
-    if (state.symbols.size() < 2) continue;
-    merge(state);
+    merge(token(id), state);
     if (state.symbols.size() != 2) continue;
     const uint32_t left = state.symbols[0].id, right = state.symbols[1].id;
     if (kind(left) != TokenKind::kNormal || kind(right) != TokenKind::kNormal) continue;
@@ -103,7 +135,6 @@ void Bpe::recover_merges() {
 }
 
 void Bpe::classify_words() {
-  words_.reserve(size());
   EncodeState state;
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) != TokenKind::kNormal) continue;
@@ -113,7 +144,7 @@ void Bpe::classify_words() {
       encode_symbols(text, state);
       itself = state.symbols.size() == 1 && state.symbols[0].id == id;
     }
-    if (itself) words_.insert(text, id);
+    if (itself) words_.mark_word(text);
     for (size_t i = 1; i < text.size() && !joins_before_space_; ++i) {
       joins_before_space_ = text[i] == ' ' && text[i - 1] != ' ';
     }
@@ -121,25 +152,26 @@ void Bpe::classify_words() {
 }
 
 void Bpe::start_symbols(std::string_view piece, std::vector<Symbol>& symbols) const {
-  symbols.clear();
-  const auto push_byte = [&](char c) {
-    const uint32_t id = spec_.byte_ids[static_cast<uint8_t>(c)];
-    if (id == kNoId) refuse("no token for byte " + std::to_string(static_cast<uint8_t>(c)));
-    symbols.push_back({id, 1});
-  };
-  if (!spec_.characters) {
-    for (const char c : piece) push_byte(c);
-    return;
+  if (spec_.characters) return start_characters(piece, symbols);
+  symbols.resize(piece.size());
+  for (size_t i = 0; i < piece.size(); ++i) {
+    const uint8_t byte = static_cast<uint8_t>(piece[i]);
+    if (byte_symbols_[byte] == kNoId) refuse("no token for byte " + std::to_string(byte));
+    symbols[i] = {byte_symbols_[byte], 1};
   }
+}
+
+void Bpe::start_characters(std::string_view piece, std::vector<Symbol>& symbols) const {
+  symbols.clear();
   for (size_t i = 0; i < piece.size();) {
     const size_t len = std::min<size_t>(utf8_length(static_cast<uint8_t>(piece[i])), piece.size() - i);
     const std::string_view one = piece.substr(i, len);
-    const uint32_t id = all_.find(one, piece.size() - i);
-    const auto has_byte = [&](char c) { return spec_.byte_ids[static_cast<uint8_t>(c)] != kNoId; };
-    if (id != kNoId) {
+    const uint32_t id = len == 1 ? byte_symbols_[static_cast<uint8_t>(piece[i])] : words_.find(one, piece.size() - i);
+    const auto byte_id = [&](char c) { return spec_.byte_ids[static_cast<uint8_t>(c)]; };
+    if (id != kNoId && id != spec_.unk_id) {
       symbols.push_back({id, static_cast<uint32_t>(len)});
-    } else if (std::all_of(one.begin(), one.end(), has_byte)) {
-      for (const char c : one) push_byte(c);
+    } else if (std::all_of(one.begin(), one.end(), [&](char c) { return byte_id(c) != kNoId; })) {
+      for (const char c : one) symbols.push_back({byte_id(c), 1});
     } else if (spec_.unk_id == kNoId) {
       refuse("no token for a character, and no unknown token");
     } else if (spec_.fuse_unk && !symbols.empty() && symbols.back().id == spec_.unk_id) {
@@ -151,39 +183,155 @@ void Bpe::start_symbols(std::string_view piece, std::vector<Symbol>& symbols) co
   }
 }
 
-void Bpe::merge(EncodeState& state) const {
-  if (state.symbols.size() < 2) return;
-  if (state.symbols.size() <= kShortPiece) {
-    merge_short(state);
+void Bpe::merge(std::string_view piece, EncodeState& state) const {
+  if (piece.size() > kShortPiece && !bytes_merge_ && merge_parts(piece, state)) return;
+  start_symbols(piece, state.symbols);
+  if (piece.size() <= kShortPiece) {
+    merge_few(piece, state.symbols);
   } else {
-    merge_long(state);
+    merge_heap(state);
   }
 }
 
-void Bpe::merge_short(EncodeState& state) const {
-  std::vector<Symbol>& s = state.symbols;
-  size_t n = s.size();
-  std::array<Merge, kShortPiece> rule;  // rule[i] joins s[i] and s[i + 1]
-  for (size_t i = 0; i + 1 < n; ++i) rule[i] = pairs_.find(s[i].id, s[i + 1].id);
-  while (n > 1) {
-    size_t best = 0;
-    for (size_t i = 1; i + 1 < n; ++i) {
-      if (rule[i].rank < rule[best].rank) best = i;
-    }
-    if (rule[best].rank == kNoId) break;
-    s[best] = {rule[best].id, s[best].len + s[best + 1].len};
-    --n;
-    for (size_t i = best + 1; i < n; ++i) s[i] = s[i + 1];
-    for (size_t i = best + 1; i + 1 < n; ++i) rule[i] = rule[i + 1];
-    if (best > 0) rule[best - 1] = pairs_.find(s[best - 1].id, s[best].id);
-    if (best + 1 < n) rule[best] = pairs_.find(s[best].id, s[best + 1].id);
+// The lowest rank is found by looking at all of them, several at a time; a symbol that is swallowed keeps its place.
+void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const {
+  using Lanes __attribute__((vector_size(16))) = int32_t;
+  constexpr int32_t kNever = 0x7FFFFFFF;
+  const size_t n = symbols.size();
+  if (n < 2) return;
+  Symbol* const s = symbols.data();
+  alignas(16) int32_t order[kFewSymbols];  // of joining symbol i and the one after it: rank, then place
+  uint32_t joined[kFewSymbols];
+  uint16_t before[kFewSymbols + 1], after[kFewSymbols];
+  const auto set = [&](size_t i, const Merge& m) {
+    order[i] = m.rank == kNoId ? kNever : static_cast<int32_t>(m.rank << 8 | static_cast<uint32_t>(i));
+    joined[i] = m.id;
+  };
+  size_t at = 0;
+  for (size_t i = 0; i < n; ++i) {
+    before[i] = static_cast<uint16_t>(i - 1);
+    after[i] = static_cast<uint16_t>(i + 1);
+    if (i + 1 == n) break;
+    const bool bytes = s[i].len == 1 && s[i + 1].len == 1 && !byte_pairs_.empty();
+    const auto byte = [&](size_t where) { return static_cast<size_t>(static_cast<uint8_t>(piece[where])); };
+    set(i, bytes ? byte_pairs_[byte(at) << 8 | byte(at + 1)] : pairs_.find(s[i].id, s[i + 1].id));
+    at += s[i].len;
   }
-  s.resize(n);
+  const size_t padded = (n - 1 + 7) & ~size_t{7};
+  for (size_t i = n - 1; i < padded; ++i) order[i] = kNever;
+  while (true) {
+    Lanes low, low2;
+    std::memcpy(&low, order, sizeof low);
+    std::memcpy(&low2, order + 4, sizeof low);
+    for (size_t i = 8; i < padded; i += 8) {
+      Lanes x, y;
+      std::memcpy(&x, order + i, sizeof x);
+      std::memcpy(&y, order + i + 4, sizeof y);
+      low = x < low ? x : low;
+      low2 = y < low2 ? y : low2;
+    }
+    low = low2 < low ? low2 : low;
+    const int32_t best = std::min(std::min(low[0], low[1]), std::min(low[2], low[3]));
+    if (best == kNever) break;
+    const size_t i = static_cast<size_t>(best & 0xFF), j = after[i], next = after[j];
+    s[i] = {joined[i], s[i].len + s[j].len};
+    s[j].len = 0;
+    order[j] = kNever;
+    after[i] = static_cast<uint16_t>(next);
+    before[next] = static_cast<uint16_t>(i);
+    if (i > 0) set(before[i], pairs_.find(s[before[i]].id, s[i].id));
+    set(i, next < n ? pairs_.find(s[i].id, s[next].id) : Merge{});
+  }
+  size_t count = 0;
+  for (size_t i = 0; i < n; i = after[i]) s[count++] = s[i];
+  symbols.resize(count);
+}
+
+/// Merges one part of a piece, or takes it from the cache.
+bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const {
+  EncodeState::LongSlot* slot = nullptr;
+  uint64_t hash = 0;
+  if (part.size() > kShortKeyBytes && part.size() <= EncodeState::kLongBytes) {
+    hash = hash_text(part);
+    slot = &state.long_cache.data[hash >> 32 & (EncodeState::kLongSlots - 1)];
+    if (slot->hash == hash && std::string_view(slot->text.data(), slot->size) == part) {
+      symbols.resize(slot->count);
+      for (size_t i = 0; i < symbols.size(); ++i) {
+        symbols[i] = {slot->ids[i], static_cast<uint32_t>(token(slot->ids[i]).size())};
+      }
+      return true;
+    }
+  }
+  start_symbols(part, symbols);
+  if (symbols.size() > kFewSymbols) return false;
+  merge_few(part, symbols);
+  const auto is_unknown = [&](const Symbol& s) { return s.id == spec_.unk_id; };
+  if (slot && symbols.size() <= EncodeState::kLongIds && std::none_of(symbols.begin(), symbols.end(), is_unknown)) {
+    slot->hash = hash;
+    slot->size = static_cast<uint8_t>(part.size());
+    slot->count = static_cast<uint8_t>(symbols.size());
+    std::copy(part.begin(), part.end(), slot->text.begin());
+    for (size_t i = 0; i < symbols.size(); ++i) slot->ids[i] = symbols[i].id;
+  }
+  return true;
+}
+
+/// True when the texts of two neighbours, the second of which begins at `at`, encode to just these two.
+bool Bpe::stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const {
+  // A byte that stands for itself between characters merges with nothing; alone, it would be no character.
+  if (spec_.characters && (kind(left.id) == TokenKind::kByte || kind(right.id) == TokenKind::kByte)) return true;
+  if (pairs_.find(left.id, right.id).rank != kNoId) return false;
+  const std::string_view both = piece.substr(at - left.len, size_t{left.len} + right.len);
+  if (!encode_part(both, state, state.pair)) return false;
+  return state.pair.size() == 2 && state.pair[0].id == left.id && state.pair[1].id == right.id &&
+         state.pair[0].len == left.len;
+}
+
+// Symbols are the encoding of a text exactly when every two neighbours are the encoding of their own text: the first
+// merge across a border would be made in the text of the two as well, where the same has been merged until then. So a
+// long piece is encoded part by part. Where the neighbours at a seam don't stay apart, they are encoded together, with
+// more of either side until they do. Returns false when that becomes too much work.
+bool Bpe::merge_parts(std::string_view piece, EncodeState& state) const {
+  std::vector<Symbol>& out = state.joined;
+  std::vector<Symbol>& part = state.part;
+  std::vector<Symbol> middle;
+  size_t budget = 4 * piece.size();
+  out.clear();
+  for (size_t at = 0; at < piece.size();) {
+    size_t end = std::min(at + kPartBytes, piece.size());
+    while (end < piece.size() && end > at + 1 && (static_cast<uint8_t>(piece[end]) & 0xC0) == 0x80) --end;
+    if (!encode_part(piece.substr(at, end - at), state, part)) return false;
+    size_t used = 0;  // symbols of the part that went into the middle
+    if (!out.empty() && !stay_apart(piece, at, out.back(), part.front(), state)) {
+      size_t from = at - out.back().len, to = at + part.front().len;
+      out.pop_back();
+      used = 1;
+      while (true) {
+        if (to - from > budget || !encode_part(piece.substr(from, to - from), state, middle)) return false;
+        budget -= to - from;
+        if (!out.empty() && !stay_apart(piece, from, out.back(), middle.front(), state)) {
+          from -= out.back().len;
+          out.pop_back();
+          continue;
+        }
+        if (used == part.size() || stay_apart(piece, to, middle.back(), part[used], state)) break;
+        // All but the last of the middle is settled.
+        for (size_t i = 0; i + 1 < middle.size(); ++i) from += middle[i].len;
+        out.insert(out.end(), middle.begin(), middle.end() - 1);
+        to += part[used++].len;
+      }
+      out.insert(out.end(), middle.begin(), middle.end());
+    }
+    out.insert(out.end(), part.begin() + static_cast<std::ptrdiff_t>(used), part.end());
+    at = end;
+  }
+  state.symbols.swap(out);
+  return true;
 }
 
 // A doubly linked list of symbols and a heap of (rank, position). An entry is stale when its position was swallowed or
 // has another rule by now; stale entries are skipped as they come up.
-void Bpe::merge_long(EncodeState& state) const {
+void Bpe::merge_heap(EncodeState& state) const {
   std::vector<Symbol>& s = state.symbols;
   const uint32_t n = static_cast<uint32_t>(s.size());
   if (s.size() >= kNoId) throw LimitError("tokenizer: a piece of text is too long");
@@ -226,46 +374,92 @@ void Bpe::merge_long(EncodeState& state) const {
 
 void Bpe::encode_symbols(std::string_view piece, EncodeState& state) const {
   if (spec_.whole_words) {
-    const uint32_t id = words_.find(piece, piece.size());
+    const uint32_t id = words_.find_word(piece, piece.size());
     if (id != kNoId) {
       state.symbols.assign(1, {id, static_cast<uint32_t>(piece.size())});
       return;
     }
   }
-  start_symbols(piece, state.symbols);
-  merge(state);
+  merge(piece, state);
 }
 
-void Bpe::encode_piece(std::string_view piece, size_t readable, EncodeState& state, std::vector<uint32_t>& ids) const {
-  if (piece.size() > kShortKeyBytes) {
-    const uint32_t id = words_.find_long(piece);
+// In three steps, a block of pieces at a time: keys, with a prefetch each, as the table is larger than the caches; then
+// the table; then what isn't there, whose place in the thread's cache has been prefetched meanwhile.
+void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, const char* readable_end,
+                        EncodeState& state, std::vector<uint32_t>& ids) const {
+  constexpr size_t kBlock = 64;
+  std::array<ShortKey, kBlock> keys;
+  std::array<size_t, kBlock> homes;
+  std::array<uint32_t, kBlock> found;
+  for (size_t block = 0, begin = 0; block < ends.size(); block += kBlock) {
+    const size_t n = std::min(kBlock, ends.size() - block);
+    size_t at = begin;
+    for (size_t i = 0; i < n; ++i) {
+      const size_t size = ends[block + i] - at;
+      if (size <= kShortKeyBytes) {
+        keys[i] = short_key(text + at, size, static_cast<size_t>(readable_end - text) - at);
+        homes[i] = size <= WordTable::kTinyBytes ? words_.prefetch_tiny(keys[i]) : kNotTiny;
+      } else {
+        homes[i] = kNotTiny;
+      }
+      at += size;
+    }
+    size_t rare = 0;
+    for (size_t i = 0; i < n; ++i) {
+      found[i] = homes[i] == kNotTiny ? kNoId : words_.find_tiny_word(keys[i], homes[i]);
+      if (found[i] != kNoId) continue;
+      ++rare;
+      if (homes[i] != kNotTiny) __builtin_prefetch(&state.slot(keys[i]));
+    }
+    if (rare == 0) {
+      ids.insert(ids.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(n));
+      begin = at;
+      continue;
+    }
+    for (size_t i = 0; i < n; ++i) {
+      const size_t end = ends[block + i];
+      if (found[i] != kNoId) {
+        ids.push_back(found[i]);
+      } else {
+        encode_rare({text + begin, end - begin}, static_cast<size_t>(readable_end - text) - begin, state, ids);
+      }
+      begin = end;
+    }
+  }
+}
+
+/// A piece that is no short word of the vocabulary.
+void Bpe::encode_rare(std::string_view piece, size_t readable, EncodeState& state, std::vector<uint32_t>& ids) const {
+  if (piece.size() > WordTable::kTinyBytes) {
+    const uint32_t id = words_.find_word(piece, readable);
     if (id != kNoId) {
       ids.push_back(id);
       return;
     }
-    start_symbols(piece, state.symbols);
-    merge(state);
+  }
+  if (piece.size() > kShortKeyBytes) {
+    if (piece.size() <= kPartBytes) {
+      encode_part(piece, state, state.symbols);
+    } else {
+      merge(piece, state);
+    }
     for (const Symbol& s : state.symbols) ids.push_back(s.id);
     return;
   }
   const ShortKey key = short_key(piece.data(), piece.size(), readable);
-  const uint32_t id = words_.find_short(key);
-  if (id != kNoId) {
-    ids.push_back(id);
-    return;
+  EncodeState::CacheSlot& slot = state.slot(key);
+  if (slot.key != key) {
+    start_symbols(piece, state.symbols);
+    merge_few(piece, state.symbols);
+    if (state.symbols.size() > EncodeState::kCacheIds) {
+      for (const Symbol& s : state.symbols) ids.push_back(s.id);
+      return;
+    }
+    slot.key = key;
+    slot.count = static_cast<uint32_t>(state.symbols.size());
+    for (size_t i = 0; i < slot.count; ++i) slot.ids[i] = state.symbols[i].id;
   }
-  EncodeState::CacheSlot& slot = state.cache[key.hash() >> 32 & (EncodeState::kCacheSlots - 1)];
-  if (slot.key == key) {
-    ids.insert(ids.end(), slot.ids.begin(), slot.ids.begin() + slot.count);
-    return;
-  }
-  start_symbols(piece, state.symbols);
-  merge(state);
-  for (const Symbol& s : state.symbols) ids.push_back(s.id);
-  if (state.symbols.size() > EncodeState::kCacheIds) return;
-  slot.key = key;
-  slot.count = static_cast<uint32_t>(state.symbols.size());
-  for (size_t i = 0; i < slot.count; ++i) slot.ids[i] = state.symbols[i].id;
+  ids.insert(ids.end(), slot.ids.begin(), slot.ids.begin() + slot.count);
 }
 
 }  // namespace llmcore

@@ -1,13 +1,17 @@
 #pragma once
 // Byte-pair encoding of one piece of text. Whatever form a vocabulary had (merge list, ranks of concatenations, scores
 // of concatenations), it is one pair -> (rank, id) table here, and pieces are merged lowest rank first, leftmost first
-// among equals: by scanning an array when the piece is short, with a heap (O(n log n)) when it is long.
+// among equals: by scanning an array when the piece is short, in parts that are joined when it is long, and with a heap
+// (O(n log n)) where parts don't pay.
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
+#include <new>
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/scan.h"
 #include "tokenizer/tables.h"
 
 namespace llmcore {
@@ -40,21 +44,46 @@ struct Symbol {
   uint32_t len;
 };
 
-/// Working memory of one encoding thread, and its cache of pieces (fixed in size: an entry evicts another).
+/// Working memory of one encoding thread, and its cache of merged pieces (fixed in size: an entry evicts another).
 struct EncodeState {
   static constexpr size_t kCacheSlots = 8192;
   static constexpr size_t kCacheIds = 11;
   struct CacheSlot {
-    ShortKey key{0, 0};
-    uint32_t count = 0;
-    std::array<uint32_t, kCacheIds> ids{};
+    ShortKey key;
+    uint32_t count;
+    std::array<uint32_t, kCacheIds> ids;
   };
-  std::vector<CacheSlot> cache = std::vector<CacheSlot>(kCacheSlots);
+  static constexpr size_t kLongSlots = 4096;
+  static constexpr size_t kLongBytes = 64;
+  static constexpr size_t kLongIds = 13;
+  struct LongSlot {
+    uint64_t hash;
+    uint8_t size, count;
+    std::array<char, kLongBytes> text;
+    std::array<uint32_t, kLongIds> ids;
+  };
+  // All zeros is an empty slot; pages that no piece falls into are never touched.
+  template <class T>
+  struct Zeroed {
+    explicit Zeroed(size_t n) : data(static_cast<T*>(std::calloc(n, sizeof(T)))) {
+      if (!data) throw std::bad_alloc();
+    }
+    Zeroed(const Zeroed&) = delete;
+    Zeroed& operator=(const Zeroed&) = delete;
+    ~Zeroed() { std::free(data); }
+    T* data;
+  };
+
+  CacheSlot& slot(const ShortKey& key) noexcept { return cache.data[key.hash() >> 32 & (kCacheSlots - 1)]; }
+
+  Zeroed<CacheSlot> cache{kCacheSlots};
+  Zeroed<LongSlot> long_cache{kLongSlots};
   std::vector<Symbol> symbols;
   std::vector<Merge> next_merge;
   std::vector<uint32_t> prev, next;
   std::vector<uint64_t> heap;
-  std::vector<size_t> piece_ends;
+  std::vector<Symbol> joined, part, pair;  // of a piece that is merged in parts
+  PieceBatch batch;
 };
 
 class Bpe {
@@ -69,16 +98,17 @@ class Bpe {
     return {spec_.text.data() + begin, spec_.text_ends[id] - begin};
   }
   /// The id of a normal token by its text, or kNoId.
-  uint32_t find(std::string_view text) const noexcept { return all_.find(text, text.size()); }
+  uint32_t find(std::string_view text) const noexcept { return words_.find(text, text.size()); }
   /// True when a token whose text has a character before a space takes part in merging: then text can't be split there.
   bool joins_before_space() const noexcept { return joins_before_space_; }
   /// Merge rules by rank as left, right, result; for a vocabulary of ranks these are the recovered ones.
   const std::vector<uint32_t>& merges() const noexcept { return rules_; }
   bool whole_words() const noexcept { return spec_.whole_words; }
 
-  /// Appends the ids of one piece; `readable` bytes may be read from its start.
-  void encode_piece(std::string_view piece, size_t readable, EncodeState& state, std::vector<uint32_t>& ids) const;
-  /// The same with lengths, in state.symbols, without cache.
+  /// Appends the ids of the pieces of `text` that end at `ends`; text may be read up to `readable_end`.
+  void encode_pieces(const char* text, const std::vector<uint32_t>& ends, const char* readable_end, EncodeState& state,
+                     std::vector<uint32_t>& ids) const;
+  /// The symbols of one piece, with lengths, in state.symbols.
   void encode_symbols(std::string_view piece, EncodeState& state) const;
 
  private:
@@ -86,18 +116,28 @@ class Bpe {
   void index_tokens();
   void add_explicit_merges();
   void recover_merges();
+  void index_byte_pairs();
   void classify_words();
   void start_symbols(std::string_view piece, std::vector<Symbol>& symbols) const;
-  void merge_short(EncodeState& state) const;
-  void merge_long(EncodeState& state) const;
-  void merge(EncodeState& state) const;
+  void start_characters(std::string_view piece, std::vector<Symbol>& symbols) const;
+  void encode_rare(std::string_view piece, size_t readable, EncodeState& state, std::vector<uint32_t>& ids) const;
+  void merge(std::string_view piece, EncodeState& state) const;
+  void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
+  void merge_heap(EncodeState& state) const;
+  bool merge_parts(std::string_view piece, EncodeState& state) const;
+  bool encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const;
+  bool stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const;
 
   BpeSpec spec_;
-  WordTable all_;    // every normal token
-  WordTable words_;  // the tokens whose text, as a piece, encodes to the token itself
+  WordTable words_;  // every normal token; marked is one whose text, as a piece, encodes to the token itself
   PairTable pairs_;
+  // What two bytes become that are symbols side by side at first: most pairs need no hash.
+  std::vector<Merge> byte_pairs_;
+  std::array<uint32_t, 256>
+      byte_symbols_{};  // the symbol that a byte (of ASCII, if symbols are characters) is at first
   std::vector<uint32_t> rules_;
   bool joins_before_space_ = false;
+  bool bytes_merge_ = false;  // a rule names a byte, though symbols are characters
 };
 
 }  // namespace llmcore

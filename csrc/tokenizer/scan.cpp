@@ -1,8 +1,10 @@
 #include "tokenizer/scan.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "tokenizer/unicode.h"
+#include "tokenizer/windows.h"
 
 namespace llmcore {
 namespace {
@@ -27,19 +29,6 @@ inline Byte run_of_symbols(Byte p, Byte end) noexcept {
     p += c.len;
   }
   return p;
-}
-
-/// Length of a match of '(?:[sdmt]|ll|ve|re) at `p`, or 0. When `fold`, letters match in either case, and U+017F
-/// (long s) matches s, as Unicode case folding has it.
-inline int contraction(Byte p, Byte end, bool fold) noexcept {
-  if (end - p < 2 || p[0] != '\'') return 0;
-  const auto lower = [fold](uint8_t c) -> uint8_t { return fold && c >= 'A' && c <= 'Z' ? c | 0x20 : c; };
-  const uint8_t a = lower(p[1]);
-  if (a == 's' || a == 'd' || a == 'm' || a == 't') return 2;
-  if (end - p < 3) return 0;
-  if (fold && p[1] == 0xC5 && p[2] == 0xBF) return 3;
-  const uint8_t b = lower(p[2]);
-  return (a == 'l' && b == 'l') || ((a == 'v' || a == 'r') && b == 'e') ? 3 : 0;
 }
 
 /// A run of white space: where it ends, where its last character begins, and the end of its last \r or \n (or null).
@@ -220,66 +209,128 @@ inline Byte scan_space_each(Byte p, Byte end) noexcept {
   return space ? static_cast<Byte>(space) : end;
 }
 
-/// Calls `sink(end of piece)` for every piece of [p, end); the switch stands outside of the loop.
-template <class Sink>
-void for_each_piece(Pattern pattern, Byte p, Byte end, Sink&& sink) {
-  const auto loop = [&](auto scan) {
-    while (p < end) {
-      p = scan(p, end);
-      sink(p);
-    }
-  };
+/// Windows of the two patterns that look for blanks alone.
+inline Starts blank_run_starts(Byte p) noexcept {
+  const uint64_t blank = equal_bytes(p, ' ');
+  return {blank & ~(blank << 1) & ~uint64_t{1}, false};
+}
+inline Starts blank_starts(Byte p) noexcept { return {equal_bytes(p, ' ') & ~uint64_t{1}, false}; }
+
+struct NoWindow {};
+
+/// Calls `use(starts in a window, scan of one piece)` for the pattern; the switch stands outside of all loops.
+template <class Use>
+auto with_scanner(Pattern pattern, Use&& use) {
   switch (pattern) {
     case Pattern::kGpt2:
-      return loop([](Byte a, Byte b) { return scan_gpt2(a, b); });
+      return use(gpt2_starts, scan_gpt2);
     case Pattern::kCl100k:
-      return loop([](Byte a, Byte b) { return scan_cl100k<3, true>(a, b); });
+      return use(cl100k_starts<3>, scan_cl100k<3, true>);
     case Pattern::kLlama3:
-      return loop([](Byte a, Byte b) { return scan_cl100k<3, false>(a, b); });
+      return use(cl100k_starts<3>, scan_cl100k<3, false>);
     case Pattern::kQwen2:
-      return loop([](Byte a, Byte b) { return scan_cl100k<1, false>(a, b); });
+      return use(cl100k_starts<1>, scan_cl100k<1, false>);
     case Pattern::kO200k:
-      return loop([](Byte a, Byte b) { return scan_o200k(a, b); });
+      return use(o200k_starts, scan_o200k);
     case Pattern::kDigitRuns:
-      return loop([](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
+      return use(NoWindow{}, [](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
     case Pattern::kDigitsEach:
-      return loop([](Byte a, Byte b) { return scan_digits_each(a, b); });
+      return use(NoWindow{}, scan_digits_each);
     case Pattern::kPunctuation:
-      return loop([](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
+      return use(NoWindow{}, [](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
     case Pattern::kThreeDigits:
-      return loop([](Byte a, Byte b) { return scan_three_digits(a, b); });
+      return use(NoWindow{}, scan_three_digits);
     case Pattern::kSpaceRuns:
-      return loop([](Byte a, Byte b) { return scan_space_runs(a, b); });
+      return use(blank_run_starts, scan_space_runs);
     case Pattern::kSpaceEach:
-      return loop([](Byte a, Byte b) { return scan_space_each(a, b); });
+      return use(blank_starts, scan_space_each);
     case Pattern::kByteDigitRuns:
-      return loop([](Byte a, Byte b) { return scan_byte_digits(a, b, false); });
+      return use(NoWindow{}, [](Byte a, Byte b) { return scan_byte_digits(a, b, false); });
     case Pattern::kByteDigitsEach:
-      return loop([](Byte a, Byte b) { return scan_byte_digits(a, b, true); });
+      return use(NoWindow{}, [](Byte a, Byte b) { return scan_byte_digits(a, b, true); });
     case Pattern::kNone:
     case Pattern::kCount:
-      return loop([](Byte, Byte b) { return b; });
+      break;
   }
+  return use(NoWindow{}, [](Byte, Byte b) { return b; });
+}
+
+/// Ends of pieces, counted from `base`, until there are kPieceBatch - 64 of them or more.
+size_t next_pieces(Pattern pattern, Byte base, Byte end, uint32_t* ends) noexcept {
+  return with_scanner(pattern, [&](auto window_starts, auto scan) {
+    size_t n = 0;
+    Byte p = base;
+    while (p < end && n + 64 <= kPieceBatch) {
+      Byte until = end;
+      if constexpr (!std::is_same_v<decltype(window_starts), NoWindow>) {
+        if (end - p > 64) {
+          const Starts starts = window_starts(p);
+          const uint32_t offset = static_cast<uint32_t>(p - base);
+          for (uint64_t rest = starts.bits; rest != 0; rest &= rest - 1) {
+            ends[n++] = offset + static_cast<uint32_t>(std::countr_zero(rest));
+          }
+          if (starts.bits) p += highest_bit(starts.bits);
+          if (starts.bits && !starts.slow_text) continue;
+          until = starts.slow_text && end - p > 64 ? p + 64 : p + 1;
+        }
+      }
+      while (p < until && n < kPieceBatch) {
+        p = scan(p, end);
+        ends[n++] = static_cast<uint32_t>(p - base);
+      }
+    }
+    return n;
+  });
 }
 
 }  // namespace
 
-void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {
+void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text) {
   const Byte base = reinterpret_cast<Byte>(text.data());
+  const auto append = [&](size_t stage, Byte from, Byte to) {
+    const uint32_t offset = static_cast<uint32_t>(from - base);
+    const size_t count = ends.size();
+    ends.resize(count + kPieceBatch);
+    uint32_t* out = ends.data() + count;
+    const size_t n = next_pieces(stage < stages.size() ? stages[stage] : Pattern::kNone, from, to, out);
+    for (size_t i = 0; i < n; ++i) out[i] += offset;
+    ends.resize(count + n);
+  };
   ends.clear();
   if (text.empty()) return;
-  const auto push = [&](Byte e) { ends.push_back(static_cast<size_t>(e - base)); };
-  for_each_piece(stages.empty() ? Pattern::kNone : stages[0], base, base + text.size(), push);
-  std::vector<size_t> outer;
+  append(0, base, base + text.size());
   for (size_t s = 1; s < stages.size(); ++s) {
-    outer.swap(ends);
+    outer_.swap(ends);
     ends.clear();
-    size_t begin = 0;
-    for (const size_t e : outer) {
-      for_each_piece(stages[s], base + begin, base + e, push);
-      begin = e;
+    uint32_t done = 0;
+    for (const uint32_t to : outer_) {
+      while (done < to) {
+        append(s, base + done, base + to);
+        done = ends.back();
+      }
     }
   }
+}
+
+void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {
+  ends.clear();
+  PieceBatch batch;
+  for (size_t at = 0; at < text.size();) {
+    batch.next(stages, text.substr(at));
+    for (const uint32_t e : batch.ends) ends.push_back(at + e);
+    at = ends.back();
+  }
+}
+
+void split_pieces_one_by_one(Pattern pattern, std::string_view text, std::vector<size_t>& ends) {
+  const Byte base = reinterpret_cast<Byte>(text.data());
+  ends.clear();
+  with_scanner(pattern, [&](auto, auto scan) {
+    for (Byte p = base; p < base + text.size();) {
+      p = scan(p, base + text.size());
+      ends.push_back(static_cast<size_t>(p - base));
+    }
+  });
 }
 
 }  // namespace llmcore

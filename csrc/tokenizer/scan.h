@@ -1,6 +1,7 @@
 #pragma once
 // Pre-tokenisation: hand-written scanners, one per known pattern. Each is the exact equal of a regular expression
 // (quoted at its function) over valid UTF-8, runs in linear time without recursion, and covers the text completely.
+// The common patterns find most pieces 64 bytes at a time (windows.h); the scalar scanners say what is right.
 
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +9,9 @@
 #include <vector>
 
 namespace llmcore {
+
+/// Pieces of a batch of one stage, at most.
+constexpr size_t kPieceBatch = 256;
 
 enum class Pattern : uint8_t {
   kNone = 0,         // the text is one piece
@@ -28,7 +32,23 @@ enum class Pattern : uint8_t {
   kCount = 14
 };
 
-/// Ends of all pieces of `text` after the stages one after the other, each splitting the pieces of the one before.
+/// The pieces of a text, a batch at a time, so that a long text needs no list of them all.
+class PieceBatch {
+ public:
+  /// Fills `ends` with the ends of the first pieces of `text` (shorter than 4 GiB), at least one if there is text,
+  /// after the stages one after the other, each splitting the pieces of the one before. The next batch begins at the
+  /// last end.
+  void next(const std::vector<Pattern>& stages, std::string_view text);
+
+  std::vector<uint32_t> ends;
+
+ private:
+  std::vector<uint32_t> outer_;
+};
+
+/// Ends of all pieces of `text`.
 void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends);
+/// The same for one pattern, by its scalar scanner alone: what windows are tested against.
+void split_pieces_one_by_one(Pattern pattern, std::string_view text, std::vector<size_t>& ends);
 
 }  // namespace llmcore

@@ -1,5 +1,6 @@
 #include "tokenizer/tables.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace llmcore {
@@ -18,52 +19,107 @@ uint64_t hash_text(std::string_view text) noexcept {
   return mix(h ^ tail, 0xE7037ED1A0B428DBu);
 }
 
-void WordTable::reserve(size_t words) {
-  const size_t slots = std::bit_ceil(2 * words + 2);
-  short_.assign(slots, {});
-  long_.assign(slots, {});
-  short_mask_ = long_mask_ = slots - 1;
+void WordTable::reserve(const std::vector<uint32_t>& sizes) {
+  size_t tiny = 0, medium = 0;
+  for (const uint32_t size : sizes) {
+    tiny += size <= kTinyBytes;
+    medium += size > kTinyBytes && size <= kShortKeyBytes;
+  }
+  const auto slots = [](size_t texts) { return std::bit_ceil(2 * texts + 2); };
+  tiny_.assign(std::max<size_t>(4, std::bit_ceil(tiny + tiny / 4 + 1)), {});
+  short_.assign(slots(medium), {});
+  long_.assign(slots(sizes.size() - tiny - medium), {});
+  tiny_mask_ = tiny_.size() - 1;
+  short_mask_ = short_.size() - 1;
+  long_mask_ = long_.size() - 1;
 }
 
 bool WordTable::insert(std::string_view text, uint32_t id) {
-  if (text.size() <= kShortKeyBytes) {
-    const ShortKey key = short_key(text.data(), text.size(), text.size());
+  if (text.size() > kShortKeyBytes) {
+    const uint64_t hash = hash_text(text);
+    size_t i = hash & long_mask_;
+    for (; long_[i].entry != kNoId; i = (i + 1) & long_mask_) {
+      if (long_[i].hash == hash && long_[i].text == text) return false;
+    }
+    long_[i] = {text, hash, id};
+    return true;
+  }
+  const ShortKey key = short_key(text.data(), text.size(), text.size());
+  if (text.size() > kTinyBytes) {
     size_t i = key.hash() & short_mask_;
-    for (; short_[i].id != kNoId; i = (i + 1) & short_mask_) {
+    for (; short_[i].entry != kNoId; i = (i + 1) & short_mask_) {
       if (short_[i].key == key) return false;
     }
     short_[i] = {key, id};
     return true;
   }
-  const uint64_t hash = hash_text(text);
-  size_t i = hash & long_mask_;
-  for (; long_[i].id != kNoId; i = (i + 1) & long_mask_) {
-    if (long_[i].hash == hash && long_[i].text == text) return false;
+  const uint32_t hi = tiny_hi(key);
+  const size_t home = key.hash() & tiny_mask_;
+  size_t i = home;
+  for (; tiny_[i].entry != kNoId; i = next_tiny(i, home)) {
+    if (tiny_[i].lo == key.lo && tiny_[i].hi == hi) return false;
   }
-  long_[i] = {text, hash, id};
+  tiny_[i] = {key.lo, hi, id};
   return true;
+}
+
+void WordTable::mark_word(std::string_view text) noexcept {
+  if (text.size() > kShortKeyBytes) {
+    const uint64_t hash = hash_text(text);
+    size_t i = hash & long_mask_;
+    while (long_[i].hash != hash || long_[i].text != text) i = (i + 1) & long_mask_;
+    long_[i].entry |= kWord;
+    return;
+  }
+  const ShortKey key = short_key(text.data(), text.size(), text.size());
+  if (text.size() > kTinyBytes) {
+    size_t i = key.hash() & short_mask_;
+    while (short_[i].key != key) i = (i + 1) & short_mask_;
+    short_[i].entry |= kWord;
+    return;
+  }
+  const size_t home = key.hash() & tiny_mask_;
+  size_t i = home;
+  while (tiny_[i].lo != key.lo || tiny_[i].hi != tiny_hi(key)) i = next_tiny(i, home);
+  tiny_[i].entry |= kWord;
+}
+
+uint32_t WordTable::find_short(const ShortKey& key) const noexcept {
+  for (size_t i = key.hash() & short_mask_;; i = (i + 1) & short_mask_) {
+    const ShortSlot& slot = short_[i];
+    if (slot.key == key || slot.entry == kNoId) return slot.entry;
+  }
 }
 
 uint32_t WordTable::find_long(std::string_view text) const noexcept {
   const uint64_t hash = hash_text(text);
   for (size_t i = hash & long_mask_;; i = (i + 1) & long_mask_) {
     const LongSlot& slot = long_[i];
-    if (slot.id == kNoId) return kNoId;
-    if (slot.hash == hash && slot.text == text) return slot.id;
+    if (slot.entry == kNoId) return kNoId;
+    if (slot.hash == hash && slot.text == text) return slot.entry;
   }
 }
 
 void PairTable::reserve(size_t pairs) {
-  const size_t slots = std::bit_ceil(2 * pairs + 2);
-  slots_.assign(slots, {});
-  mask_ = slots - 1;
+  slots_.assign(std::bit_ceil(2 * pairs + 2), kFree);
+  rules_.clear();
+  rules_.reserve(pairs);
+  mask_ = slots_.size() - 1;
 }
 
 void PairTable::insert(uint32_t left, uint32_t right, Merge merge) {
-  const uint64_t key = static_cast<uint64_t>(left) << 32 | right;
-  size_t i = mix(key, 0x9E3779B97F4A7C15u) & mask_;
-  while (slots_[i].merge.rank != kNoId && slots_[i].key != key) i = (i + 1) & mask_;
-  slots_[i] = {key, merge};
+  const uint64_t hash = hash_pair(left, right);
+  size_t i = hash & mask_;
+  while (slots_[i] != kFree) {
+    Rule& rule = rules_[slots_[i] & kMaxRules];
+    if (rule.left == left && rule.right == right) {
+      rule.merge = merge;
+      return;
+    }
+    i = (i + 1) & mask_;
+  }
+  slots_[i] = static_cast<uint32_t>(hash >> 56) << 24 | static_cast<uint32_t>(rules_.size());
+  rules_.push_back({left, right, merge});
 }
 
 }  // namespace llmcore

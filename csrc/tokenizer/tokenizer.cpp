@@ -126,20 +126,20 @@ Tokenizer::View Tokenizer::normalise(const View& part, Output& out) const {
 
 void Tokenizer::encode_plain(const View& view, Output& out) const {
   EncodeState& state = out.state;
-  split_pieces(spec_.stages, view.text, state.piece_ends);
-  size_t at = 0;
-  for (const size_t end : state.piece_ends) {
-    const char* p = view.text.data() + at;
-    if (!out.spans) {
-      bpe_.encode_piece({p, end - at}, static_cast<size_t>(view.readable_end - p), state, out.ids);
-      at = end;
-      continue;
+  for (size_t at = 0; at < view.text.size();) {
+    const std::string_view rest = view.text.substr(at);
+    state.batch.next(spec_.stages, rest);
+    if (!out.spans) bpe_.encode_pieces(rest.data(), state.batch.ends, view.readable_end, state, out.ids);
+    size_t begin = 0;
+    for (size_t i = 0; out.spans && i < state.batch.ends.size(); ++i) {
+      const size_t end = state.batch.ends[i];
+      bpe_.encode_symbols(rest.substr(begin, end - begin), state);
+      for (const Symbol& s : state.symbols) {
+        out.push(s.id, view.place(at + begin), view.place(at + begin + s.len));
+        begin += s.len;
+      }
     }
-    bpe_.encode_symbols({p, end - at}, state);
-    for (const Symbol& s : state.symbols) {
-      out.push(s.id, view.place(at), view.place(at + s.len));
-      at += s.len;
-    }
+    at += state.batch.ends.back();
   }
 }
 

@@ -1,0 +1,194 @@
+#include "tokenizer/tokenizer.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <thread>
+
+#include "check.h"
+#include "random.h"
+
+using namespace llmcore;
+using namespace llmcore::test;
+
+namespace {
+
+using Alphabet = std::vector<std::string>;
+
+// What the patterns treat apart, in proportions that make every neighbourhood happen.
+const Alphabet kHard = {"a",      "b",      "s",      "S",          "t",      "ll",     "re",     "VE",     "A",
+                        "B",      " ",      " ",      "  ",         "\n",     "\r\n",   "\t",     "'",      "'s",
+                        "'LL",    "!",      "/",      "//",         "1",      "23",     "\u00a0", "\u3000", "\u00df",
+                        "\u00c9", "\u0661", "\u00b2", "\u017f",     "\u02b0", "\u0301", "\u65e5", "\u3002", "\u201c",
+                        "\u2014", "\u0e01", "\u0e31", "\U0001f600", "\u200d", "\u01c5", "\u0085"};
+const Alphabet kPlain = {"a",  "the", "word",   "Upper", "camelCase", " ",  " ",     " ",
+                         "  ", "\n",  "\n    ", ".",     ",",         "'s", "12345", "("};
+
+std::string random_text(Random& random, const Alphabet& alphabet, int64_t parts) {
+  std::string text;
+  for (int64_t i = 0; i < parts; ++i) {
+    text += alphabet[static_cast<size_t>(random.integer(0, static_cast<int64_t>(alphabet.size()) - 1))];
+  }
+  return text;
+}
+
+/// Bytes (or ASCII characters) and random merges of them, some of the same rank.
+BpeSpec random_vocabulary(Random& random, bool characters, bool ranks) {
+  BpeSpec spec;
+  spec.characters = characters;
+  const auto add = [&](const std::string& text, TokenKind kind, uint32_t rank) {
+    spec.text.insert(spec.text.end(), text.begin(), text.end());
+    spec.text_ends.push_back(static_cast<uint32_t>(spec.text.size()));
+    spec.kinds.push_back(static_cast<uint8_t>(kind));
+    if (ranks) spec.ranks.push_back(rank);
+  };
+  std::vector<std::string> made;
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    spec.byte_ids.push_back(byte);
+    add(std::string(1, static_cast<char>(byte)), characters ? TokenKind::kByte : TokenKind::kNormal, kNoId);
+  }
+  for (const char* one : {"a", "b", "c", "\u00e9", "\u65e5", " "}) {
+    made.emplace_back(one);
+    if (characters) add(one, TokenKind::kNormal, kNoId);
+  }
+  const int64_t merges = random.integer(3, 40);
+  for (int64_t i = 0; i < merges; ++i) {
+    const auto pick = [&] {
+      return made[static_cast<size_t>(random.integer(0, static_cast<int64_t>(made.size()) - 1))];
+    };
+    const std::string text = pick() + pick();
+    if (text.size() > 40 || std::find(made.begin(), made.end(), text) != made.end()) continue;
+    made.push_back(text);
+    add(text, TokenKind::kNormal, static_cast<uint32_t>(random.integer(0, 30)));
+  }
+  return spec;
+}
+
+/// Merging by its definition: the lowest rank, and the leftmost of those, until there is none.
+std::vector<uint32_t> merge_by_definition(const Bpe& bpe, const BpeSpec& spec, std::string_view text) {
+  std::vector<uint32_t> ids;
+  std::vector<std::string> symbols;
+  for (size_t i = 0; i < text.size();) {
+    const uint8_t lead = static_cast<uint8_t>(text[i]);
+    const size_t len = !spec.characters || lead < 0x80 ? 1 : lead < 0xE0 ? 2 : 3;
+    symbols.emplace_back(text.substr(i, len));
+    i += len;
+  }
+  while (symbols.size() > 1) {
+    size_t best = 0;
+    uint32_t rank = kNoId;
+    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+      const uint32_t id = bpe.find(symbols[i] + symbols[i + 1]);
+      if (id != kNoId && spec.ranks[id] < rank) {
+        best = i;
+        rank = spec.ranks[id];
+      }
+    }
+    if (rank == kNoId) break;
+    symbols[best] += symbols[best + 1];
+    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+  }
+  for (const std::string& symbol : symbols) {
+    const uint32_t id = bpe.find(symbol);
+    if (id != kNoId) {
+      ids.push_back(id);
+    } else {
+      for (const char c : symbol) ids.push_back(static_cast<uint8_t>(c));
+    }
+  }
+  return ids;
+}
+
+TokenizerSpec small_tokenizer(Random& random) {
+  TokenizerSpec spec;
+  spec.bpe = random_vocabulary(random, false, true);
+  spec.stages = {Pattern::kLlama3};
+  spec.added.push_back({"<|end|>", 3, true});
+  return spec;
+}
+
+}  // namespace
+
+TEST(tokenizer, windows_find_what_the_scalar_scanners_find) {
+  Random random(1);
+  std::vector<size_t> fast, slow;
+  const int cases = quick() ? 300 : 4000;
+  for (int i = 0; i < cases; ++i) {
+    const std::string text = random_text(random, i % 2 ? kHard : kPlain, random.integer(1, 250));
+    for (int pattern = 0; pattern < static_cast<int>(Pattern::kCount); ++pattern) {
+      split_pieces({static_cast<Pattern>(pattern)}, text, fast);
+      split_pieces_one_by_one(static_cast<Pattern>(pattern), text, slow);
+      if (fast == slow) continue;
+      const Note note("pattern " + std::to_string(pattern) + ", text " + text);
+      CHECK(fast == slow);
+    }
+  }
+}
+
+TEST(tokenizer, windows_at_every_distance_from_a_long_run) {
+  std::vector<size_t> fast, slow;
+  for (const std::string& one : kHard) {
+    for (const std::string& run : {std::string(" "), std::string("a"), std::string("\n"), std::string("!"), one}) {
+      for (int length = 50; length < 80; ++length) {
+        std::string text;
+        for (int i = 0; i < length; ++i) text += run;
+        text += one + "b 'll c" + std::string(70, 'd') + run + one;
+        for (int pattern = 0; pattern < static_cast<int>(Pattern::kCount); ++pattern) {
+          split_pieces({static_cast<Pattern>(pattern)}, text, fast);
+          split_pieces_one_by_one(static_cast<Pattern>(pattern), text, slow);
+          if (fast == slow) continue;
+          const Note note("pattern " + std::to_string(pattern) + ", text " + text);
+          CHECK(fast == slow);
+        }
+      }
+    }
+  }
+}
+
+TEST(tokenizer, merging_follows_its_definition) {
+  Random random(2);
+  const int vocabularies = quick() ? 20 : 200;
+  for (int v = 0; v < vocabularies; ++v) {
+    const BpeSpec spec = random_vocabulary(random, v % 2 == 1, true);
+    const Bpe bpe(spec);
+    EncodeState state;
+    for (int i = 0; i < 20; ++i) {
+      const Alphabet alphabet = i % 3 ? Alphabet{"a", "b", "c"} : Alphabet{"a", "a", "b", "\u00e9", "\u65e5", " ", "x"};
+      // Short pieces, and such as are merged in parts.
+      const std::string text = random_text(random, alphabet, i % 2 ? random.integer(1, 20) : random.integer(90, 400));
+      std::vector<uint32_t> ids;
+      bpe.encode_pieces(text.data(), {static_cast<uint32_t>(text.size())}, text.data() + text.size(), state, ids);
+      const Note note("vocabulary " + std::to_string(v) + ", text " + text);
+      CHECK(ids == merge_by_definition(bpe, spec, text));
+      bpe.encode_symbols(text, state);
+      size_t length = 0;
+      for (const Symbol& s : state.symbols) length += s.len;
+      CHECK_EQ(length, text.size());
+      CHECK_EQ(state.symbols.size(), ids.size());
+    }
+  }
+}
+
+TEST(tokenizer, sixteen_threads_encode_at_once) {
+  Random random(3);
+  const Tokenizer tokenizer(small_tokenizer(random));
+  std::vector<std::string> texts;
+  for (int i = 0; i < 64; ++i) texts.push_back(random_text(random, i % 2 ? kHard : kPlain, 200) + "<|end|>abcabc");
+  std::vector<std::vector<uint32_t>> expected(texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) tokenizer.encode(texts[i], true, true, expected[i]);
+  std::vector<std::jthread> threads;
+  std::array<int, 16> wrong{};
+  for (size_t t = 0; t < wrong.size(); ++t) {
+    threads.emplace_back([&, t] {
+      std::vector<uint32_t> ids;
+      for (size_t i = 0; i < 4 * texts.size(); ++i) {
+        ids.clear();
+        const size_t at = (i * 7 + t * 5) % texts.size();
+        tokenizer.encode(texts[at], true, true, ids);
+        wrong[t] += ids != expected[at];
+      }
+    });
+  }
+  threads.clear();
+  for (const int count : wrong) CHECK_EQ(count, 0);
+}
