@@ -121,7 +121,7 @@ def parts(folder: Path) -> dict[str, str]:
         with load(folder, name) as model:
             bits = b"".join(np.asarray(model.forward(prompt(n))).tobytes() for n in lengths)
             if name == "f32":
-                for kv in ("f16", "bf16"):
+                for kv in ("f16", "bf16", "int8", "int4"):
                     cached = np.asarray(model.forward(prompt(300), kv_dtype=kv)).tobytes()
                     found[f"{name}, kv {kv}"] = hashlib.sha256(cached).hexdigest()
             with llmcore.LLM(model, max_batch_size=4) as llm:

@@ -67,15 +67,36 @@ def rope(x: Doubles, inv_freq: npt.ArrayLike) -> Doubles:
     return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def attention(q: Doubles, k: Doubles, v: Doubles, scale: float, window: int | None = None) -> Doubles:
-    """Causal. q: [T, heads, head_dim]; k, v: [S, kv_heads, head_dim]; the queries are the last T positions."""
+def attention(
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    scale: float,
+    window: int | None = None,
+    *,
+    causal: bool = True,
+    softcap: float | None = None,
+    alibi_slopes: npt.ArrayLike | None = None,
+    sinks: npt.ArrayLike | None = None,
+    keep_first: int = 0,
+) -> Doubles:
+    """q: [T, heads, head_dim]; k, v: [S, kv_heads, head_dim]; the queries are the last T positions."""
+    q, k, v = (np.asarray(part, np.float64) for part in (q, k, v))
     (T, heads, _), S = q.shape, len(k)
-    k, v = (np.repeat(part.astype(np.float64), heads // part.shape[1], axis=1) for part in (k, v))
-    scores = np.einsum("thd,shd->hts", q.astype(np.float64), k) * scale
+    k, v = (np.repeat(part, heads // part.shape[1], axis=1) for part in (k, v))
+    scores = np.einsum("thd,shd->hts", q, k) * scale
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
     age = np.arange(S - T, S)[:, None] - np.arange(S)
-    scores[:, (age < 0) | (age >= (window or S + 1))] = -np.inf
+    if alibi_slopes is not None:
+        scores -= np.asarray(alibi_slopes, np.float64)[:, None, None] * np.abs(age)
+    outside = np.abs(age) >= (window or S + 1)
+    scores[:, (outside & (np.arange(S) >= keep_first)) | (causal & (age < 0))] = -np.inf
+    if sinks is not None:
+        sink = np.broadcast_to(np.asarray(sinks, np.float64)[:, None, None], (heads, T, 1))
+        scores = np.concatenate([scores, sink], -1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), v)
+    return np.einsum("hts,shd->thd", (weights / weights.sum(-1, keepdims=True))[..., :S], v)
 
 
 def silu(x: Doubles) -> Doubles:

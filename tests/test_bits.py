@@ -76,7 +76,7 @@ def test_logits_on_threads(folder: Path, name: str, alone: dict[int, np.ndarray]
             assert same_bits(np.asarray(model.forward(prompt(length))), alone[length])
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8", "int4"])
 def test_logits_with_rounded_keys_and_values(model: llmcore.Model, kv_dtype: str) -> None:
     whole = np.asarray(model.forward(prompt(300), kv_dtype=kv_dtype))
     chunked = forward(model, [prompt(16), prompt(300)], kv_dtype=kv_dtype, chunk_size=7)

@@ -255,7 +255,7 @@ def test_activations_far_out(name: str) -> None:
     assert np.isnan(got[2])
 
 
-# --- RoPE and attention -----------------------------------------------------------------------------------------------
+# --- RoPE -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head_dim", [2, 18, 64, 80, 128])
@@ -281,42 +281,6 @@ def test_rope_turns_the_first_elements_and_keeps_lengths() -> None:
     np.testing.assert_allclose(np.linalg.norm(got, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6)
 
 
-KV_ROUNDING = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}
-ATTENTION = [  # T, S, heads, kv_heads, head_dim, window
-    (1, 1, 1, 1, 1, None),
-    (3, 3, 4, 4, 16, None),
-    (20, 20, 6, 2, 80, None),
-    (5, 300, 4, 1, 40, None),
-    (1, 700, 8, 2, 64, None),
-    (37, 300, 3, 3, 17, 16),
-    (300, 300, 6, 3, 24, 270),
-    (9, 513, 16, 1, 32, 1),
-]
-
-
-@pytest.mark.parametrize("kv_dtype", KV_ROUNDING)
-@pytest.mark.parametrize(("T", "S", "heads", "kv_heads", "dim", "window"), ATTENTION)
-def test_attention(T: int, S: int, heads: int, kv_heads: int, dim: int, window: int | None, kv_dtype: str) -> None:
-    q, k, v = normal(T, heads, dim), normal(S, kv_heads, dim, seed=1), normal(S, kv_heads, dim, seed=2)
-    got = ops.attention(q, k, v, window=window, kv_dtype=kv_dtype)
-    if kv_dtype == "f16":
-        k, v = (part.astype(np.float16).astype(np.float32) for part in (k, v))
-    if kv_dtype == "bf16":
-        k, v = (ops.quantize(part.reshape(S, -1), "bf16").dequantize().reshape(part.shape) for part in (k, v))
-    expected = reference.attention(q, k, v, dim**-0.5, window)
-    # A score is off by dim E |q||k| / sqrt(dim), which moves a weight by as much, relatively; the sums over S follow.
-    reach = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * dim**-0.5
-    bound = 2 * ((dim + 8) * reach + S / 16 + 32) * E * np.abs(v).max()
-    assert np.abs(got - expected).max() <= bound
-    assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected)
-
-
-def test_attention_takes_its_own_scale() -> None:
-    q, k, v = normal(2, 2, 16), normal(5, 2, 16, seed=1), normal(5, 2, 16, seed=2)
-    expected = reference.attention(q, k, v, 1.0)
-    np.testing.assert_allclose(ops.attention(q, k, v, scale=1.0), expected, rtol=0, atol=1e-5)
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 X, W, K3 = normal(2, 8), ops.quantize(normal(4, 8), "f32"), normal(2, 2, 8)
@@ -335,12 +299,6 @@ WRONG: dict[str, Callable[[], object]] = {
     "unknown activation": lambda: ops.activation(X, "swish2"),
     "positions of another length": lambda: ops.rope(K3, [1], [1.0]),
     "more frequencies than pairs": lambda: ops.rope(K3, [1, 2], [1.0] * 5),
-    "heads no multiple of kv_heads": lambda: ops.attention(normal(2, 3, 8), K3, K3),
-    "more queries than keys": lambda: ops.attention(normal(3, 2, 8), K3, K3),
-    "q of two dimensions": lambda: ops.attention(X, K3, K3),
-    "negative window": lambda: ops.attention(K3, K3, K3, window=-1),
-    "unknown kv_dtype": lambda: ops.attention(K3, K3, K3, kv_dtype="int3"),
-    "attention without a mask": lambda: ops.attention(K3, K3, K3, causal=False),
     "logits of two dimensions": lambda: ops.sample(X),
 }
 

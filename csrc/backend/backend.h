@@ -39,6 +39,7 @@ class Weight {
 struct StepLimits {
   int64_t max_tokens = 0;   // of one step, over all sequences
   int64_t max_columns = 0;  // the widest input of a matrix product
+  int64_t num_heads = 0;
   int64_t head_dim = 0;
   int64_t max_model_len = 0;  // tokens of one sequence
 };
@@ -46,6 +47,15 @@ struct StepLimits {
 struct Slices {
   const SequenceSlice* data = nullptr;
   int64_t count = 0;
+};
+
+/// AttentionPattern (ops/attention.h) of one layer of a decoder, its vectors where the backend keeps them.
+struct LayerAttention {
+  int64_t window = 0;
+  int64_t kept = 0;
+  float softcap = 0.0f;
+  const Weight* slopes = nullptr;
+  const Weight* sinks = nullptr;
 };
 
 class Backend {
@@ -82,7 +92,7 @@ class Backend {
                            Slices slices) = 0;
   /// out: [T, heads * head_dim]
   virtual void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys,
-                      const uint8_t* values, Slices slices, int64_t window, float* out) = 0;
+                      const uint8_t* values, Slices slices, const LayerAttention& layer, float* out) = 0;
   /// y[i] = x[rows[i]], n columns.
   virtual void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) = 0;
 };

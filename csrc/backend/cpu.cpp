@@ -51,7 +51,7 @@ class CpuBackend final : public Backend {
 
   int64_t plan(const StepLimits& limits) override {
     matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns);
-    attention_ = AttentionWorkspace(context_, limits.head_dim, limits.max_model_len);
+    attention_ = AttentionWorkspace(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
     row_ = Buffer(limits.max_columns * 4);
     residual_ = Buffer(limits.max_tokens * limits.max_columns * 4);
     tables_ = Buffer(limits.max_tokens * limits.head_dim * 4);
@@ -114,9 +114,15 @@ class CpuBackend final : public Backend {
   }
 
   void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys, const uint8_t* values,
-              Slices slices, int64_t window, float* out) override {
+              Slices slices, const LayerAttention& layer, float* out) override {
+    AttentionPattern pattern;
+    pattern.window = layer.window;
+    pattern.kept = layer.kept;
+    pattern.softcap = layer.softcap;
+    pattern.slopes = vector_of(layer.slopes);
+    pattern.sinks = vector_of(layer.sinks);
     paged_attention(context_, attention_, layout, keys, values, slices.data, slices.count, qkv,
-                    (heads + 2 * layout.kv_heads) * layout.head_dim, heads, window, out, heads * layout.head_dim);
+                    (heads + 2 * layout.kv_heads) * layout.head_dim, heads, pattern, out, heads * layout.head_dim);
   }
 
   void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) override {

@@ -10,6 +10,7 @@ void bind_tokenizer(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_matrix(pybind11::module_& m);
 void bind_model(pybind11::module_& m);
+void bind_attention(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 
 }  // namespace llmcore

@@ -16,13 +16,6 @@ namespace py = pybind11;
 namespace llmcore {
 namespace {
 
-KvType kv_type_from_name(const std::string& name) {
-  if (name == "f32") return kKvF32;
-  if (name == "f16") return kKvF16;
-  if (name == "bf16") return kKvBF16;
-  throw ArgumentError("kv_dtype must be one of f32, f16, bf16, got '" + name.substr(0, 40) + "'");
-}
-
 DecoderSpec spec_from_dict(const py::dict& d) {
   DecoderSpec s;
   const auto number = [&](const char* key) { return d[key].cast<int64_t>(); };
@@ -44,6 +37,11 @@ DecoderSpec spec_from_dict(const py::dict& d) {
   s.learned_positions = d["learned_positions"].cast<bool>();
   s.attention_scale = d["attention_scale"].cast<float>();
   s.sliding_window = number("sliding_window");
+  s.layer_windows = d["layer_windows"].cast<std::vector<int64_t>>();
+  s.kept_tokens = number("kept_tokens");
+  s.attention_softcap = d["attention_softcap"].cast<float>();
+  s.alibi_slopes = d["alibi_slopes"].cast<std::vector<float>>();
+  s.attention_sinks = d["attention_sinks"].cast<bool>();
   s.tie_word_embeddings = d["tie_word_embeddings"].cast<bool>();
   return s;
 }

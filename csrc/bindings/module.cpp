@@ -14,5 +14,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   llmcore::bind_tokenizer(m);
   llmcore::bind_matrix(m);
   llmcore::bind_model(m);
+  llmcore::bind_attention(m);
   llmcore::bind_ops(m);
 }

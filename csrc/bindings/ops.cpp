@@ -5,8 +5,6 @@
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "bindings/runtime.h"
-#include "kvcache/kv_cache.h"
-#include "ops/attention.h"
 #include "ops/matmul.h"
 #include "ops/rows.h"
 #include "sampling/sampler.h"
@@ -82,38 +80,6 @@ py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const 
     }
   }
   return y;
-}
-
-// q: [T, heads, D]; k, v: [S, kv_heads, D]; the queries are the last T of the S tokens.
-py::array_t<float> attention_op(const FloatArray& q, const FloatArray& k, const FloatArray& v, float scale,
-                                int64_t window, const std::string& kv_dtype, const std::string& isa) {
-  check_dims(q, 3, "q");
-  check_dims(k, 3, "k");
-  check_dims(v, 3, "v");
-  const int64_t T = q.shape(0), heads = q.shape(1), D = q.shape(2), S = k.shape(0), kv_heads = k.shape(1);
-  check_argument(k.shape(2) == D && v.shape(0) == S && v.shape(1) == kv_heads && v.shape(2) == D && S >= T && T >= 1 &&
-                     kv_heads >= 1 && heads % kv_heads == 0 && window >= 0,
-                 "attention: q [T, heads, D], k and v [S, kv_heads, D], S >= T, heads a multiple of kv_heads");
-  const KvType type = kv_dtype == "f32" ? kKvF32 : kv_dtype == "f16" ? kKvF16 : kKvBF16;
-  py::array_t<float> out({T, heads, D});
-  const float *q_data = q.data(), *k_data = k.data(), *v_data = v.data();
-  float* out_data = out.mutable_data();
-  const NativeCall call;
-  const Context context{table_of(isa), default_pool()};
-  std::vector<float> scaled(q_data, q_data + T * heads * D);
-  for (float& s : scaled) s *= scale;
-  const KvLayout layout{type, kv_heads, D, pages_for(S)};
-  Buffer memory(layout.layer_bytes());
-  uint8_t *keys = memory.data(), *values = keys + layout.pages * layout.key_page_bytes();
-  std::vector<int32_t> block_table(static_cast<size_t>(layout.pages));
-  for (int64_t i = 0; i < layout.pages; ++i) block_table[i] = static_cast<int32_t>(layout.pages - 1 - i);
-  const SequenceSlice all{0, S, 0, block_table.data()};
-  store_kv(context, layout, keys, values, &all, 1, k_data, v_data, kv_heads * D);
-  AttentionWorkspace workspace(context, D, S);
-  const SequenceSlice last{0, T, S - T, block_table.data()};
-  paged_attention(context, workspace, layout, keys, values, &last, 1, scaled.data(), heads * D, heads, window, out_data,
-                  heads * D);
-  return out;
 }
 
 py::tuple sample_op(const FloatArray& logits, float temperature, int32_t top_k, float top_p, float min_p, uint64_t seed,
@@ -197,8 +163,6 @@ void bind_ops(py::module_& m) {
       py::arg("x"), py::arg("isa") = "");
   m.def("activation", activation_op, py::arg("x"), py::arg("name"), py::arg("isa") = "");
   m.def("rope", rope_op, py::arg("x"), py::arg("positions"), py::arg("inv_freq"), py::arg("isa") = "");
-  m.def("attention", attention_op, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("window") = 0,
-        py::arg("kv_dtype") = "f32", py::arg("isa") = "");
   m.def("sample", sample_op, py::arg("logits"), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
         py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("position") = 0,
         py::arg("sequence") = 0);

@@ -18,6 +18,7 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
   final_norm_bias_ = vector("final_norm_bias", H, false);
   lm_head_ = s.tie_word_embeddings ? embedding_ : matrix("lm_head", s.vocab_size, H);
   lm_head_bias_ = vector("lm_head_bias", s.vocab_size, false);
+  if (!s.alibi_slopes.empty()) slopes_ = backend_->take_vector(s.alibi_slopes.data(), s.num_heads);
   for (int64_t i = 0; i < s.num_layers; ++i) {
     const std::string p = "layers." + std::to_string(i) + ".";
     const std::string up = p + (s.gated_mlp ? "gate_up" : "up");
@@ -36,6 +37,11 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
         .up_bias = vector(up + "_bias", up_rows, false),
         .down = matrix(p + "down", H, s.intermediate_size),
         .down_bias = vector(p + "down_bias", H, false),
+        .attention = {.window = s.layer_windows.empty() ? s.sliding_window : s.layer_windows[i],
+                      .kept = s.kept_tokens,
+                      .softcap = s.attention_softcap,
+                      .slopes = slopes_.get(),
+                      .sinks = s.attention_sinks ? vector(p + "attention_sinks", s.num_heads, true) : nullptr},
     });
   }
 }
@@ -58,6 +64,15 @@ void Decoder::check_spec() const {
   check_argument(static_cast<int64_t>(s.rope_inv_freq.size()) * 2 <= s.head_dim,
                  "decoder: RoPE turns more elements than a head has");
   check_argument(s.sliding_window >= 0, "decoder: sliding_window must not be negative");
+  check_argument(s.layer_windows.empty() || static_cast<int64_t>(s.layer_windows.size()) == s.num_layers,
+                 "decoder: layer_windows must have one entry a layer");
+  for (const int64_t window : s.layer_windows) {
+    check_argument(window >= 0, "decoder: layer_windows must not be negative");
+  }
+  check_argument(s.kept_tokens >= 0, "decoder: kept_tokens must not be negative");
+  check_argument(s.attention_softcap >= 0, "decoder: attention_softcap must not be negative");
+  check_argument(s.alibi_slopes.empty() || static_cast<int64_t>(s.alibi_slopes.size()) == s.num_heads,
+                 "decoder: alibi_slopes must have one entry a head");
 }
 
 const Weight* Decoder::matrix(const std::string& slot, int64_t rows, int64_t columns, bool required) const {
@@ -130,7 +145,7 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   max_tokens_ = max_tokens;
   max_logit_rows_ = max_logit_rows;
   const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
-  const StepLimits limits{std::max(max_tokens, max_logit_rows), widest, s.head_dim, max_model_len};
+  const StepLimits limits{std::max(max_tokens, max_logit_rows), widest, s.num_heads, s.head_dim, max_model_len};
   activation_bytes_ = memory_->size() + backend_->plan(limits);
 }
 
@@ -182,8 +197,8 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   backend_->prepare_qkv(qkv_, T, s.num_heads, w.q_norm, w.k_norm, s.norm_eps, half, s.attention_scale, cache.layout(),
                         cache.keys(index), cache.values(index), batch.slices);
   probe("rotated_qkv", index, qkv_, T, s.qkv_size());
-  backend_->attend(qkv_, s.num_heads, cache.layout(), cache.keys(index), cache.values(index), batch.slices,
-                   s.sliding_window, attention_);
+  backend_->attend(qkv_, s.num_heads, cache.layout(), cache.keys(index), cache.values(index), batch.slices, w.attention,
+                   attention_);
   probe("attention", index, attention_, T, s.attention_size());
   backend_->linear_residual(attention_, T, *w.attention_output, w.attention_output_bias, x_);
   probe("attention_residual", index, x_, T, H);

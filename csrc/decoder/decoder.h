@@ -56,6 +56,7 @@ class Decoder {
   struct Layer {
     const Weight *attention_norm, *attention_norm_bias, *qkv, *qkv_bias, *q_norm, *k_norm, *attention_output,
         *attention_output_bias, *mlp_norm, *mlp_norm_bias, *up, *up_bias, *down, *down_bias;
+    LayerAttention attention;
   };
   const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
   const Weight* vector(const std::string& slot, int64_t n, bool required) const;
@@ -68,6 +69,7 @@ class Decoder {
   std::shared_ptr<Backend> backend_;
   Weights weights_;
   std::vector<Layer> layers_;
+  std::shared_ptr<Weight> slopes_;
   const Weight *embedding_ = nullptr, *position_embedding_ = nullptr, *final_norm_ = nullptr,
                *final_norm_bias_ = nullptr, *lm_head_ = nullptr, *lm_head_bias_ = nullptr;
   int64_t max_tokens_ = 0, max_logit_rows_ = 0, activation_bytes_ = 0;

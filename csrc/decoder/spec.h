@@ -27,7 +27,12 @@ struct DecoderSpec {
   float rope_attention_factor = 1.0f;
   bool learned_positions = false;
   float attention_scale = 1.0f;
-  int64_t sliding_window = 0;  // 0: none
+  int64_t sliding_window = 0;          // of all layers; 0: none
+  std::vector<int64_t> layer_windows;  // of each layer, where they differ; else empty
+  int64_t kept_tokens = 0;             // the first tokens, which no window hides
+  float attention_softcap = 0.0f;      // 0: none
+  std::vector<float> alibi_slopes;     // of each head; empty: no ALiBi
+  bool attention_sinks = false;        // a learned logit a head, the slot attention_sinks
   bool tie_word_embeddings = false;
 
   int64_t qkv_size() const { return (num_heads + 2 * num_kv_heads) * head_dim; }

@@ -6,15 +6,19 @@
 
 namespace llmcore {
 
-constexpr int kPanelRows = 16;     // weight rows that are interleaved, one per vector lane
-constexpr int kPageTokens = 16;    // tokens of a KV page, one per vector lane
-constexpr int kSplitTokens = 256;  // attention is split here, whatever the batch or thread count
-constexpr int kMaxQueryBlock = 8;  // query rows that share one reading of the keys
+constexpr int kPanelRows = 16;      // weight rows that are interleaved, one per vector lane
+constexpr int kPageTokens = 16;     // tokens of a KV page, one per vector lane
+constexpr int kSplitTokens = 256;   // attention is split here, whatever the batch or thread count
+constexpr int kMaxQueryBlock = 64;  // query rows that share one reading of the keys
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
 enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNumWeightFormats };
 enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16 };
-enum KvType : int { kKvF32, kKvF16, kKvBF16, kNumKvTypes };
+// What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
+// of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
+// values; the integer types add 16 float32 scales, one a token. int8: element = scale * code, code in [-127, 127].
+// int4: element = scale * (code - 8), byte i of a line holds elements i (low nibble) and i + 8.
+enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4, kNumKvTypes };
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
 struct MatmulArgs {
@@ -50,18 +54,27 @@ struct AttentionArgs {
   int rows;                     // at most kMaxQueryBlock
   const int32_t* begins;        // [rows] first visible token
   const int32_t* ends;          // [rows] one past the last visible token
+  const int32_t* positions;     // [rows] of the queries themselves; read with slopes only
+  const float* slopes;          // [rows] of ALiBi: score -= slope * distance; or null
+  float softcap;                // score = softcap * tanh(score / softcap); 0: none
   int64_t head_dim;
   int64_t token_begin;         // the split's first token, a multiple of kSplitTokens
   int64_t token_end;           // at most token_begin + kSplitTokens; beyond it nothing is read
   const int32_t* block_table;  // page numbers of the sequence, from its first token
-  const uint8_t* keys;         // pages of this layer and head: [head_dim][16 tokens]
-  const uint8_t* values;       // [16 tokens][head_dim padded to 16]
-  int64_t key_page_stride;     // bytes from a page to the next
+  const uint8_t* keys;         // pages of this layer and head
+  const uint8_t* values;
+  int64_t key_page_stride;  // bytes from a page to the next
   int64_t value_page_stride;
-  float* const* outputs;  // [rows] -> [head_dim padded to 16], not yet divided by the sum
-  float* maxima;          // [rows]; -infinity when no token of the split is visible
-  float* sums;            // [rows]
+  float* scratch;  // attention_scratch_floats(rows, head_dim)
+  float* outputs;  // [rows][head_dim padded to 16], not yet divided by the sum
+  float* maxima;   // [rows]; -infinity when no token of the split is visible
+  float* sums;     // [rows]; 0 then
 };
+
+/// Scores of all rows, and one page as float32.
+constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
+  return rows * kSplitTokens + (head_dim + 15) / 16 * 16 * kPageTokens;
+}
 
 struct KernelTable {
   const char* name;
@@ -91,10 +104,12 @@ struct KernelTable {
   void (*store_key[kNumKvTypes])(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*store_value[kNumKvTypes])(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*attention[kNumKvTypes])(const AttentionArgs&) noexcept;
-  // Combines splits in order: out[d] = sum_s outputs[s][d] * exp(maxima[s] - max) / sum_s sums[s] * exp(maxima[s] -
-  // max).
-  void (*attention_combine)(const float* outputs, int64_t output_stride, const float* maxima, const float* sums,
-                            int64_t splits, float* out, int64_t head_dim) noexcept;
+  // Adds a split to a row's state: splits in ascending order, and one without a visible token changes nothing. The
+  // state's weights are e^(score - maximum); it starts at maximum -infinity, sum 0. `out` is padded to 16.
+  void (*attention_fold)(const float* output, float split_maximum, float split_sum, float* out, float* maximum,
+                         float* sum, int64_t head_dim) noexcept;
+  // out[d] = state[d] / sum
+  void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
 };
 
 }  // namespace llmcore

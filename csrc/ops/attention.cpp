@@ -1,49 +1,105 @@
 #include "ops/attention.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cstring>
+#include <limits>
 
 #include "base/checked.h"
+#include "base/error.h"
+#include "quant/half.h"
 
 namespace llmcore {
 
-AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t head_dim, int64_t max_tokens)
-    : splits_(ceil_div(max_tokens, kSplitTokens)), output_stride_(round_up(head_dim, 16)) {
-  const int64_t floats = checked_mul(kMaxQueryBlock * splits_, output_stride_ + 2);
-  thread_stride_ = round_up(floats, 16);
-  buffer_ = Buffer(checked_mul(thread_stride_ * 4, context.pool.size()));
+KvType kv_type_from_name(const std::string& name) {
+  const char* const names[kNumKvTypes] = {"f32", "f16", "bf16", "int8", "int4"};
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    if (name == names[type]) return static_cast<KvType>(type);
+  }
+  throw ArgumentError("kv_dtype must be one of f32, f16, bf16, int8, int4, got '" + name.substr(0, 40) + "'");
 }
 
 void store_kv(const Context& context, const KvLayout& layout, uint8_t* keys, uint8_t* values,
               const SequenceSlice* slices, int64_t count, const float* k, const float* v, int64_t stride) {
   const auto store_key = context.table.store_key[layout.type];
   const auto store_value = context.table.store_value[layout.type];
-  const auto store = [&](int64_t begin, int64_t end, int) {
-    for (int64_t s = 0; s < count; ++s) {
-      const SequenceSlice& slice = slices[s];
-      const int64_t first = std::max(begin, slice.row), last = std::min(end, slice.row + slice.tokens);
-      for (int64_t t = first; t < last; ++t) {
-        const int64_t position = slice.position + t - slice.row;
-        const int64_t page = slice.block_table[position / kPageTokens];
-        const int lane = static_cast<int>(position % kPageTokens);
-        for (int64_t h = 0; h < layout.kv_heads; ++h) {
-          store_key(k + t * stride + h * layout.head_dim, layout.head_dim, lane,
-                    keys + page * layout.key_page_bytes() + h * layout.key_head_bytes());
-          store_value(v + t * stride + h * layout.head_dim, layout.head_dim, lane,
-                      values + page * layout.value_page_bytes() + h * layout.value_head_bytes());
-        }
-      }
+  const auto pages_of = [](const SequenceSlice& s) {
+    return ceil_div(s.position + s.tokens, kPageTokens) - s.position / kPageTokens;
+  };
+  const auto store = [&](const SequenceSlice& s, int64_t nth, int64_t h) {
+    const int64_t index = s.position / kPageTokens + nth, page = s.block_table[index];
+    const int64_t first = std::max(s.position, index * kPageTokens);
+    const int64_t last = std::min(s.position + s.tokens, (index + 1) * kPageTokens);
+    for (int64_t position = first; position < last; ++position) {
+      const int lane = static_cast<int>(position % kPageTokens);
+      const int64_t at = (s.row + position - s.position) * stride + h * layout.head_dim;
+      store_key(k + at, layout.head_dim, lane, keys + page * layout.key_page_bytes() + h * layout.key_head_bytes());
+      store_value(v + at, layout.head_dim, lane,
+                  values + page * layout.value_page_bytes() + h * layout.value_head_bytes());
     }
   };
-  const int64_t T = count ? slices[count - 1].row + slices[count - 1].tokens : 0;
-  if (T < 16) {
-    store(0, T, 0);
+  // A head's part of a page is one thread's: tokens share bytes there.
+  int64_t units = 0, tokens = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    units += pages_of(slices[s]) * layout.kv_heads;
+    tokens += slices[s].tokens;
+  }
+  const auto store_units = [&](int64_t begin, int64_t end, int) {
+    int64_t s = 0, before = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      while (i - before >= pages_of(slices[s]) * layout.kv_heads) before += pages_of(slices[s++]) * layout.kv_heads;
+      store(slices[s], (i - before) / layout.kv_heads, (i - before) % layout.kv_heads);
+    }
+  };
+  if (tokens < 16) {
+    store_units(0, units, 0);
   } else {
-    context.pool.parallel_for(T, 1, store);
+    context.pool.parallel_for(units, 1, store_units);
   }
 }
 
 namespace {
+
+// Element i of the line at `line`, whose token's scale is at `scale`.
+float stored_element(KvType type, const uint8_t* line, int64_t i, const uint8_t* scale_bytes) {
+  float scale = 0.0f;
+  if (type == kKvInt8 || type == kKvInt4) std::memcpy(&scale, scale_bytes, 4);
+  switch (type) {
+    case kKvF32:
+      return reinterpret_cast<const float*>(line)[i];
+    case kKvF16:
+      return half_to_float(reinterpret_cast<const uint16_t*>(line)[i]);
+    case kKvBF16:
+      return bfloat_to_float(reinterpret_cast<const uint16_t*>(line)[i]);
+    case kKvInt8:
+      return scale * static_cast<float>(static_cast<int8_t>(line[i]));
+    default:
+      return scale * static_cast<float>((i < 8 ? line[i] & 15 : line[i - 8] >> 4) - 8);
+  }
+}
+
+}  // namespace
+
+void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values, const int32_t* block_table,
+             int64_t length, float* k, float* v) {
+  const int64_t D = layout.head_dim, bytes = layout.line_bytes(), blocks = layout.padded_head_dim() / 16;
+  for (int64_t t = 0; t < length; ++t) {
+    const int64_t page = block_table[t / kPageTokens], lane = t % kPageTokens;
+    for (int64_t h = 0; h < layout.kv_heads; ++h) {
+      const uint8_t* key = keys + page * layout.key_page_bytes() + h * layout.key_head_bytes();
+      const uint8_t* value = values + page * layout.value_page_bytes() + h * layout.value_head_bytes();
+      for (int64_t d = 0; d < D; ++d) {
+        *k++ = stored_element(layout.type, key + d * bytes, lane, key + D * bytes + lane * 4);
+        *v++ = stored_element(layout.type, value + (lane * blocks + d / 16) * bytes, d % 16,
+                              value + kPageTokens * blocks * bytes + lane * 4);
+      }
+    }
+  }
+}
+
+namespace {
+
+// A call with fewer blocks than this for each thread gives the splits of a block to different threads.
+constexpr int64_t kBlocksPerThread = 4;
 
 // Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of one KV head.
 struct Block {
@@ -73,89 +129,233 @@ struct Blocking {
   }
 };
 
+// The rows of a block and what they see: first of the kept tokens, as far as a window hides them, then of the rest. The
+// parts of both are splits of kSplitTokens tokens, counted from token 0, in this order.
+struct Rows {
+  int count = 0;
+  const float* queries[kMaxQueryBlock];
+  int64_t heads[kMaxQueryBlock];
+  int32_t positions[kMaxQueryBlock], begins[kMaxQueryBlock], ends[kMaxQueryBlock];
+  int32_t zeros[kMaxQueryBlock], kept_ends[kMaxQueryBlock];
+  float slopes[kMaxQueryBlock];
+  int64_t kept_end = 0, end = 0;
+  int64_t kept_parts = 0, first_split = 0, parts = 0;
+
+  void add(const AttentionPattern& pattern, const float* query, int64_t head, int64_t position, int64_t length) {
+    const int64_t window = pattern.window, reach = pattern.causal ? 1 : window ? window : length;
+    const int64_t row_end = std::min(position + reach, pattern.causal ? position + 1 : length);
+    int64_t begin = window ? std::max<int64_t>(0, position + 1 - window) : 0;
+    if (begin <= pattern.kept) begin = 0;
+    queries[count] = query;
+    heads[count] = head;
+    positions[count] = static_cast<int32_t>(position);
+    begins[count] = static_cast<int32_t>(begin);
+    ends[count] = static_cast<int32_t>(row_end);
+    zeros[count] = 0;
+    kept_ends[count] = static_cast<int32_t>(begin ? pattern.kept : 0);
+    slopes[count] = pattern.slopes ? pattern.slopes[head] : 0.0f;
+    kept_end = std::max<int64_t>(kept_end, kept_ends[count]);
+    end = std::max(end, row_end);
+    first_split = count ? std::min(first_split, begin / kSplitTokens) : begin / kSplitTokens;
+    ++count;
+    kept_parts = ceil_div(kept_end, kSplitTokens);
+    parts = kept_parts + ceil_div(end, kSplitTokens) - first_split;
+  }
+};
+
 }  // namespace
 
-void paged_attention(const Context& context, AttentionWorkspace& ws, const KvLayout& layout, const uint8_t* keys,
-                     const uint8_t* values, const SequenceSlice* slices, int64_t count, const float* q,
-                     int64_t q_stride, int64_t heads, int64_t window, float* out, int64_t out_stride) {
-  const Blocking blocking(heads, layout.kv_heads);
-  const auto kernel = context.table.attention[layout.type];
-  const int64_t D = layout.head_dim;
+AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t heads, int64_t head_dim, int64_t max_tokens)
+    : padded_(round_up(head_dim, 16)) {
+  // A thread: scratch, the outputs of one part and the sums so far, each with maxima and sums.
+  const int64_t rows = kMaxQueryBlock, splits = ceil_div(max_tokens, kSplitTokens) + 1;
+  thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + 2 * checked_mul(rows, padded_ + 2), 16);
+  shared_floats_ = checked_mul(checked_mul(heads, splits), padded_ + 2);
+  max_shared_blocks_ = kBlocksPerThread * context.pool.size();
+  left_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(max_shared_blocks_));
+  buffer_ = Buffer(checked_mul(checked_add(checked_mul(thread_floats_, context.pool.size()), shared_floats_), 4));
+}
 
-  const auto run_block = [&](const Block& b, float* memory) {
-    float* outputs = memory;  // [row][split][D padded]
-    float* maxima = outputs + kMaxQueryBlock * ws.splits_ * ws.output_stride_;
-    float* sums = maxima + kMaxQueryBlock * ws.splits_;
-    const float* queries[kMaxQueryBlock];
-    float* split_outputs[kMaxQueryBlock];
-    float split_maxima[kMaxQueryBlock], split_sums[kMaxQueryBlock];
-    int32_t begins[kMaxQueryBlock], ends[kMaxQueryBlock];
-    int rows = 0;
-    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
-      const int64_t position = b.slice->position + t;
-      for (int64_t h = b.head; h < b.head + b.heads; ++h, ++rows) {
-        queries[rows] = q + (b.slice->row + t) * q_stride + h * D;
-        begins[rows] = static_cast<int32_t>(window ? std::max<int64_t>(0, position + 1 - window) : 0);
-        ends[rows] = static_cast<int32_t>(position + 1);
-      }
-    }
-    AttentionArgs a{};
-    a.queries = queries;
-    a.rows = rows;
-    a.begins = begins;
-    a.ends = ends;
-    a.head_dim = D;
-    a.block_table = b.slice->block_table;
-    a.outputs = split_outputs;
-    a.maxima = split_maxima;
-    a.sums = split_sums;
-    const int64_t end = ends[rows - 1];
-    const int64_t first_split = begins[0] / kSplitTokens, last_split = ceil_div(end, kSplitTokens);
-    // Each page holds the heads one after another; the kernel sees the pages of one head.
-    a.keys = keys + b.kv_head * layout.key_head_bytes();
-    a.values = values + b.kv_head * layout.value_head_bytes();
-    a.key_page_stride = layout.key_page_bytes();
-    a.value_page_stride = layout.value_page_bytes();
-    for (int64_t split = first_split; split < last_split; ++split) {
-      a.token_begin = split * kSplitTokens;
-      a.token_end = std::min(end, a.token_begin + kSplitTokens);
-      for (int r = 0; r < rows; ++r) split_outputs[r] = outputs + (r * ws.splits_ + split) * ws.output_stride_;
-      kernel(a);
-      for (int r = 0; r < rows; ++r) {
-        maxima[r * ws.splits_ + split] = split_maxima[r];
-        sums[r * ws.splits_ + split] = split_sums[r];
-      }
-    }
-    rows = 0;
-    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
-      for (int64_t h = b.head; h < b.head + b.heads; ++h, ++rows) {
-        // Just the splits the row sees, so that it doesn't matter which rows stand in its block.
-        const int64_t from = begins[rows] / kSplitTokens, to = ceil_div(ends[rows], kSplitTokens);
-        const int64_t at = rows * ws.splits_ + from;
-        context.table.attention_combine(outputs + at * ws.output_stride_, ws.output_stride_, maxima + at, sums + at,
-                                        to - from, out + (b.slice->row + t) * out_stride + h * D, D);
-      }
-    }
-  };
-
-  // Blocks are handed out one by one: their costs differ, and which thread takes one doesn't show in the result.
-  int64_t total = 0;
-  for (int64_t s = 0; s < count; ++s) total += blocking.blocks(slices[s]);
-  std::atomic<int64_t> next{0};
-  Interruption interruption(context.poll);
-  const auto work = [&](int thread, int) {
-    float* memory = ws.buffer_.as<float>() + thread * ws.thread_stride_;
-    int64_t s = 0, before = 0;
-    for (int64_t i = next++; i < total && interruption.go_on(thread); i = next++) {
-      while (i - before >= blocking.blocks(slices[s])) before += blocking.blocks(slices[s++]);
-      run_block(blocking.block(slices[s], i - before), memory);
-    }
-  };
-  if (total <= 1) {
-    work(0, 1);
-  } else {
-    context.pool.run(work);
+class PagedAttention {
+ public:
+  PagedAttention(const Context& context, AttentionWorkspace& ws, const KvLayout& layout, const uint8_t* keys,
+                 const uint8_t* values, const SequenceSlice* slices, int64_t count, const float* q, int64_t q_stride,
+                 int64_t heads, const AttentionPattern& pattern, float* out, int64_t out_stride)
+      : context_(context),
+        table_(context.table),
+        ws_(ws),
+        layout_(layout),
+        keys_(keys),
+        values_(values),
+        slices_(slices),
+        q_(q),
+        q_stride_(q_stride),
+        pattern_(pattern),
+        out_(out),
+        out_stride_(out_stride),
+        blocking_(heads, layout.kv_heads) {
+    for (int64_t s = 0; s < count; ++s) blocks_ += blocking_.blocks(slices[s]);
+    plan_sharing(count);
   }
+
+  void run() {
+    const int64_t total = part_stride_ ? blocks_ * parts_ : blocks_;
+    std::atomic<int64_t> next{0};
+    Interruption interruption(context_.poll);
+    // Handed out one by one: costs differ, and which thread takes one doesn't show in the result.
+    const auto work = [&](int thread, int) {
+      float* memory = ws_.buffer_.as<float>() + thread * ws_.thread_floats_;
+      int64_t s = 0, before = 0;
+      for (int64_t i = next++; i < total && interruption.go_on(thread); i = next++) {
+        const int64_t block = part_stride_ ? i / parts_ : i;
+        while (block - before >= blocking_.blocks(slices_[s])) before += blocking_.blocks(slices_[s++]);
+        const Block b = blocking_.block(slices_[s], block - before);
+        const Rows rows = rows_of(b);
+        if (part_stride_) {
+          share_block(b, rows, block, i % parts_, memory);
+        } else {
+          run_block(b, rows, memory);
+        }
+      }
+    };
+    if (total <= 1) {
+      work(0, 1);
+    } else {
+      context_.pool.run(work);
+    }
+  }
+
+ private:
+  // Outputs of one part of a block, [row][padded], with maxima and sums behind.
+  struct Part {
+    float *outputs, *maxima, *sums;
+    Part(float* memory, int64_t rows, int64_t padded)
+        : outputs(memory), maxima(memory + rows * padded), sums(maxima + rows) {}
+  };
+
+  // With few blocks their parts are shared out, as far as there is room for the results of all.
+  void plan_sharing(int64_t count) {
+    if (context_.pool.size() == 1 || blocks_ >= ws_.max_shared_blocks_) return;
+    int64_t rows = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      for (int64_t i = 0; i < blocking_.blocks(slices_[s]); ++i) {
+        const Rows r = rows_of(blocking_.block(slices_[s], i));
+        parts_ = std::max(parts_, r.parts);
+        rows = std::max<int64_t>(rows, r.count);
+      }
+    }
+    const int64_t stride = rows * (ws_.padded_ + 2);
+    if (parts_ == 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
+    part_stride_ = stride;
+    for (int64_t i = 0; i < blocks_; ++i) ws_.left_[i].store(static_cast<int32_t>(parts_), std::memory_order_relaxed);
+  }
+
+  Rows rows_of(const Block& b) const {
+    Rows rows;
+    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
+      for (int64_t h = b.head; h < b.head + b.heads; ++h) {
+        rows.add(pattern_, q_ + (b.slice->row + t) * q_stride_ + h * layout_.head_dim, h, b.slice->position + t,
+                 b.slice->length);
+      }
+    }
+    return rows;
+  }
+
+  void run_part(const Block& b, const Rows& rows, int64_t index, float* scratch, const Part& part) const {
+    const bool kept = index < rows.kept_parts;
+    const int64_t split = kept ? index : rows.first_split + index - rows.kept_parts;
+    AttentionArgs a{};
+    a.queries = rows.queries;
+    a.rows = rows.count;
+    a.begins = kept ? rows.zeros : rows.begins;
+    a.ends = kept ? rows.kept_ends : rows.ends;
+    a.positions = rows.positions;
+    a.slopes = pattern_.slopes ? rows.slopes : nullptr;
+    a.softcap = pattern_.softcap;
+    a.head_dim = layout_.head_dim;
+    a.token_begin = split * kSplitTokens;
+    a.token_end = std::min(kept ? rows.kept_end : rows.end, a.token_begin + kSplitTokens);
+    a.block_table = b.slice->block_table;
+    // Each page holds the heads one after another; the kernel sees the pages of one head.
+    a.keys = keys_ + b.kv_head * layout_.key_head_bytes();
+    a.values = values_ + b.kv_head * layout_.value_head_bytes();
+    a.key_page_stride = layout_.key_page_bytes();
+    a.value_page_stride = layout_.value_page_bytes();
+    a.scratch = scratch;
+    a.outputs = part.outputs;
+    a.maxima = part.maxima;
+    a.sums = part.sums;
+    table_.attention[layout_.type](a);
+  }
+
+  void begin_state(const Rows& rows, const Part& state) const {
+    for (int r = 0; r < rows.count; ++r) {
+      state.maxima[r] = pattern_.sinks ? pattern_.sinks[rows.heads[r]] : -std::numeric_limits<float>::infinity();
+      state.sums[r] = pattern_.sinks ? 1.0f : 0.0f;
+    }
+    std::fill(state.outputs, state.outputs + rows.count * ws_.padded_, 0.0f);
+  }
+  void fold(const Rows& rows, const Part& part, const Part& state) const {
+    for (int r = 0; r < rows.count; ++r) {
+      table_.attention_fold(part.outputs + r * ws_.padded_, part.maxima[r], part.sums[r],
+                            state.outputs + r * ws_.padded_, &state.maxima[r], &state.sums[r], layout_.head_dim);
+    }
+  }
+  void finish(const Block& b, const Part& state) const {
+    int64_t r = 0;
+    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
+      for (int64_t h = b.head; h < b.head + b.heads; ++h, ++r) {
+        table_.attention_finish(state.outputs + r * ws_.padded_, state.sums[r],
+                                out_ + (b.slice->row + t) * out_stride_ + h * layout_.head_dim, layout_.head_dim);
+      }
+    }
+  }
+
+  // One thread does all parts of a block.
+  void run_block(const Block& b, const Rows& rows, float* memory) const {
+    const int64_t results = rows.count * (ws_.padded_ + 2);
+    const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
+    begin_state(rows, state);
+    for (int64_t i = 0; i < rows.parts; ++i) {
+      run_part(b, rows, i, memory + 2 * results, part);
+      fold(rows, part, state);
+    }
+    finish(b, state);
+  }
+
+  // One part of a block; whoever ends the block's last part folds them all, in order.
+  void share_block(const Block& b, const Rows& rows, int64_t block, int64_t index, float* memory) const {
+    const int64_t results = rows.count * (ws_.padded_ + 2);
+    float* shared = ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + block * parts_ * part_stride_;
+    const auto part = [&](int64_t i) { return Part(shared + i * part_stride_, rows.count, ws_.padded_); };
+    if (index < rows.parts) run_part(b, rows, index, memory + results, part(index));
+    if (ws_.left_[block].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    const Part state(memory, rows.count, ws_.padded_);
+    begin_state(rows, state);
+    for (int64_t i = 0; i < rows.parts; ++i) fold(rows, part(i), state);
+    finish(b, state);
+  }
+
+  const Context& context_;
+  const KernelTable& table_;
+  AttentionWorkspace& ws_;
+  const KvLayout& layout_;
+  const uint8_t *keys_, *values_;
+  const SequenceSlice* slices_;
+  const float* q_;
+  int64_t q_stride_;
+  const AttentionPattern& pattern_;
+  float* out_;
+  int64_t out_stride_;
+  Blocking blocking_;
+  int64_t blocks_ = 0, parts_ = 0, part_stride_ = 0;  // part_stride_ 0: blocks aren't shared
+};
+
+void paged_attention(const Context& context, AttentionWorkspace& workspace, const KvLayout& layout, const uint8_t* keys,
+                     const uint8_t* values, const SequenceSlice* slices, int64_t count, const float* q,
+                     int64_t q_stride, int64_t heads, const AttentionPattern& pattern, float* out, int64_t out_stride) {
+  PagedAttention(context, workspace, layout, keys, values, slices, count, q, q_stride, heads, pattern, out, out_stride)
+      .run();
 }
 
 }  // namespace llmcore

@@ -26,6 +26,7 @@ from llmcore.errors import (
 from llmcore.model import STEP_TOKENS, Model, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
+from llmcore.quantization import KV_DTYPES
 from llmcore.sampling import SamplingParams
 from llmcore.stop import StopMatcher
 
@@ -53,7 +54,8 @@ class LLM:
     quantize, threads: as `llmcore.load`, for a path.
     max_model_len: tokens of one sequence, prompt and answer (default: the model's own maximum, cut to what the KV cache
         holds). max_batch_size: sequences that run at once (default 32); more prompts wait their turn.
-    kv_dtype: "auto" (f32 for a float32 model, else f16), "f32", "f16" or "bf16".
+    kv_dtype: "auto" (f32 for a float32 model, else f16), "f32", "f16", "bf16", or "int8" and "int4", with a float32
+        scale for each token and KV head.
     kv_cache_bytes: size of the KV cache (default: room for max_batch_size full sequences, at most half of the free
         memory). It is planned here and never grows; the system commits its pages when they are first used.
     seed: of requests whose SamplingParams have none (0 to 2**64 - 1).
@@ -78,8 +80,8 @@ class LLM:
         for name, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
-        if kv_dtype not in ("auto", "f32", "f16", "bf16"):
-            raise ArgumentError(f"kv_dtype must be auto, f32, f16 or bf16, got {kv_dtype!r}")
+        if kv_dtype not in ("auto", *KV_DTYPES):
+            raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ArgumentError(f"seed must be an integer within [0, 2**64), got {seed!r}"[:200])
         self._owns_model = not isinstance(path_or_model, Model)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 STEP_TOKENS = 256
 """Tokens of one forward step; longer prompts are prefilled in chunks of this size. No result depends on it."""
 _LOGIT_ROWS = 16
-_KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 _log = logging.getLogger("llmcore")
@@ -259,11 +258,12 @@ def plan(
     max_model_len: int | None = None,
     max_batch_size: int = 1,
     dtype: str = "auto",
+    kv_dtype: str = "auto",
 ) -> Plan:
     """Bytes that loading and running a checkpoint will take, from its headers alone.
 
-    max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once.
-    Raises as `load`.
+    max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once;
+    kv_dtype: as for LLM. Raises as `load`.
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
@@ -274,7 +274,8 @@ def plan(
         binding = bind(checkpoint)
         packer = Packer(binding, recipe, floats, False)
         weights = sum(packer.nbytes(slot) for slot in binding.slots.values())
-        kv_dtype = _kv_dtype({packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)})
+        formats = {packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)}
+        kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
     spec = binding.spec
     length = spec.max_position_embeddings if max_model_len is None else max_model_len
     if length < 1 or max_batch_size < 1:
@@ -288,8 +289,7 @@ def plan(
 
 def kv_bytes_per_page(spec: DecoderSpec, kv_dtype: str) -> int:
     """Bytes of the keys and values of 16 tokens over all layers."""
-    padded = math.ceil(spec.head_dim / 16) * 16
-    return spec.num_layers * spec.num_kv_heads * 16 * (spec.head_dim + padded) * _KV_BYTES[kv_dtype]
+    return spec.num_layers * _core.kv_page_bytes(kv_dtype, spec.num_kv_heads, spec.head_dim)
 
 
 def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *, seed: int = 0) -> Model:
@@ -353,6 +353,9 @@ def _make(
         "rope_inv_freq": list(spec.rope_inv_freq or ()),
         "attention_scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
         "sliding_window": spec.sliding_window or 0,
+        "layer_windows": [window or 0 for window in spec.layer_windows or ()],
+        "attention_softcap": spec.attention_softcap or 0.0,
+        "alibi_slopes": list(spec.alibi_slopes or ()),
     }
     core = _core.Model(native, weights, threads)
     kv_dtype = _kv_dtype({w.format for w in weights.values() if isinstance(w, _core.Matrix)})

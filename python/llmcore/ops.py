@@ -123,6 +123,82 @@ def rope(x: npt.ArrayLike, positions: Sequence[int], inv_freq: Sequence[float]) 
     return _core.rope(_float(x), np.asarray(positions, np.int32), [float(f) for f in inv_freq])
 
 
+class KvPages:
+    """Keys and values of one layer in pages of 16 tokens, as the engine keeps them. Unwritten pages hold zeros.
+
+    dtype: "f32", "f16", "bf16", or "int8" and "int4" with a float32 scale for each token and head. A block table is a
+    sequence's pages in order: token t is in page block_table[t // 16]. Raises ArgumentError, OutOfMemoryError.
+    """
+
+    def __init__(self, pages: int, kv_heads: int, head_dim: int, dtype: str = "f16") -> None:
+        self._core = _core.KvPages(pages, kv_heads, head_dim, dtype)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(pages, kv_heads, head_dim)"""
+        return self._core.shape
+
+    @property
+    def dtype(self) -> str:
+        """The type's name."""
+        return self._core.kv_dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, scales and padding included."""
+        return self._core.nbytes
+
+    def write(self, k: npt.ArrayLike, v: npt.ArrayLike, block_table: Sequence[int], position: int = 0) -> None:
+        """Stores k and v, [S, kv_heads, head_dim], of the tokens from `position` on. NaN or infinity in an integer
+        type's head makes the whole head of this token NaN."""
+        self._core.write(_float(k), _float(v), np.asarray(block_table, np.int32), position)
+
+    def read(self, block_table: Sequence[int], length: int) -> tuple[FloatArray, FloatArray]:
+        """Keys and values of the first `length` tokens as the kernels read them: float32 [length, kv_heads, head_dim]
+        each, exact but for the rounding of scale * code."""
+        return self._core.read(np.asarray(block_table, np.int32), length)
+
+
+def paged_attention(
+    q: npt.ArrayLike,
+    pages: KvPages,
+    block_tables: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    *,
+    query_lengths: Sequence[int] | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    alibi_slopes: npt.ArrayLike | None = None,
+    sinks: npt.ArrayLike | None = None,
+    keep_first: int = 0,
+) -> FloatArray:
+    """Attention of a batch of sequences of any lengths over their pages.
+
+    q: [T, heads, head_dim], the sequences' queries one after another, query_lengths[i] of sequence i (default: 1 each,
+    decoding), which are its last positions; lengths[i]: its tokens in the pages, the queries' own included. heads must
+    be a multiple of the pages' kv_heads. The other arguments are those of `attention`. Returns [T, heads, head_dim].
+    Raises ArgumentError.
+
+    The result of a query depends on its own sequence alone, bit for bit: splits of 256 tokens are combined in order.
+    """
+    queries = _float(q)
+    return pages._core.attend(
+        queries,
+        [np.asarray(table, np.int32) for table in block_tables],
+        list(lengths),
+        [1] * len(lengths) if query_lengths is None else list(query_lengths),
+        queries.shape[-1] ** -0.5 if scale is None else scale,
+        causal,
+        _at_least_one("window", window) or 0,
+        keep_first,
+        _above_zero("softcap", softcap) or 0.0,
+        None if alibi_slopes is None else _float(alibi_slopes),
+        None if sinks is None else _float(sinks),
+    )
+
+
 def attention(
     q: npt.ArrayLike,
     k: npt.ArrayLike,
@@ -132,23 +208,56 @@ def attention(
     softcap: float | None = None,
     *,
     scale: float | None = None,
+    alibi_slopes: npt.ArrayLike | None = None,
+    sinks: npt.ArrayLike | None = None,
+    keep_first: int = 0,
     kv_dtype: str = "f32",
 ) -> FloatArray:
-    """Causal attention through the paged kernels.
+    """softmax(scale q k^T) v through the paged kernels.
 
     q: [T, heads, head_dim]; k, v: [S, kv_heads, head_dim], S >= T: the queries are the last T positions. heads must be
-    a multiple of kv_heads. window: a query sees that many newest keys, its own included. scale: default
-    1 / sqrt(head_dim). Returns [T, heads, head_dim]. Raises ArgumentError, also for causal=False and softcap, which the
-    kernels don't have.
+    a multiple of kv_heads. Returns [T, heads, head_dim].
+
+    causal: a query sees no later key. window: it sees that many newest keys, its own included, and without `causal`
+    as many later ones (at least 1). keep_first: the first tokens, which no window hides (StreamingLLM). softcap:
+    scores become softcap * tanh(score / softcap) (Gemma 2). alibi_slopes: [heads], scores lose slope * distance
+    (Press et al. 2022). sinks: [heads], a score without a value that takes its share of the softmax (GPT-OSS).
+    scale: default 1 / sqrt(head_dim). kv_dtype: what keys and values are rounded to, as in the KV cache.
+    Raises ArgumentError.
     """
-    if not causal or softcap is not None:
-        raise ArgumentError("attention: only causal=True without softcap is available")
-    if kv_dtype not in FLOAT_FORMATS:
-        raise ArgumentError(f"kv_dtype must be one of {', '.join(FLOAT_FORMATS)}, got {escape(kv_dtype)}")
-    queries = _float(q)
-    if scale is None:
-        scale = queries.shape[-1] ** -0.5
-    return _core.attention(queries, _float(k), _float(v), scale, window or 0, kv_dtype)
+    keys, values = _float(k), _float(v)
+    if keys.ndim != 3 or keys.shape != values.shape:
+        raise ArgumentError(f"k and v must be [S, kv_heads, head_dim], got {keys.shape} and {values.shape}")
+    length = len(keys)
+    count = max(1, -(-length // 16))
+    pages = KvPages(count, keys.shape[1], keys.shape[2], kv_dtype)
+    pages.write(keys, values, range(count))
+    return paged_attention(
+        q,
+        pages,
+        [range(count)],
+        [length],
+        query_lengths=[len(_float(q))],
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        keep_first=keep_first,
+    )
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or value < 1):
+        raise ArgumentError(f"{name} must be at least 1 or None, got {value!r}")
+    return value
+
+
+def _above_zero(name: str, value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ArgumentError(f"{name} must be above 0 and finite, or None, got {value!r}")
+    return value
 
 
 def sample(

@@ -10,6 +10,8 @@ from llmcore.errors import ArgumentError, escape
 
 INTEGER_FORMATS = ("int8", "int4", "ternary")
 FLOAT_FORMATS = ("f32", "bf16", "f16")
+KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
+"""What keys and values may be stored as; the integers with a scale for each token and head."""
 GROUP_SIZES = (0, 32, 64, 128)
 """0: one scale per row."""
 _DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmcore import _core
 from llmcore.errors import ArgumentError
+from llmcore.quantization import KV_DTYPES
 
 
 def isa() -> str:
@@ -21,7 +22,7 @@ def features() -> dict[str, object]:
         "isa": isa(),
         "available_isas": _core.available_isas(),
         "formats": ["f32", "bf16", "f16", "int8", "int4", "ternary"],
-        "kv_dtypes": ["f32", "f16", "bf16"],
+        "kv_dtypes": list(KV_DTYPES),
         "backends": ["cpu"],
         "compiler": _core.compiler,
         "cores": _core.usable_cores(),

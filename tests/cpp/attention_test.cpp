@@ -6,7 +6,7 @@
 
 #include "cases.h"
 #include "guarded.h"
-#include "quant/half.h"
+#include "ops/attention.h"
 #include "random.h"
 
 using namespace llmcore;
@@ -15,12 +15,15 @@ using namespace llmcore::test;
 namespace {
 
 constexpr int64_t kHeadDims[] = {1, 16, 20, 64, 80, 128};
-const char* const kKvNames[] = {"f32", "f16", "bf16"};
+const char* const kKvNames[] = {"f32", "f16", "bf16", "int8", "int4"};
+constexpr KvType kKvTypes[] = {kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4};
 
 // Tokens [0, tokens) of one head; row r of a block sees [begins[r], ends[r]).
 struct Case {
   int64_t head_dim, tokens;
   std::vector<int32_t> begins, ends;
+  float softcap = 0.0f;
+  bool slopes = false;
 };
 
 struct Result {
@@ -33,86 +36,77 @@ int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 class Pages {
  public:
   Pages(const Case& c, KvType type, const KernelTable& table, Edge edge)
-      : c_(c),
-        type_(type),
-        count_((c.tokens + 15) / 16),
-        size_(type == kKvF32 ? 4 : 2),
-        keys(count_ * key_bytes(), edge),
-        values(count_ * value_bytes(), edge),
-        block_table(count_, edge) {
+      : layout{type, 1, c.head_dim, (c.tokens + 15) / 16},
+        keys(layout.pages * layout.key_page_bytes(), edge),
+        values(layout.pages * layout.value_page_bytes(), edge),
+        block_table(layout.pages, edge),
+        loaded_keys(static_cast<size_t>(c.tokens * c.head_dim)),
+        loaded_values(loaded_keys) {
     Random random(static_cast<uint64_t>(c.head_dim * 1000 + c.tokens));
-    std::iota(block_table.data(), block_table.data() + count_, 0);
-    for (int64_t i = count_ - 1; i > 0; --i) std::swap(block_table[i], block_table[random.integer(0, i)]);
+    std::iota(block_table.data(), block_table.data() + layout.pages, 0);
+    for (int64_t i = layout.pages - 1; i > 0; --i) std::swap(block_table[i], block_table[random.integer(0, i)]);
     for (int64_t t = 0; t < c.tokens; ++t) {
       Guarded<float> key(random.units(c.head_dim, 2.0f), edge), value(random.units(c.head_dim, 2.0f), edge);
       const int64_t page = block_table[t / 16];
-      table.store_key[type](key.data(), c.head_dim, static_cast<int>(t % 16), keys.data() + page * key_bytes());
-      table.store_value[type](value.data(), c.head_dim, static_cast<int>(t % 16), values.data() + page * value_bytes());
+      table.store_key[type](key.data(), c.head_dim, static_cast<int>(t % 16),
+                            keys.data() + page * layout.key_page_bytes());
+      table.store_value[type](value.data(), c.head_dim, static_cast<int>(t % 16),
+                              values.data() + page * layout.value_page_bytes());
     }
+    load_kv(layout, keys.data(), values.data(), block_table.data(), c.tokens, loaded_keys.data(), loaded_values.data());
   }
-  int64_t key_bytes() const { return c_.head_dim * 16 * size_; }
-  int64_t value_bytes() const { return padded(c_.head_dim) * 16 * size_; }
-  double key(int64_t t, int64_t d) { return element(keys.data() + block_table[t / 16] * key_bytes(), d * 16 + t % 16); }
-  double value(int64_t t, int64_t d) {
-    return element(values.data() + block_table[t / 16] * value_bytes(), t % 16 * padded(c_.head_dim) + d);
-  }
+  double key(int64_t t, int64_t d) { return loaded_keys[static_cast<size_t>(t * layout.head_dim + d)]; }
+  double value(int64_t t, int64_t d) { return loaded_values[static_cast<size_t>(t * layout.head_dim + d)]; }
 
- private:
-  double element(const uint8_t* page, int64_t i) const {
-    if (type_ == kKvF32) return reinterpret_cast<const float*>(page)[i];
-    const uint16_t bits = reinterpret_cast<const uint16_t*>(page)[i];
-    return type_ == kKvF16 ? half_to_float(bits) : bfloat_to_float(bits);
-  }
-
-  const Case& c_;
-  KvType type_;
-  int64_t count_, size_;
-
- public:
+  KvLayout layout;
   Guarded<uint8_t> keys, values;
   Guarded<int32_t> block_table;
+  std::vector<float> loaded_keys, loaded_values;
 };
 
 std::vector<float> query(int64_t row, int64_t head_dim) {
   return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
 }
 
+float slope(int64_t row) { return 0.0625f * static_cast<float>(row % 5 + 1); }
+
 // One split of one block of rows: rows [first, first + count) of the case.
 Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table, int64_t split, int first, int count,
               Edge edge) {
-  std::vector<std::unique_ptr<Guarded<float>>> queries, outputs;
+  std::vector<std::unique_ptr<Guarded<float>>> queries;
   std::vector<const float*> query_pointers;
-  std::vector<float*> output_pointers;
   for (int r = 0; r < count; ++r) {
     queries.push_back(std::make_unique<Guarded<float>>(query(first + r, c.head_dim), edge));
-    outputs.push_back(std::make_unique<Guarded<float>>(padded(c.head_dim), edge));
     query_pointers.push_back(queries.back()->data());
-    output_pointers.push_back(outputs.back()->data());
   }
   Guarded<int32_t> begins(c.begins.data() + first, count, edge), ends(c.ends.data() + first, count, edge);
-  Guarded<float> maxima(count, edge), sums(count, edge);
+  std::vector<float> slope_values;
+  for (int r = 0; r < count; ++r) slope_values.push_back(slope(first + r));
+  Guarded<float> slopes(slope_values, edge), maxima(count, edge), sums(count, edge);
+  Guarded<float> outputs(count * padded(c.head_dim), edge);
+  Guarded<float> scratch(attention_scratch_floats(count, c.head_dim), edge);
   AttentionArgs a{};
   a.queries = query_pointers.data();
   a.rows = count;
   a.begins = begins.data();
   a.ends = ends.data();
+  a.positions = ends.data();
+  a.slopes = c.slopes ? slopes.data() : nullptr;
+  a.softcap = c.softcap;
   a.head_dim = c.head_dim;
   a.token_begin = split * kSplitTokens;
   a.token_end = std::min<int64_t>(c.tokens, a.token_begin + kSplitTokens);
   a.block_table = pages.block_table.data();
   a.keys = pages.keys.data();
   a.values = pages.values.data();
-  a.key_page_stride = pages.key_bytes();
-  a.value_page_stride = pages.value_bytes();
-  a.outputs = output_pointers.data();
+  a.key_page_stride = pages.layout.key_page_bytes();
+  a.value_page_stride = pages.layout.value_page_bytes();
+  a.scratch = scratch.data();
+  a.outputs = outputs.data();
   a.maxima = maxima.data();
   a.sums = sums.data();
   table.attention[type](a);
-  Result result{{}, maxima.values(), sums.values()};
-  for (auto& output : outputs) {
-    result.outputs.insert(result.outputs.end(), output->data(), output->data() + output->size());
-  }
-  return result;
+  return {outputs.values(), maxima.values(), sums.values()};
 }
 
 bool same(const Result& a, const Result& b) {
@@ -136,7 +130,7 @@ Case block(int64_t head_dim, int64_t tokens, int64_t rows, int64_t window) {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const int64_t head_dim : kHeadDims) {
-    for (int64_t rows = 1; rows <= kMaxQueryBlock; ++rows) {
+    for (int64_t rows = 1; rows <= 8; ++rows) {
       const int64_t tokens = 9 + 7 * rows;
       all.push_back(block(head_dim, tokens, rows, 0));
       all.push_back(block(head_dim, tokens, rows, 5));
@@ -145,6 +139,12 @@ std::vector<Case> cases() {
     all.push_back(block(head_dim, 16, 4, 0));
     all.push_back(block(head_dim, 256, 8, 0));
     all.push_back(block(head_dim, 257, 8, 0));
+    all.push_back(block(head_dim, 100, kMaxQueryBlock, head_dim == 20 ? 37 : 0));
+    all.push_back(block(head_dim, 270, 27, 0));
+    all.push_back(block(head_dim, 40, 5, 0));
+    all.back().softcap = 0.75f;
+    all.push_back(block(head_dim, 290, 7, 60));
+    all.back().slopes = true;
     all.push_back(block(head_dim, 530, 5, 300));
     all.push_back(block(head_dim, 270, 8, 9));  // some rows see nothing of the first split, some nothing but it
     all.push_back({head_dim, 300, {290, 3, 261, 0, 17, 299, 100, 256}, {291, 4, 300, 300, 18, 300, 256, 257}});
@@ -162,7 +162,7 @@ std::string describe(const Case& c, KvType type) {
 TEST(attention, every_table_gives_the_scalar_bits) {
   int64_t index = 0;
   for (const Case& c : cases()) {
-    for (const KvType type : {kKvF32, kKvF16, kKvBF16}) {
+    for (const KvType type : kKvTypes) {
       if (left_out(index++, 4)) continue;
       NOTE(describe(c, type));
       const Edge edge = index % 2 ? Edge::kFront : Edge::kBack;
@@ -186,15 +186,16 @@ TEST(attention, a_row_does_not_depend_on_the_rows_beside_it) {
   int64_t index = 0;
   for (const Case& c : cases()) {
     if (left_out(index++, 4)) continue;
-    NOTE(describe(c, kKvF16));
-    Pages pages(c, kKvF16, scalar_table(), Edge::kBack);
+    const KvType type = kKvTypes[index % kNumKvTypes];
+    NOTE(describe(c, type));
+    Pages pages(c, type, scalar_table(), Edge::kBack);
     const int rows = static_cast<int>(c.begins.size());
     for (const std::string& isa : available_isas()) {
       NOTE(isa);
       for (int64_t split = 0; split * kSplitTokens < c.tokens; ++split) {
-        const Result all = attend(c, pages, kKvF16, kernels_named(isa), split, 0, rows, Edge::kBack);
+        const Result all = attend(c, pages, type, kernels_named(isa), split, 0, rows, Edge::kBack);
         for (int r = 0; r < rows; ++r) {
-          const Result one = attend(c, pages, kKvF16, kernels_named(isa), split, r, 1, Edge::kBack);
+          const Result one = attend(c, pages, type, kernels_named(isa), split, r, 1, Edge::kBack);
           CHECK(same_bits(one.outputs.data(), all.outputs.data() + r * padded(c.head_dim), padded(c.head_dim)));
           CHECK(same_bits(one.maxima.data(), &all.maxima[static_cast<size_t>(r)], 1));
           CHECK(same_bits(one.sums.data(), &all.sums[static_cast<size_t>(r)], 1));
@@ -243,30 +244,34 @@ TEST(attention, a_row_that_sees_nothing_of_a_split_has_no_weight_there) {
   }
 }
 
-// Splits combined, against softmax in double over the elements that the pages hold.
+// Splits folded, against softmax in double over the elements that the pages hold.
 TEST(attention, the_result_is_right) {
-  for (const Case& c : {block(20, 40, 3, 0), block(80, 300, 2, 0), block(64, 530, 2, 300)}) {
-    for (const KvType type : {kKvF32, kKvF16, kKvBF16}) {
+  std::vector<Case> some = {block(20, 40, 3, 0), block(80, 300, 2, 0), block(64, 530, 2, 300), block(64, 300, 2, 0),
+                            block(20, 300, 2, 0)};
+  some[3].softcap = 1.5f;
+  some[4].slopes = true;
+  for (const Case& c : some) {
+    for (const KvType type : kKvTypes) {
       NOTE(describe(c, type));
       Pages pages(c, type, scalar_table(), Edge::kBack);
       for (int r = 0; r < static_cast<int>(c.begins.size()); ++r) {
         const int64_t begin = c.begins[static_cast<size_t>(r)], end = c.ends[static_cast<size_t>(r)];
-        std::vector<float> outputs, maxima, sums, out(static_cast<size_t>(c.head_dim));
-        const int64_t from = begin / kSplitTokens, to = (end + kSplitTokens - 1) / kSplitTokens;
-        for (int64_t split = from; split < to; ++split) {
+        std::vector<float> state(static_cast<size_t>(padded(c.head_dim))), out(static_cast<size_t>(c.head_dim));
+        float maximum = -INFINITY, sum = 0.0f;
+        for (int64_t split = begin / kSplitTokens; split * kSplitTokens < end; ++split) {
           const Result part = attend(c, pages, type, scalar_table(), split, r, 1, Edge::kBack);
-          outputs.insert(outputs.end(), part.outputs.begin(), part.outputs.end());
-          maxima.push_back(part.maxima[0]);
-          sums.push_back(part.sums[0]);
+          scalar_table().attention_fold(part.outputs.data(), part.maxima[0], part.sums[0], state.data(), &maximum, &sum,
+                                        c.head_dim);
         }
-        scalar_table().attention_combine(outputs.data(), padded(c.head_dim), maxima.data(), sums.data(), to - from,
-                                         out.data(), c.head_dim);
+        scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
         const std::vector<float> q = query(r, c.head_dim);
         std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
         double total = 0;
         for (int64_t t = begin; t < end; ++t) {
           double score = 0;
           for (int64_t d = 0; d < c.head_dim; ++d) score += q[d] * pages.key(t, d);
+          if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
+          if (c.slopes) score -= slope(r) * static_cast<double>(end - t);
           total += std::exp(score);
           for (int64_t d = 0; d < c.head_dim; ++d) expected[d] += std::exp(score) * pages.value(t, d);
         }
@@ -278,28 +283,72 @@ TEST(attention, the_result_is_right) {
   }
 }
 
-TEST(attention, combining_splits_gives_the_scalar_bits) {
+// What an integer page holds is the nearest code to each element, and a bad element makes its token's head NaN.
+TEST(attention, integer_pages_hold_the_nearest_codes) {
+  for (const KvType type : {kKvInt8, kKvInt4}) {
+    for (const int64_t head_dim : kHeadDims) {
+      NOTE(std::string(kKvNames[type]) + ", head_dim " + std::to_string(head_dim));
+      const KvLayout layout{type, 1, head_dim, 1};
+      std::vector<uint8_t> keys(static_cast<size_t>(layout.key_page_bytes()), 0xff);
+      std::vector<uint8_t> values(static_cast<size_t>(layout.value_page_bytes()), 0xff);
+      std::vector<std::vector<float>> given;
+      for (int t = 0; t < 16; ++t) {
+        given.push_back(Random(static_cast<uint64_t>(t + 1)).units(head_dim, t == 3 ? 0.0f : 3.0f));
+        if (t == 5) given.back()[static_cast<size_t>(head_dim / 2)] = t % 2 ? INFINITY : NAN;
+        scalar_table().store_key[type](given.back().data(), head_dim, t, keys.data());
+        scalar_table().store_value[type](given.back().data(), head_dim, t, values.data());
+      }
+      std::vector<float> k(static_cast<size_t>(16 * head_dim)), v(k);
+      const int32_t table[] = {0};
+      load_kv(layout, keys.data(), values.data(), table, 16, k.data(), v.data());
+      for (int t = 0; t < 16; ++t) {
+        const std::vector<float>& x = given[static_cast<size_t>(t)];
+        float top = 0;
+        for (const float e : x) top = std::max(top, std::fabs(e));
+        const double half_step = top / (type == kKvInt8 ? 254.0 : 16.0) * (1 + 0x1p-20);
+        for (int64_t d = 0; d < head_dim; ++d) {
+          const float key = k[static_cast<size_t>(t * head_dim + d)], value = v[static_cast<size_t>(t * head_dim + d)];
+          CHECK(same_bits(&key, &value, 1) || t == 5);
+          if (t == 5) {
+            CHECK(key != key && value != value);
+          } else {
+            // int4 has 7 steps on one side and 8 on the other.
+            const double error = std::fabs(static_cast<double>(key) - x[static_cast<size_t>(d)]);
+            CHECK(error <= half_step * (type == kKvInt4 && std::fabs(x[static_cast<size_t>(d)]) > 7 * top / 8 ? 2 : 1));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(attention, folding_splits_gives_the_scalar_bits) {
   for (const int64_t head_dim : kHeadDims) {
     for (const int64_t splits : {1, 2, 5}) {
       NOTE("head_dim " + std::to_string(head_dim) + ", " + std::to_string(splits) + " splits");
       Random random(static_cast<uint64_t>(head_dim + splits));
-      std::vector<float> maxima_values = random.units(splits, 8.0f), sums_values = random.units(splits, 0.5f);
-      for (float& sum : sums_values) sum += 1.0f;
+      std::vector<float> maxima = random.units(splits, 8.0f), sums = random.units(splits, 0.5f);
+      for (float& sum : sums) sum += 1.0f;
       if (splits > 1) {
-        maxima_values[0] = -INFINITY;
-        sums_values[0] = 0.0f;
+        maxima[0] = -INFINITY;
+        sums[0] = 0.0f;
       }
       for (const Edge edge : {Edge::kFront, Edge::kBack}) {
-        Guarded<float> outputs(random.units(splits * padded(head_dim)), edge), maxima(maxima_values, edge);
-        Guarded<float> sums(sums_values, edge), expected(head_dim, edge);
-        const auto combine = [&](const KernelTable& table, float* out) {
-          table.attention_combine(outputs.data(), padded(head_dim), maxima.data(), sums.data(), splits, out, head_dim);
+        Guarded<float> outputs(random.units(splits * padded(head_dim)), edge), expected(head_dim, edge);
+        const auto fold = [&](const KernelTable& table, float* out) {
+          Guarded<float> state(padded(head_dim), edge);
+          float maximum = -INFINITY, sum = 0.0f;
+          for (int64_t s = 0; s < splits; ++s) {
+            table.attention_fold(outputs.data() + s * padded(head_dim), maxima[static_cast<size_t>(s)],
+                                 sums[static_cast<size_t>(s)], state.data(), &maximum, &sum, head_dim);
+          }
+          table.attention_finish(state.data(), sum, out, head_dim);
         };
-        combine(scalar_table(), expected.data());
+        fold(scalar_table(), expected.data());
         for (const KernelTable* table : other_tables()) {
           NOTE(table->name);
           Guarded<float> out(head_dim, edge);
-          combine(*table, out.data());
+          fold(*table, out.data());
           CHECK(same_bits(out.data(), expected.data(), head_dim));
         }
       }

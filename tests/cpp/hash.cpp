@@ -18,7 +18,7 @@ struct Case {
   int64_t tokens, layers;
 };
 
-// Two long cases cross a split of attention (256 tokens); the rest are short, for emulators without a fused
+// The long cases cross a split of attention (256 tokens); the rest are short, for emulators without a fused
 // multiply-add run them too.
 constexpr Case kCases[] = {
     {"llama f32, f32 pages", Style::kLlama, Format::kF32, 0, kKvF32, 24, 2},
@@ -28,6 +28,8 @@ constexpr Case kCases[] = {
     {"qwen3 int8 a row, f32 pages", Style::kQwen3, Format::kInt8, 0, kKvF32, 24, 2},
     {"llama int8 in groups of 32, f16 pages", Style::kLlama, Format::kInt8, 32, kKvF16, 24, 2},
     {"llama int4 in groups of 32, f16 pages, long", Style::kLlama, Format::kInt4, 32, kKvF16, 279, 1},
+    {"qwen3 f32, int8 pages", Style::kQwen3, Format::kF32, 0, kKvInt8, 24, 2},
+    {"llama int8 a row, int4 pages, long", Style::kLlama, Format::kInt8, 0, kKvInt4, 279, 1},
     {"gpt2 int4 a row, bf16 pages", Style::kGpt2, Format::kInt4, 0, kKvBF16, 24, 2},
     {"llama ternary a row, f16 pages", Style::kLlama, Format::kTernary, 0, kKvF16, 24, 2},
     {"qwen3 ternary in groups of 64, f32 pages", Style::kQwen3, Format::kTernary, 64, kKvF32, 24, 2},
@@ -160,6 +162,13 @@ TEST(hash, no_cut_of_the_work_shows_in_int8_with_a_window) {
   model.format = Format::kInt8;
   model.num_layers = 1;
   check_cuts(model, kKvBF16, quick() ? 110 : 270);
+}
+
+TEST(hash, no_cut_of_the_work_shows_in_integer_pages) {
+  TinyModel model;
+  model.num_layers = 1;
+  check_cuts(model, kKvInt8, quick() ? 40 : 270);
+  check_cuts(model, kKvInt4, quick() ? 24 : 50);
 }
 
 TEST(hash, one_bit_of_one_weight_shows) {

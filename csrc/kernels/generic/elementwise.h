@@ -67,6 +67,20 @@ LLMCORE_INLINE F32x16 exp16(F32x16 x) {
   return select(is_nan(x), x, mul(mul(p, low), high));
 }
 
+// tanh x: Cephes' tanhf, an odd polynomial below 0.625 in magnitude and 1 - 2 / (e^2|x| + 1) with the sign of x above.
+LLMCORE_INLINE F32x16 tanh16(F32x16 x) {
+  const F32x16 z = mul(x, x), size = abs(x);
+  F32x16 p = set1(-5.70498872745e-3f);
+  p = fma(p, z, set1(2.06390887954e-2f));
+  p = fma(p, z, set1(-5.37397155531e-2f));
+  p = fma(p, z, set1(1.33314422036e-1f));
+  p = fma(p, z, set1(-3.33332819422e-1f));
+  const F32x16 small = fma(mul(p, z), x, x);
+  const F32x16 far = sub(set1(1.0f), div(set1(2.0f), add(exp16(add(size, size)), set1(1.0f))));
+  const F32x16 large = select(less(x, set1(0.0f)), neg(far), far);
+  return select(less(size, set1(0.625f)), small, large);
+}
+
 // x / (1 + e^-x)
 LLMCORE_INLINE F32x16 silu16(F32x16 x) { return div(x, add(set1(1.0f), exp16(neg(x)))); }
 

@@ -30,10 +30,14 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
       relu2_kernel,
       exp_kernel,
       softmax_statistics_kernel,
-      {store_key_kernel<KvF32>, store_key_kernel<KvF16>, store_key_kernel<KvBF16>},
-      {store_value_kernel<KvF32>, store_value_kernel<KvF16>, store_value_kernel<KvBF16>},
-      {attention_kernel<KvF32>, attention_kernel<KvF16>, attention_kernel<KvBF16>},
-      attention_combine_kernel,
+      {store_key_kernel<KvF32>, store_key_kernel<KvF16>, store_key_kernel<KvBF16>, store_key_kernel<KvInt8>,
+       store_key_kernel<KvInt4>},
+      {store_value_kernel<KvF32>, store_value_kernel<KvF16>, store_value_kernel<KvBF16>, store_value_kernel<KvInt8>,
+       store_value_kernel<KvInt4>},
+      {attention_kernel<KvF32>, attention_kernel<KvF16>, attention_kernel<KvBF16>, attention_kernel<KvInt8>,
+       attention_kernel<KvInt4>},
+      attention_fold_kernel,
+      attention_finish_kernel,
   };
 }
 

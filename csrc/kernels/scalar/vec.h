@@ -214,6 +214,18 @@ inline F32x16 load_bf16(const uint16_t* p) {
 inline void store_f16(uint16_t* p, F32x16 a) { LLMCORE_LANES p[i] = to_f16(a.v[i]); }
 inline void store_bf16(uint16_t* p, F32x16 a) { LLMCORE_LANES p[i] = to_bf16(a.v[i]); }
 
+inline I32x16 load_i8(const int8_t* p) {
+  I32x16 r;
+  LLMCORE_LANES r.v[i] = p[i];
+  return r;
+}
+// The low nibbles of 8 bytes, then their high nibbles.
+inline I32x16 load_nibbles(const uint8_t* p) {
+  I32x16 r;
+  LLMCORE_LANES r.v[i] = i < 8 ? p[i] & 15 : p[i - 8] >> 4;
+  return r;
+}
+
 inline U8x64 load_u8(const uint8_t* p) {
   U8x64 r;
   __builtin_memcpy(r.v, p, 64);

@@ -51,7 +51,17 @@ class DecoderSpec:
     attention_scale: float | None = None
     """None: 1 / sqrt(head_dim)."""
     sliding_window: int | None = None
-    """A query sees this many newest keys, its own included (Mistral); None: all."""
+    """A query sees this many newest keys, its own included, in every layer (Mistral); None: all."""
+    layer_windows: tuple[int | None, ...] | None = None
+    """The window of each layer, where they differ (Gemma 2, GPT-OSS); sliding_window is None then."""
+    kept_tokens: int = 0
+    """The first tokens, which no window hides (StreamingLLM's attention sinks)."""
+    attention_softcap: float | None = None
+    """score = softcap * tanh(score / softcap) (Gemma 2)."""
+    alibi_slopes: tuple[float, ...] | None = None
+    """One a head: score -= slope * distance (ALiBi: Bloom, MPT)."""
+    attention_sinks: bool = False
+    """A learned score of each head, without a value, that takes its share of the softmax (GPT-OSS)."""
     tie_word_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -67,7 +77,7 @@ MATRICES = frozenset({"embedding", "position_embedding", "qkv", "attention_outpu
 down.
 
 Vector slots. Global: final_norm, final_norm_bias, lm_head_bias. In `layers.{i}.`: attention_norm, attention_norm_bias,
-mlp_norm, mlp_norm_bias, q_norm, k_norm, and `<matrix>_bias` for each matrix of the layer."""
+mlp_norm, mlp_norm_bias, q_norm, k_norm, attention_sinks, and `<matrix>_bias` for each matrix of the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
