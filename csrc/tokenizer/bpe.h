@@ -6,11 +6,10 @@
 
 #include <array>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/merger.h"
 #include "tokenizer/scan.h"
 #include "tokenizer/tables.h"
 
@@ -38,52 +37,61 @@ struct BpeSpec {
   std::vector<uint32_t> ranks;      // or, by id: a concatenation that is this token has this rank (kNoId: never)
 };
 
-/// One symbol of an encoded piece: its id, and how many bytes of the piece it covers.
-struct Symbol {
-  uint32_t id;
-  uint32_t len;
-};
-
-/// Working memory of one encoding thread, and its cache of merged pieces (fixed in size: an entry evicts another).
+/// Working memory of one encoding thread, and its cache of pieces (fixed in size: an entry evicts another).
 struct EncodeState {
-  static constexpr size_t kCacheSlots = 8192;
-  static constexpr size_t kCacheIds = 11;
-  struct CacheSlot {
-    ShortKey key;
-    uint32_t count;
-    std::array<uint32_t, kCacheIds> ids;
+  /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in the
+  /// first of the two: what a text repeats is found in a fraction of the memory that the vocabulary takes.
+  static constexpr size_t kLines = 32768;
+  static constexpr size_t kIds = 4;
+  struct Slot {
+    uint64_t lo, hi;  // the key, with the number of ids in bits 60 and up
+    std::array<uint32_t, kIds> ids;
+  };
+  struct alignas(64) Line {
+    Slot slots[2];
   };
   static constexpr size_t kLongSlots = 4096;
   static constexpr size_t kLongBytes = 64;
-  static constexpr size_t kLongIds = 13;
+  static constexpr size_t kLongIds = 28;
   struct LongSlot {
     uint64_t hash;
     uint8_t size, count;
     std::array<char, kLongBytes> text;
     std::array<uint32_t, kLongIds> ids;
-  };
-  // All zeros is an empty slot; pages that no piece falls into are never touched.
-  template <class T>
-  struct Zeroed {
-    explicit Zeroed(size_t n) : data(static_cast<T*>(std::calloc(n, sizeof(T)))) {
-      if (!data) throw std::bad_alloc();
+
+    bool holds(std::string_view piece, uint64_t of) const noexcept {
+      return hash == of && std::string_view(text.data(), size) == piece;
     }
-    Zeroed(const Zeroed&) = delete;
-    Zeroed& operator=(const Zeroed&) = delete;
-    ~Zeroed() { std::free(data); }
-    T* data;
+  };
+  /// A piece that is being merged while others are, so that their cache misses overlap.
+  struct Lane {
+    std::string_view piece;
+    ShortKey key;   // of a short piece
+    uint64_t hash;  // of its key, or of a longer piece
+    size_t place;   // in the batch
+    Merger<kLongBytes> merger;
+  };
+  static constexpr size_t kLanes = 16;
+  /// The ids of a piece of the batch: up to kIds of them here, or a stretch of `results`.
+  struct Found {
+    std::array<uint32_t, kIds> ids;
+    uint32_t count, begin;
   };
 
-  CacheSlot& slot(const ShortKey& key) noexcept { return cache.data[key.hash() >> 32 & (kCacheSlots - 1)]; }
+  Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & (kLines - 1)]; }
+  LongSlot& long_slot(uint64_t hash) noexcept { return long_slots[hash >> 32 & (kLongSlots - 1)]; }
 
-  Zeroed<CacheSlot> cache{kCacheSlots};
-  Zeroed<LongSlot> long_cache{kLongSlots};
+  Table<Line> lines = Table<Line>(kLines);
+  Table<LongSlot> long_slots = Table<LongSlot>(kLongSlots);
+  std::array<Lane, kLanes> lanes;
+  std::vector<uint32_t> results;
+  std::array<Found, kPieceBatch> found;
   std::vector<Symbol> symbols;
-  std::vector<Merge> next_merge;
-  std::vector<uint32_t> prev, next;
+  std::vector<uint32_t> rules, prev, next;
   std::vector<uint64_t> heap;
-  std::vector<Symbol> joined, part, pair;  // of a piece that is merged in parts
+  std::vector<Symbol> joined, part, pair, middle;  // of a piece that is merged in parts
   PieceBatch batch;
+  std::vector<uint32_t> finer;
 };
 
 class Bpe {
@@ -108,6 +116,9 @@ class Bpe {
   /// Appends the ids of the pieces of `text` that end at `ends`; text may be read up to `readable_end`.
   void encode_pieces(const char* text, const std::vector<uint32_t>& ends, const char* readable_end, EncodeState& state,
                      std::vector<uint32_t>& ids) const;
+  /// Cuts pieces at every place that no token's text spans, if that can be told from the two bytes there: merging can't
+  /// cross it. Only where a vocabulary has no words that merging doesn't reach.
+  void refine(const char* text, std::vector<uint32_t>& ends, std::vector<uint32_t>& finer) const;
   /// The symbols of one piece, with lengths, in state.symbols.
   void encode_symbols(std::string_view piece, EncodeState& state) const;
 
@@ -118,26 +129,35 @@ class Bpe {
   void recover_merges();
   void index_byte_pairs();
   void classify_words();
-  void start_symbols(std::string_view piece, std::vector<Symbol>& symbols) const;
-  void start_characters(std::string_view piece, std::vector<Symbol>& symbols) const;
-  void encode_rare(std::string_view piece, size_t readable, EncodeState& state, std::vector<uint32_t>& ids) const;
+  size_t start_symbols(std::string_view piece, Symbol* symbols) const;
+  size_t start_characters(std::string_view piece, Symbol* symbols) const;
+  void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,
+                    EncodeState& state, std::vector<uint32_t>& ids) const;
+  void find_neighbours();
+  void encode_others(const char* text, const uint32_t* ends, size_t first, const char* readable_end,
+                     const std::array<uint16_t, kPieceBatch>& others, size_t count, EncodeState& state) const;
+  void run_lanes(EncodeState& state, size_t count) const;
   void merge(std::string_view piece, EncodeState& state) const;
   void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
   void merge_heap(EncodeState& state) const;
   bool merge_parts(std::string_view piece, EncodeState& state) const;
   bool encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const;
   bool stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const;
+  static void keep_short(EncodeState& state, const ShortKey& key, uint64_t hash, const EncodeState::Found& found);
+  void keep(EncodeState& state, std::string_view piece, uint64_t hash, const Symbol* symbols, size_t count) const;
 
   BpeSpec spec_;
   WordTable words_;  // every normal token; marked is one whose text, as a piece, encodes to the token itself
   PairTable pairs_;
   // What two bytes become that are symbols side by side at first: most pairs need no hash.
-  std::vector<Merge> byte_pairs_;
+  BytePairs byte_pairs_;
   std::array<uint32_t, 256>
       byte_symbols_{};  // the symbol that a byte (of ASCII, if symbols are characters) is at first
   std::vector<uint32_t> rules_;
   bool joins_before_space_ = false;
-  bool bytes_merge_ = false;  // a rule names a byte, though symbols are characters
+  bool refines_ = false;
+  std::vector<uint8_t> neighbours_;  // by (byte << 8 | next byte): some token's text has the two side by side
+  bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
 };
 
 }  // namespace llmcore

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 namespace llmcore {
 
@@ -102,24 +103,37 @@ uint32_t WordTable::find_long(std::string_view text) const noexcept {
 
 void PairTable::reserve(size_t pairs) {
   slots_.assign(std::bit_ceil(2 * pairs + 2), kFree);
-  rules_.clear();
-  rules_.reserve(pairs);
   mask_ = slots_.size() - 1;
+  results_.reserve(pairs);
+  ranks_.reserve(pairs);
 }
 
-void PairTable::insert(uint32_t left, uint32_t right, Merge merge) {
-  const uint64_t hash = hash_pair(left, right);
-  size_t i = hash & mask_;
-  while (slots_[i] != kFree) {
-    Rule& rule = rules_[slots_[i] & kMaxRules];
-    if (rule.left == left && rule.right == right) {
-      rule.merge = merge;
-      return;
-    }
-    i = (i + 1) & mask_;
+void PairTable::insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id) {
+  const uint64_t key = key_of(left, right);
+  size_t i = home_of(key);
+  while (slots_[i] != kFree && slots_[i] >> 24 != key) i = (i + 1) & mask_;
+  slots_[i] = key << 24 | results_.size();
+  results_.push_back(id);
+  ranks_.push_back(rank);
+}
+
+void PairTable::sort() {
+  std::vector<uint32_t> by_rank(results_.size()), number(results_.size());
+  std::iota(by_rank.begin(), by_rank.end(), 0u);
+  const auto less = [&](uint32_t a, uint32_t b) { return ranks_[a] < ranks_[b]; };
+  if (!std::is_sorted(ranks_.begin(), ranks_.end())) std::stable_sort(by_rank.begin(), by_rank.end(), less);
+  Table<uint32_t> results(results_.size()), ranks(results_.size());
+  for (uint32_t i = 0; i < by_rank.size(); ++i) {
+    results[i] = results_[by_rank[i]];
+    ranks[i] = ranks_[by_rank[i]];
+    number[by_rank[i]] = i;
   }
-  slots_[i] = static_cast<uint32_t>(hash >> 56) << 24 | static_cast<uint32_t>(rules_.size());
-  rules_.push_back({left, right, merge});
+  for (uint64_t& slot : slots_) {
+    if (slot != kFree) slot = (slot & ~uint64_t{kNoRule}) | number[slot & kNoRule];
+  }
+  results_.swap(results);
+  ranks_.swap(ranks);
+  by_rank_ = std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end();
 }
 
 }  // namespace llmcore

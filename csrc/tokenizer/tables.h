@@ -76,12 +76,12 @@ class WordTable {
     return word_of(find_entry(text, readable));
   }
   /// The same for a text of at most kTinyBytes, by its key, in two steps, so that the cache misses of many overlap.
-  size_t prefetch_tiny(const ShortKey& key) const noexcept {
-    const size_t home = key.hash() & tiny_mask_;
-    __builtin_prefetch(&tiny_[home]);
-    return home;
+  void prefetch_tiny(uint64_t hash) const noexcept { __builtin_prefetch(&tiny_[hash & tiny_mask_]); }
+  uint32_t find_tiny_word(const ShortKey& key, uint64_t hash) const noexcept {
+    return word_of(find_tiny(key, hash & tiny_mask_));
   }
-  uint32_t find_tiny_word(const ShortKey& key, size_t home) const noexcept { return word_of(find_tiny(key, home)); }
+  /// A text of more than kTinyBytes, and at most kShortKeyBytes.
+  uint32_t find_short_word(const ShortKey& key) const noexcept { return word_of(find_short(key)); }
 
  private:
   struct TinySlot {
@@ -134,47 +134,50 @@ class WordTable {
   size_t tiny_mask_ = 0, short_mask_ = 0, long_mask_ = 0;
 };
 
-/// What a pair of ids becomes, and when: the lowest rank is merged first. rank kNoId: the pair isn't merged.
-struct Merge {
-  uint32_t rank = kNoId;
-  uint32_t id = kNoId;
-};
-
-/// Pair -> (rank, id). Merging is a chain of look-ups that wait for one another, so what a look-up touches is small: a
-/// slot is a rule's number (24 bits) and 8 bits of the pair's hash, and most pairs that have no rule end there.
+/// Pair of ids -> the rule that merges it. Rules are numbered in order of rank, so the number says what is merged first
+/// unless there are equal ranks. Merging is a chain of look-ups that wait for one another and mostly miss the caches: a
+/// slot is one word (two ids of 20 bits, a rule of 24), and a look-up has two steps, so that those of many pieces
+/// overlap.
 class PairTable {
  public:
-  static constexpr size_t kMaxRules = (size_t{1} << 24) - 1;
+  static constexpr uint32_t kNoRule = (1u << 24) - 1;
+  static constexpr uint32_t kMaxRules = 1u << 23;
+  static constexpr uint32_t kMaxIds = 1u << 20;
 
   void reserve(size_t pairs);
-  /// A second rule for a pair replaces the first. At most kMaxRules insertions.
-  void insert(uint32_t left, uint32_t right, Merge merge);
+  /// A second rule for a pair replaces the first. Ids are below kMaxIds, and there are at most kMaxRules insertions.
+  void insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
+  /// Numbers the rules by rank.
+  void sort();
 
-  Merge find(uint32_t left, uint32_t right) const noexcept {
-    const uint64_t hash = hash_pair(left, right);
-    const uint32_t mark = static_cast<uint32_t>(hash >> 56) << 24;
-    for (size_t i = hash & mask_;; i = (i + 1) & mask_) {
-      const uint32_t slot = slots_[i];
-      if (slot == kFree) return {};
-      if ((slot ^ mark) >> 24) continue;
-      const Rule& rule = rules_[slot & kMaxRules];
-      if (rule.left == left && rule.right == right) return rule.merge;
+  size_t prefetch(uint32_t left, uint32_t right) const noexcept {
+    const size_t home = home_of(key_of(left, right));
+    __builtin_prefetch(&slots_[home]);
+    return home;
+  }
+  uint32_t find(uint32_t left, uint32_t right, size_t home) const noexcept {
+    const uint64_t key = key_of(left, right);
+    for (size_t i = home;; i = (i + 1) & mask_) {
+      if (slots_[i] >> 24 == key || slots_[i] == kFree) return slots_[i] & kNoRule;
     }
   }
+  uint32_t find(uint32_t left, uint32_t right) const noexcept {
+    return find(left, right, home_of(key_of(left, right)));
+  }
+  /// What comes first: the smaller value.
+  uint32_t order(uint32_t rule) const noexcept { return by_rank_ ? rule : ranks_[rule]; }
+  uint32_t result(uint32_t rule) const noexcept { return results_[rule]; }
+  void prefetch_result(uint32_t rule) const noexcept { __builtin_prefetch(&results_[rule]); }
 
  private:
-  static constexpr uint32_t kFree = kNoId;
-  struct Rule {
-    uint32_t left, right;
-    Merge merge;
-  };
-  static uint64_t hash_pair(uint32_t left, uint32_t right) noexcept {
-    return mix((static_cast<uint64_t>(left) << 32 | right) ^ 0xD6E8FEB86659FD93u, 0x9E3779B97F4A7C15u);
-  }
+  static constexpr uint64_t kFree = ~uint64_t{0};
+  static uint64_t key_of(uint32_t left, uint32_t right) noexcept { return static_cast<uint64_t>(left) << 20 | right; }
+  size_t home_of(uint64_t key) const noexcept { return mix(key ^ 0xD6E8FEB86659FD93u, 0x9E3779B97F4A7C15u) & mask_; }
 
-  Table<uint32_t> slots_;
-  Table<Rule> rules_;
+  Table<uint64_t> slots_;
+  Table<uint32_t> results_, ranks_;  // by rule
   size_t mask_ = 0;
+  bool by_rank_ = false;  // no two ranks are equal
 };
 
 }  // namespace llmcore

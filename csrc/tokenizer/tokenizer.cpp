@@ -129,6 +129,7 @@ void Tokenizer::encode_plain(const View& view, Output& out) const {
   for (size_t at = 0; at < view.text.size();) {
     const std::string_view rest = view.text.substr(at);
     state.batch.next(spec_.stages, rest);
+    bpe_.refine(rest.data(), state.batch.ends, state.finer);
     if (!out.spans) bpe_.encode_pieces(rest.data(), state.batch.ends, view.readable_end, state, out.ids);
     size_t begin = 0;
     for (size_t i = 0; out.spans && i < state.batch.ends.size(); ++i) {

@@ -1,0 +1,200 @@
+// Merging the symbols of one piece (class Bpe; bpe.cpp builds the tables and looks pieces up).
+
+#include <algorithm>
+#include <functional>
+
+#include "base/error.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/unicode.h"
+
+namespace llmcore {
+namespace {
+
+// Symbols that the quadratic merge takes at most, and bytes up to which it beats cutting the piece into parts (measured
+// with random letters).
+constexpr size_t kFewSymbols = 256;
+constexpr size_t kShortPiece = 96;
+// Bytes of a part: a power of two, as are the longest tokens of one repeated character.
+constexpr size_t kPartBytes = 64;
+static_assert(kPartBytes <= EncodeState::kLongBytes && kPartBytes <= kShortPiece);
+
+}  // namespace
+
+/// Writes the symbols of a piece before any merge, at most one per byte, and returns how many there are.
+size_t Bpe::start_symbols(std::string_view piece, Symbol* symbols) const {
+  if (spec_.characters) return start_characters(piece, symbols);
+  for (size_t i = 0; i < piece.size(); ++i) {
+    const uint8_t byte = static_cast<uint8_t>(piece[i]);
+    if (byte_symbols_[byte] == kNoId) throw TokenizerError("tokenizer: no token for byte " + std::to_string(byte));
+    symbols[i] = {byte_symbols_[byte], 1};
+  }
+  return piece.size();
+}
+
+size_t Bpe::start_characters(std::string_view piece, Symbol* symbols) const {
+  size_t n = 0;
+  for (size_t i = 0; i < piece.size();) {
+    const size_t len = std::min<size_t>(utf8_length(static_cast<uint8_t>(piece[i])), piece.size() - i);
+    const std::string_view one = piece.substr(i, len);
+    const uint32_t id = len == 1 ? byte_symbols_[static_cast<uint8_t>(piece[i])] : words_.find(one, piece.size() - i);
+    const auto byte_id = [&](char c) { return spec_.byte_ids[static_cast<uint8_t>(c)]; };
+    if (id != kNoId && id != spec_.unk_id) {
+      symbols[n++] = {id, static_cast<uint32_t>(len)};
+    } else if (std::all_of(one.begin(), one.end(), [&](char c) { return byte_id(c) != kNoId; })) {
+      for (const char c : one) symbols[n++] = {byte_id(c), 1};
+    } else if (spec_.unk_id == kNoId) {
+      throw TokenizerError("tokenizer: no token for a character, and no unknown token");
+    } else if (spec_.fuse_unk && n > 0 && symbols[n - 1].id == spec_.unk_id) {
+      symbols[n - 1].len += static_cast<uint32_t>(len);
+    } else {
+      symbols[n++] = {spec_.unk_id, static_cast<uint32_t>(len)};
+    }
+    i += len;
+  }
+  return n;
+}
+
+void Bpe::merge(std::string_view piece, EncodeState& state) const {
+  if (piece.size() > kShortPiece && !bytes_merge_ && merge_parts(piece, state)) return;
+  state.symbols.resize(piece.size());
+  state.symbols.resize(start_symbols(piece, state.symbols.data()));
+  if (piece.size() <= kShortPiece) {
+    merge_few(piece, state.symbols);
+  } else {
+    merge_heap(state);
+  }
+}
+
+void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const {
+  const auto run = [&](auto merger) {
+    std::copy(symbols.begin(), symbols.end(), merger.symbols);
+    merger.start(pairs_, byte_pairs_, piece, symbols.size());
+    while (merger.choose(pairs_)) merger.apply(pairs_);
+    symbols.assign(merger.symbols, merger.symbols + merger.finish());
+  };
+  if (symbols.size() <= 64) {
+    run(Merger<64>());
+  } else {
+    run(Merger<kFewSymbols>());
+  }
+}
+
+/// Encodes one part of a piece, or takes it from the cache. False when it has too many symbols.
+bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const {
+  const bool cached = part.size() > kShortKeyBytes && part.size() <= EncodeState::kLongBytes;
+  const uint64_t hash = cached ? hash_text(part) : 0;
+  if (cached) {
+    const EncodeState::LongSlot& slot = state.long_slot(hash);
+    if (slot.holds(part, hash)) {
+      symbols.resize(slot.count);
+      for (size_t i = 0; i < symbols.size(); ++i) {
+        symbols[i] = {slot.ids[i], static_cast<uint32_t>(token(slot.ids[i]).size())};
+      }
+      return true;
+    }
+  }
+  symbols.resize(part.size());
+  symbols.resize(start_symbols(part, symbols.data()));
+  if (symbols.size() > kFewSymbols) return false;
+  merge_few(part, symbols);
+  if (cached) keep(state, part, hash, symbols.data(), symbols.size());
+  return true;
+}
+
+/// True when the texts of two neighbours, the second of which begins at `at`, encode to just these two.
+bool Bpe::stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const {
+  // A byte that stands for itself between characters merges with nothing; alone, it would be no character.
+  if (spec_.characters && (kind(left.id) == TokenKind::kByte || kind(right.id) == TokenKind::kByte)) return true;
+  if (pairs_.find(left.id, right.id) != PairTable::kNoRule) return false;
+  const std::string_view both = piece.substr(at - left.len, size_t{left.len} + right.len);
+  if (!encode_part(both, state, state.pair)) return false;
+  return state.pair.size() == 2 && state.pair[0].id == left.id && state.pair[1].id == right.id &&
+         state.pair[0].len == left.len;
+}
+
+// Symbols are the encoding of a text exactly when every two neighbours are the encoding of their own text: the first
+// merge across a border would be made in the text of the two as well, where the same has been merged until then. So a
+// long piece is encoded part by part. Where the neighbours at a seam don't stay apart, they are encoded together, with
+// more of either side until they do. Returns false when that becomes too much work.
+bool Bpe::merge_parts(std::string_view piece, EncodeState& state) const {
+  std::vector<Symbol>& out = state.joined;
+  std::vector<Symbol>& part = state.part;
+  std::vector<Symbol>& middle = state.middle;
+  size_t budget = 4 * piece.size();
+  out.clear();
+  for (size_t at = 0; at < piece.size();) {
+    size_t end = std::min(at + kPartBytes, piece.size());
+    while (end < piece.size() && end > at + 1 && (static_cast<uint8_t>(piece[end]) & 0xC0) == 0x80) --end;
+    if (!encode_part(piece.substr(at, end - at), state, part)) return false;
+    size_t used = 0;  // symbols of the part that went into the middle
+    if (!out.empty() && !stay_apart(piece, at, out.back(), part.front(), state)) {
+      size_t from = at - out.back().len, to = at + part.front().len;
+      out.pop_back();
+      used = 1;
+      while (true) {
+        if (to - from > budget || !encode_part(piece.substr(from, to - from), state, middle)) return false;
+        budget -= to - from;
+        if (!out.empty() && !stay_apart(piece, from, out.back(), middle.front(), state)) {
+          from -= out.back().len;
+          out.pop_back();
+          continue;
+        }
+        if (used == part.size() || stay_apart(piece, to, middle.back(), part[used], state)) break;
+        // All but the last of the middle is settled.
+        for (size_t i = 0; i + 1 < middle.size(); ++i) from += middle[i].len;
+        out.insert(out.end(), middle.begin(), middle.end() - 1);
+        to += part[used++].len;
+      }
+      out.insert(out.end(), middle.begin(), middle.end());
+    }
+    out.insert(out.end(), part.begin() + static_cast<std::ptrdiff_t>(used), part.end());
+    at = end;
+  }
+  state.symbols.swap(out);
+  return true;
+}
+
+// A doubly linked list of symbols and a heap of (rank, position). An entry is stale when its position was swallowed or
+// has another rule by now; stale entries are skipped as they come up.
+void Bpe::merge_heap(EncodeState& state) const {
+  std::vector<Symbol>& s = state.symbols;
+  const uint32_t n = static_cast<uint32_t>(s.size());
+  if (s.size() >= kNoId) throw LimitError("tokenizer: a piece of text is too long");
+  std::vector<uint32_t>& rule = state.rules;
+  rule.assign(n, PairTable::kNoRule);
+  state.prev.resize(n);
+  state.next.resize(n);
+  state.heap.clear();
+  const auto entry = [&](uint32_t i) { return static_cast<uint64_t>(pairs_.order(rule[i])) << 32 | i; };
+  for (uint32_t i = 0; i < n; ++i) {
+    state.prev[i] = i - 1;
+    state.next[i] = i + 1;
+    if (i + 1 == n) break;
+    rule[i] = pairs_.find(s[i].id, s[i + 1].id);
+    if (rule[i] != PairTable::kNoRule) state.heap.push_back(entry(i));
+  }
+  std::make_heap(state.heap.begin(), state.heap.end(), std::greater<>());
+  const auto update = [&](uint32_t i, uint32_t right) {
+    rule[i] = right < n ? pairs_.find(s[i].id, s[right].id) : PairTable::kNoRule;
+    if (rule[i] == PairTable::kNoRule) return;
+    state.heap.push_back(entry(i));
+    std::push_heap(state.heap.begin(), state.heap.end(), std::greater<>());
+  };
+  while (!state.heap.empty()) {
+    const uint64_t top = state.heap.front();
+    std::pop_heap(state.heap.begin(), state.heap.end(), std::greater<>());
+    state.heap.pop_back();
+    const uint32_t i = static_cast<uint32_t>(top);
+    if (s[i].len == 0 || rule[i] == PairTable::kNoRule || pairs_.order(rule[i]) != top >> 32) continue;
+    const uint32_t j = state.next[i], after = state.next[j];
+    s[i] = {pairs_.result(rule[i]), s[i].len + s[j].len};
+    s[j].len = 0;
+    state.next[i] = after;
+    if (after < n) state.prev[after] = i;
+    if (i > 0) update(state.prev[i], i);
+    update(i, after);
+  }
+  s.erase(std::remove_if(s.begin(), s.end(), [](const Symbol& x) { return x.len == 0; }), s.end());
+}
+
+}  // namespace llmcore
