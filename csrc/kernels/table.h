@@ -9,7 +9,7 @@ namespace llmcore {
 constexpr int kPanelRows = 16;      // weight rows that are interleaved, one per vector lane
 constexpr int kPageTokens = 16;     // tokens of a KV page, one per vector lane
 constexpr int kSplitTokens = 256;   // attention is split here, whatever the batch or thread count
-constexpr int kMaxQueryBlock = 64;  // query rows that share one reading of the keys
+constexpr int kMaxQueryBlock = 96;  // query rows that share one reading of the keys
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
 enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNumWeightFormats };
@@ -63,7 +63,8 @@ struct AttentionArgs {
   const int32_t* block_table;  // page numbers of the sequence, from its first token
   const uint8_t* keys;         // pages of this layer and head
   const uint8_t* values;
-  int64_t key_page_stride;  // bytes from a page to the next
+  const uint8_t* next_keys;  // of the head that this thread goes on with, if over the same pages; else null
+  int64_t key_page_stride;   // bytes from a page to the next
   int64_t value_page_stride;
   float* scratch;  // attention_scratch_floats(rows, head_dim)
   float* outputs;  // [rows][head_dim padded to 16], not yet divided by the sum
@@ -71,9 +72,12 @@ struct AttentionArgs {
   float* sums;     // [rows]; 0 then
 };
 
-/// Scores of all rows, and one page as float32.
+constexpr int kScoreStride = kSplitTokens + 16;  // of a row's scores: rows that lie one cache set apart
+constexpr int kTilePages = 4;                    // pages whose values are added together for many rows
+
+/// Scores of all rows, and some pages as float32.
 constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
-  return rows * kSplitTokens + (head_dim + 15) / 16 * 16 * kPageTokens;
+  return rows * kScoreStride + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
 }
 
 struct KernelTable {

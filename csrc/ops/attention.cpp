@@ -99,7 +99,7 @@ void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values,
 namespace {
 
 // A call with fewer blocks than this for each thread gives the splits of a block to different threads.
-constexpr int64_t kBlocksPerThread = 4;
+constexpr int64_t kBlocksPerThread = 16;
 
 // Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of one KV head.
 struct Block {
@@ -202,20 +202,20 @@ class PagedAttention {
     const int64_t total = part_stride_ ? blocks_ * parts_ : blocks_;
     std::atomic<int64_t> next{0};
     Interruption interruption(context_.poll);
-    // Handed out one by one: costs differ, and which thread takes one doesn't show in the result.
+    // Handed out one by one: costs differ, and which thread takes one doesn't show in the result. Shared parts are
+    // taken one early, so that the keys of the next can be asked for.
+    const bool early = part_stride_ && total >= 4 * context_.pool.size();
     const auto work = [&](int thread, int) {
       float* memory = ws_.buffer_.as<float>() + thread * ws_.thread_floats_;
-      int64_t s = 0, before = 0;
-      for (int64_t i = next++; i < total && interruption.go_on(thread); i = next++) {
-        const int64_t block = part_stride_ ? i / parts_ : i;
-        while (block - before >= blocking_.blocks(slices_[s])) before += blocking_.blocks(slices_[s++]);
-        const Block b = blocking_.block(slices_[s], block - before);
-        const Rows rows = rows_of(b);
+      Place place = find(next++, {});
+      while (place.item < total && interruption.go_on(thread)) {
+        Place following = early ? find(next++, place) : Place{total};
         if (part_stride_) {
-          share_block(b, rows, block, i % parts_, memory);
+          share_block(place, following, memory);
         } else {
-          run_block(b, rows, memory);
+          run_block(place.block, memory);
         }
+        place = early ? following : find(next++, place);
       }
     };
     if (total <= 1) {
@@ -226,6 +226,28 @@ class PagedAttention {
   }
 
  private:
+  // Where an item is: its block, which is number `index` of all, and its part of that. Shared parts are taken part by
+  // part, so that the heads of a page are read one after another.
+  struct Place {
+    int64_t item = 0, slice = 0, before = 0, index = 0, part = 0;
+    Block block{};
+  };
+  Place find(int64_t item, Place from) const {
+    Place p{item};
+    if (item >= (part_stride_ ? blocks_ * parts_ : blocks_)) return p;
+    p.index = part_stride_ ? item % blocks_ : item;
+    p.part = part_stride_ ? item / blocks_ : 0;
+    if (p.index >= from.before) {
+      p.slice = from.slice;
+      p.before = from.before;
+    }
+    while (p.index - p.before >= blocking_.blocks(slices_[p.slice])) {
+      p.before += blocking_.blocks(slices_[p.slice++]);
+    }
+    p.block = blocking_.block(slices_[p.slice], p.index - p.before);
+    return p;
+  }
+
   // Outputs of one part of a block, [row][padded], with maxima and sums behind.
   struct Part {
     float *outputs, *maxima, *sums;
@@ -235,7 +257,7 @@ class PagedAttention {
 
   // With few blocks their parts are shared out, as far as there is room for the results of all.
   void plan_sharing(int64_t count) {
-    if (context_.pool.size() == 1 || blocks_ >= ws_.max_shared_blocks_) return;
+    if (blocks_ >= ws_.max_shared_blocks_) return;
     int64_t rows = 0;
     for (int64_t s = 0; s < count; ++s) {
       for (int64_t i = 0; i < blocking_.blocks(slices_[s]); ++i) {
@@ -261,7 +283,8 @@ class PagedAttention {
     return rows;
   }
 
-  void run_part(const Block& b, const Rows& rows, int64_t index, float* scratch, const Part& part) const {
+  void run_part(const Block& b, const Rows& rows, int64_t index, const uint8_t* next_keys, float* scratch,
+                const Part& part) const {
     const bool kept = index < rows.kept_parts;
     const int64_t split = kept ? index : rows.first_split + index - rows.kept_parts;
     AttentionArgs a{};
@@ -279,6 +302,7 @@ class PagedAttention {
     // Each page holds the heads one after another; the kernel sees the pages of one head.
     a.keys = keys_ + b.kv_head * layout_.key_head_bytes();
     a.values = values_ + b.kv_head * layout_.value_head_bytes();
+    a.next_keys = next_keys;
     a.key_page_stride = layout_.key_page_bytes();
     a.value_page_stride = layout_.value_page_bytes();
     a.scratch = scratch;
@@ -312,28 +336,35 @@ class PagedAttention {
   }
 
   // One thread does all parts of a block.
-  void run_block(const Block& b, const Rows& rows, float* memory) const {
+  void run_block(const Block& b, float* memory) const {
+    const Rows rows = rows_of(b);
     const int64_t results = rows.count * (ws_.padded_ + 2);
     const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) {
-      run_part(b, rows, i, memory + 2 * results, part);
+      run_part(b, rows, i, nullptr, memory + 2 * results, part);
       fold(rows, part, state);
     }
     finish(b, state);
   }
 
   // One part of a block; whoever ends the block's last part folds them all, in order.
-  void share_block(const Block& b, const Rows& rows, int64_t block, int64_t index, float* memory) const {
+  void share_block(const Place& p, const Place& following, float* memory) const {
+    const Rows rows = rows_of(p.block);
     const int64_t results = rows.count * (ws_.padded_ + 2);
-    float* shared = ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + block * parts_ * part_stride_;
+    float* shared =
+        ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + p.index * parts_ * part_stride_;
     const auto part = [&](int64_t i) { return Part(shared + i * part_stride_, rows.count, ws_.padded_); };
-    if (index < rows.parts) run_part(b, rows, index, memory + results, part(index));
-    if (ws_.left_[block].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    if (p.part < rows.parts) {
+      const bool same_pages = following.block.slice == p.block.slice && following.part == p.part;
+      const uint8_t* next_keys = same_pages ? keys_ + following.block.kv_head * layout_.key_head_bytes() : nullptr;
+      run_part(p.block, rows, p.part, next_keys, memory + results, part(p.part));
+    }
+    if (ws_.left_[p.index].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Part state(memory, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) fold(rows, part(i), state);
-    finish(b, state);
+    finish(p.block, state);
   }
 
   const Context& context_;

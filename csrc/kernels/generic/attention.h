@@ -115,34 +115,76 @@ void store_value_kernel(const float* value, int64_t head_dim, int lane, uint8_t*
   }
 }
 
-// The work on one split: where its pages are, and which of its tokens, counted from token_begin, each row sees.
-struct Split {
-  const llmcore::AttentionArgs& a;
-  int64_t pages;  // of the split
-  int64_t key_lines, value_lines;
-  int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
+using llmcore::kScoreStride;
+using llmcore::kTilePages;
 
-  const uint8_t* page(const uint8_t* base, int64_t stride, int64_t index) const {
-    return base + a.block_table[a.token_begin / 16 + index] * stride;
-  }
-  const uint8_t* keys(int64_t index) const { return page(a.keys, a.key_page_stride, index); }
-  const uint8_t* values(int64_t index) const { return page(a.values, a.value_page_stride, index); }
+// Rows that are worked on together, and which tokens of the split they see, counted from its first: some of them
+// [first, last), all of them [begin, end).
+struct RowGroup {
+  int row, count;
+  int first, last, begin, end;
 };
 
-// What is read soon: the lines of the page two pages on, while this one is worked on.
-constexpr int64_t kPagesAhead = 2;
+// The work on one split: where its pages are, and which of its tokens each row sees.
+struct Split {
+  const llmcore::AttentionArgs& a;
+  int64_t padded;  // head_dim
+  float* scores;   // [row][kScoreStride]
+  int groups;
+  int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
+  RowGroup group[llmcore::kMaxQueryBlock];
 
-template <class Kv>
-LLMCORE_INLINE void prefetch_line(const uint8_t* ahead, int64_t line) {
-  constexpr int kLines = 64 / Kv::kLineBytes;
-  if (line % kLines == 0) prefetch(ahead + line * Kv::kLineBytes);
+  int64_t page_number(int64_t index) const { return a.block_table[a.token_begin / 16 + index]; }
+  const uint8_t* keys(int64_t index) const { return a.keys + page_number(index) * a.key_page_stride; }
+  const uint8_t* values(int64_t index) const { return a.values + page_number(index) * a.value_page_stride; }
+};
+
+// How many of n rows to take next: as many as registers hold, but no less than four while there are four.
+LLMCORE_INLINE int rows_to_take(int n) {
+  constexpr int R = kAttentionRows;
+  if (n >= R && (R <= 4 || n == R || n >= R + 4)) return R;
+  return n >= 4 && R > 4 ? 4 : n >= 2 && R > 2 ? 2 : 1;
+}
+
+LLMCORE_INLINE void find_groups(Split& s) {
+  const llmcore::AttentionArgs& a = s.a;
+  for (int r = 0; r < a.rows; ++r) {
+    const int64_t begin = a.begins[r] > a.token_begin ? a.begins[r] : a.token_begin;
+    const int64_t end = a.ends[r] < a.token_end ? a.ends[r] : a.token_end;
+    s.begins[r] = static_cast<int16_t>(begin < end ? begin - a.token_begin : 0);
+    s.ends[r] = static_cast<int16_t>(begin < end ? end - a.token_begin : 0);
+  }
+  s.groups = 0;
+  for (int row = 0; row < a.rows;) {
+    RowGroup g{row, rows_to_take(a.rows - row), llmcore::kSplitTokens, 0, 0, llmcore::kSplitTokens};
+    for (int r = row; r < row + g.count; ++r) {
+      const int begin = s.begins[r], end = s.ends[r];
+      if (begin < end) {
+        g.first = begin < g.first ? begin : g.first;
+        g.last = end > g.last ? end : g.last;
+      }
+      g.begin = begin > g.begin ? begin : g.begin;
+      g.end = end < g.end ? end : g.end;
+    }
+    row += g.count;
+    s.group[s.groups++] = g;
+  }
+}
+
+// Calls function.template operator()<R>() with R = rows.
+template <int R, class Function>
+LLMCORE_INLINE void with_rows(int rows, Function&& function) {
+  if constexpr (R > 1) {
+    if (rows != R) return with_rows<(R > 4 ? 4 : R / 2)>(rows, function);
+  }
+  function.template operator()<R>();
 }
 
 // scores[r][16 tokens of one page] = q[r] . k, times the tokens' scales where there are any.
 template <class Kv, int R>
-LLMCORE_INLINE void score_page(const float* const* queries, const uint8_t* keys, const float* scales, int64_t head_dim,
-                               float* scores, const uint8_t* ahead) {
-  constexpr int kUnroll = 64 / Kv::kLineBytes;
+void score_page(const float* const* queries, const uint8_t* keys, const float* scales, int64_t head_dim, float* scores,
+                const uint8_t* ahead) noexcept {
+  constexpr int kLines = 64 / Kv::kLineBytes, kUnroll = kLines > 4 ? kLines : 4;
   F32x16 acc[R];
   const float* q[R];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
@@ -151,8 +193,8 @@ LLMCORE_INLINE void score_page(const float* const* queries, const uint8_t* keys,
   }
   int64_t d = 0;
   for (; d + kUnroll <= head_dim; d += kUnroll) {
-    prefetch(ahead + d * Kv::kLineBytes);
     _Pragma("GCC unroll 8") for (int j = 0; j < kUnroll; ++j) {
+      if (j % kLines == 0 && ahead) prefetch(ahead + (d + j) * Kv::kLineBytes);
       const F32x16 k = Kv::load_line(keys + (d + j) * Kv::kLineBytes);
       _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][d + j]), k, acc[r]);
     }
@@ -162,100 +204,81 @@ LLMCORE_INLINE void score_page(const float* const* queries, const uint8_t* keys,
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][d]), k, acc[r]);
   }
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    store(scores + r * llmcore::kSplitTokens, scales ? mul(acc[r], load(scales)) : acc[r]);
+    store(scores + r * kScoreStride, scales ? mul(acc[r], load(scales)) : acc[r]);
   }
 }
 
-// Adds tokens [begin, end) of a page to DB blocks of 16 outputs of R rows.
+// Adds `tokens` tokens, whose values lie row_bytes apart, to DB blocks of 16 outputs of R rows.
 template <class Kv, int R, int DB>
-LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int64_t row_bytes, int begin, int end,
+LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int64_t row_bytes, int tokens,
                                F32x16 (&acc)[R][DB]) {
-  for (int t = begin; t < end; ++t) {
+  const auto add_token = [&](int t) {
     F32x16 value[DB];
     _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) {
       value[b] = Kv::load_line(values + t * row_bytes + b * Kv::kLineBytes);
     }
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      const F32x16 weight = set1(weights[r * llmcore::kSplitTokens + t]);
+      const F32x16 weight = set1(weights[r * kScoreStride + t]);
       _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) acc[r][b] = fma(weight, value[b], acc[r][b]);
     }
+  };
+  int t = 0;
+  for (; t + 4 <= tokens; t += 4) {
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i) add_token(t + i);
   }
+  for (; t < tokens; ++t) add_token(t);
 }
 
-template <int R, int DB>
-LLMCORE_INLINE void load_outputs(const float* outputs, int64_t stride, F32x16 (&acc)[R][DB]) {
-  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) acc[r][b] = load(outputs + r * stride + 16 * b);
-  }
-}
-template <int R, int DB>
-LLMCORE_INLINE void store_outputs(float* outputs, int64_t stride, const F32x16 (&acc)[R][DB]) {
-  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) store(outputs + r * stride + 16 * b, acc[r][b]);
-  }
-}
-
-// Adds tokens [begin, end) of a page to all outputs of R rows, all of which see these tokens.
+// The same for all outputs. `ahead`, if not null, is a page to prefetch.
 template <class Kv, int R>
-LLMCORE_INLINE void add_page(const float* weights, const uint8_t* values, int64_t padded, int begin, int end,
-                             float* outputs, const uint8_t* ahead) {
+void add_values(const float* weights, const uint8_t* values, int64_t padded, int tokens, float* outputs,
+                const uint8_t* ahead) noexcept {
   constexpr int DB = R <= 1 ? 4 : R <= 2 ? 2 : 1;
   const int64_t row_bytes = padded / 16 * Kv::kLineBytes;
-  int64_t d = 0;
-  for (; d + 16 * DB <= padded; d += 16 * DB) {
-    // Each of the padded / 16 blocks asks for its 16 lines of the page ahead.
-    _Pragma("GCC unroll 64") for (int i = 0; i < 16 * DB; ++i) prefetch_line<Kv>(ahead + d * Kv::kLineBytes, i);
-    F32x16 acc[R][DB];
-    load_outputs<R, DB>(outputs + d, padded, acc);
-    const uint8_t* v = values + d / 16 * Kv::kLineBytes;
-    if (begin == 0 && end == 16) {
-      add_tokens<Kv, R, DB>(weights, v, row_bytes, 0, 16, acc);
-    } else {
-      add_tokens<Kv, R, DB>(weights, v, row_bytes, begin, end, acc);
+  const auto add_blocks = [&]<int kBlocks>(int64_t d) {
+    if (ahead) {  // each of the padded / 16 blocks asks for 16 lines of it
+      _Pragma("GCC unroll 16") for (int i = 0; i < 16 * kBlocks; i += 64 / Kv::kLineBytes) {
+        prefetch(ahead + (d + i) * Kv::kLineBytes);
+      }
     }
-    store_outputs<R, DB>(outputs + d, padded, acc);
-  }
-  if constexpr (DB > 1) {
-    for (; d < padded; d += 16) {
-      F32x16 acc[R][1];
-      load_outputs<R, 1>(outputs + d, padded, acc);
-      add_tokens<Kv, R, 1>(weights, values + d / 16 * Kv::kLineBytes, row_bytes, begin, end, acc);
-      store_outputs<R, 1>(outputs + d, padded, acc);
+    F32x16 acc[R][kBlocks];
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+      _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) acc[r][b] = load(outputs + r * padded + d + 16 * b);
     }
-  }
-}
-
-// A row sums over just the tokens it sees: those all R rows see are added together, the others row by row, so that no
-// row's result depends on the rows beside it.
-template <class Kv, int R>
-LLMCORE_INLINE void value_page(const Split& s, int row, int64_t page, const float* scores, const uint8_t* values,
-                               const uint8_t* ahead) {
-  const int64_t padded = padded_dim(s.a.head_dim);
-  const int origin = static_cast<int>(page * 16);
-  int begin = 0, end = 16, first = 16, last = 0;
-  for (int r = 0; r < R; ++r) {
-    const int from = s.begins[row + r] - origin, to = s.ends[row + r] - origin;
-    begin = from > begin ? from : begin;
-    end = to < end ? to : end;
-    first = from < first ? from : first;
-    last = to > last ? to : last;
-  }
-  if (first >= 16 || last <= 0) return;
-  const float* weights = scores + row * llmcore::kSplitTokens + origin;
-  float* outputs = s.a.outputs + row * padded;
-  if (begin == 0 && end == 16) return add_page<Kv, R>(weights, values, padded, 0, 16, outputs, ahead);
-  const bool shared = begin < end;
-  const auto one_row = [&](int r, int low, int high) {
-    const int from = s.begins[row + r] - origin > low ? s.begins[row + r] - origin : low;
-    const int to = s.ends[row + r] - origin < high ? s.ends[row + r] - origin : high;
-    if (from < to) {
-      add_page<Kv, 1>(weights + r * llmcore::kSplitTokens, values, padded, from, to, outputs + r * padded, ahead);
+    add_tokens<Kv, R, kBlocks>(weights, values + d / 16 * Kv::kLineBytes, row_bytes, tokens, acc);
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+      _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) store(outputs + r * padded + d + 16 * b, acc[r][b]);
     }
   };
-  for (int r = 0; r < R; ++r) one_row(r, 0, shared ? begin : 16);
+  int64_t d = 0;
+  for (; d + 16 * DB <= padded; d += 16 * DB) add_blocks.template operator()<DB>(d);
+  for (; d < padded; d += 16) add_blocks.template operator()<1>(d);
+}
+
+// Adds tokens [from, to) of the split, whose first value is at `values`, to the outputs of a group. A row sums over
+// just the tokens it sees: those all rows see are added together, the others row by row, so that no row's result
+// depends on the rows beside it.
+template <class Kv>
+LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const uint8_t* values,
+                                 const uint8_t* ahead) {
+  if (from >= g.last || to <= g.first) return;
+  const int64_t row_bytes = s.padded / 16 * Kv::kLineBytes;
+  const auto add = [&]<int R>(int row, int begin, int end) {
+    add_values<Kv, R>(s.scores + row * kScoreStride + begin, values + (begin - from) * row_bytes, s.padded, end - begin,
+                      s.a.outputs + row * s.padded, ahead);
+  };
+  const int begin = g.begin > from ? g.begin : from, end = g.end < to ? g.end : to;
+  const bool shared = begin < end;
+  const auto one_by_one = [&](int low, int high) {
+    for (int row = g.row; row < g.row + g.count; ++row) {
+      const int first = s.begins[row] > low ? s.begins[row] : low, last = s.ends[row] < high ? s.ends[row] : high;
+      if (first < last) add.template operator()<1>(row, first, last);
+    }
+  };
+  if (!shared || begin > from) one_by_one(from, shared ? begin : to);
   if (!shared) return;
-  add_page<Kv, R>(weights, values, padded, begin, end, outputs, ahead);
-  for (int r = 0; r < R; ++r) one_row(r, end, 16);
+  with_rows<kAttentionRows>(g.count, [&]<int R>() { add.template operator()<R>(g.row, begin, end); });
+  if (end < to) one_by_one(end, to);
 }
 
 // Turns a row's scores into weights e^(score - max), zero where the row does not see, and notes max and sum. Where
@@ -280,6 +303,7 @@ LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
       store(scores + t, fma(slope, abs(add(load(kLane), offset)), load(scores + t)));
     }
   }
+  // What isn't seen gets a score of -infinity. The rest of the pass is the same for all lanes.
   const F32x16 lowest = set1(-__builtin_inff());
   F32x16 top = lowest;
   for (int t = first; t < end; t += 16) {
@@ -287,101 +311,97 @@ LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
     if (t < begin || t + 16 > end) score = select(lanes(begin - t, end - t), score, lowest);
     top = max(top, score);
   }
-  const float maximum = reduce_max(top);
+  const F32x16 maximum = set1(reduce_max(top));
   F32x16 total = set1(0.0f);
   for (int t = first; t < end; t += 16) {
-    F32x16 weight = exp16(sub(load(scores + t), set1(maximum)));
+    F32x16 weight = exp16_nonpositive(sub(load(scores + t), maximum));
     if (t < begin || t + 16 > end) weight = select(lanes(begin - t, end - t), weight, set1(0.0f));
     total = add(total, weight);
     if constexpr (Kv::kScaled) {
-      const uint8_t* scales = s.values(t / 16) + s.value_lines * Kv::kLineBytes;
+      const uint8_t* scales = s.values(t / 16) + s.padded * Kv::kLineBytes;
       weight = mul(weight, load(reinterpret_cast<const float*>(scales)));
     }
     store(scores + t, weight);
   }
-  a.maxima[row] = maximum;
+  float lane[16];
+  store(lane, maximum);
+  a.maxima[row] = lane[0];
   a.sums[row] = reduce_add(total);
-}
-
-template <class Kv, int R>
-void score_rows(const Split& s, int row, int64_t page, const uint8_t* keys, const float* scales, float* scores,
-                const uint8_t* ahead) noexcept {
-  const int origin = static_cast<int>(page * 16);
-  for (; s.a.rows - row >= R; row += R) {
-    bool seen = false;
-    for (int r = 0; r < R; ++r) seen |= s.begins[row + r] < origin + 16 && s.ends[row + r] > origin;
-    if (!seen) continue;
-    score_page<Kv, R>(s.a.queries + row, keys, scales, s.a.head_dim, scores + row * llmcore::kSplitTokens + origin,
-                      ahead);
-  }
-  if constexpr (R > 1) {
-    if (row < s.a.rows) score_rows<Kv, (R > 4 ? 4 : R / 2)>(s, row, page, keys, scales, scores, ahead);
-  }
-}
-
-template <class Kv, int R>
-void value_rows(const Split& s, int row, int64_t page, const float* scores, const uint8_t* values,
-                const uint8_t* ahead) noexcept {
-  for (; s.a.rows - row >= R; row += R) value_page<Kv, R>(s, row, page, scores, values, ahead);
-  if constexpr (R > 1) {
-    if (row < s.a.rows) value_rows<Kv, (R > 4 ? 4 : R / 2)>(s, row, page, scores, values, ahead);
-  }
 }
 
 // Lines as float32, for rows enough that converting them anew for every few would cost more.
 template <class Kv>
-LLMCORE_INLINE const uint8_t* as_float32(const uint8_t* lines, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) store(out + i * 16, Kv::load_line(lines + i * Kv::kLineBytes));
-  return reinterpret_cast<const uint8_t*>(out);
+LLMCORE_INLINE void convert(const uint8_t* lines, int64_t count, float* out, const uint8_t* ahead) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (i % (64 / Kv::kLineBytes) == 0) prefetch(ahead + i * Kv::kLineBytes);
+    store(out + i * 16, Kv::load_line(lines + i * Kv::kLineBytes));
+  }
 }
 
+// What a split reads is a stream of pages: its keys, its values, then the keys of the next head. Prefetches run this
+// far ahead of the work; during the softmax, which reads nothing, they gain the difference.
+constexpr int64_t kAheadOfKeys = 3, kAheadOfValues = 6;
+
+// `many` rows: pages are converted once for all groups, values of several pages at a time.
 template <class Kv>
 void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
-  const int64_t padded = padded_dim(a.head_dim);
-  Split s{a, 0, a.head_dim, padded, {}, {}};
+  Split s{a, padded_dim(a.head_dim), a.scratch, 0, {}, {}, {}};
+  find_groups(s);
   int first = llmcore::kSplitTokens, last = 0;
-  for (int r = 0; r < a.rows; ++r) {
-    const int64_t begin = a.begins[r] > a.token_begin ? a.begins[r] : a.token_begin;
-    const int64_t end = a.ends[r] < a.token_end ? a.ends[r] : a.token_end;
-    s.begins[r] = static_cast<int16_t>(begin < end ? begin - a.token_begin : 0);
-    s.ends[r] = static_cast<int16_t>(begin < end ? end - a.token_begin : 0);
-    if (begin >= end) continue;
-    first = s.begins[r] < first ? s.begins[r] : first;
-    last = s.ends[r] > last ? s.ends[r] : last;
+  for (int i = 0; i < s.groups; ++i) {
+    first = s.group[i].first < first ? s.group[i].first : first;
+    last = s.group[i].last > last ? s.group[i].last : last;
   }
-  for (int64_t i = 0; i < a.rows * padded; i += 16) store(a.outputs + i, set1(0.0f));
-  const int64_t page_begin = first / 16, page_end = (last + 15) / 16;
-  // The pages of keys, then those of values, as one stream to prefetch.
-  const auto ahead = [&](bool values, int64_t page) {
-    int64_t next = page + kPagesAhead;
-    if (!values) {
-      if (next < page_end) return s.keys(next);
-      next = page_begin + (next - page_end);
-    }
-    return next < page_end ? s.values(next) : s.values(page);
+  for (int64_t i = 0; i < a.rows * s.padded; i += 16) store(a.outputs + i, set1(0.0f));
+  const int64_t page_begin = first / 16, page_end = (last + 15) / 16, pages = page_end - page_begin;
+  const auto stream = [&](int64_t i) -> const uint8_t* {
+    if (i < pages) return s.keys(page_begin + i);
+    if (i < 2 * pages) return s.values(page_begin + i - pages);
+    if (i >= 3 * pages || !a.next_keys) return s.values(page_end - 1);
+    return a.next_keys + s.page_number(page_begin + i - 2 * pages) * a.key_page_stride;
   };
-  float* scores = a.scratch;
-  float* lines = scores + a.rows * llmcore::kSplitTokens;
-  constexpr bool kPlain = Kv::kLineBytes == 64;
-  const bool many = !kPlain && a.rows > kAttentionRows;
+  float* lines = s.scores + a.rows * kScoreStride;
+  const uint8_t* converted = reinterpret_cast<const uint8_t*>(lines);
+  const bool many = Kv::kLineBytes < 64 && s.groups > 2;
+
   for (int64_t page = page_begin; page < page_end; ++page) {
-    const uint8_t *keys = s.keys(page), *next = ahead(false, page);
-    const float* scales = Kv::kScaled ? reinterpret_cast<const float*>(keys + s.key_lines * Kv::kLineBytes) : nullptr;
-    if (many) {
-      score_rows<KvF32, kAttentionRows>(s, 0, page, as_float32<Kv>(keys, s.key_lines, lines), scales, scores,
-                                        reinterpret_cast<const uint8_t*>(lines));
-    } else {
-      score_rows<Kv, kAttentionRows>(s, 0, page, keys, scales, scores, next);
+    const uint8_t *keys = s.keys(page), *ahead = stream(page - page_begin + kAheadOfKeys);
+    const float* scales = Kv::kScaled ? reinterpret_cast<const float*>(keys + a.head_dim * Kv::kLineBytes) : nullptr;
+    if (many) convert<Kv>(keys, a.head_dim, lines, ahead);
+    for (int i = 0; i < s.groups; ++i) {
+      const RowGroup& g = s.group[i];
+      if (page * 16 >= g.last || page * 16 + 16 <= g.first) continue;
+      float* scores = s.scores + g.row * kScoreStride + page * 16;
+      with_rows<kAttentionRows>(g.count, [&]<int R>() {
+        if (many) {
+          score_page<KvF32, R>(a.queries + g.row, converted, scales, a.head_dim, scores, nullptr);
+        } else {
+          score_page<Kv, R>(a.queries + g.row, keys, scales, a.head_dim, scores, ahead);
+        }
+      });
     }
   }
-  for (int r = 0; r < a.rows; ++r) softmax_split<Kv>(s, r, scores + r * llmcore::kSplitTokens);
-  for (int64_t page = page_begin; page < page_end; ++page) {
-    const uint8_t *values = s.values(page), *next = ahead(true, page);
-    if (many) {
-      value_rows<KvF32, kAttentionRows>(s, 0, page, scores, as_float32<Kv>(values, s.value_lines, lines),
-                                        reinterpret_cast<const uint8_t*>(lines));
-    } else {
-      value_rows<Kv, kAttentionRows>(s, 0, page, scores, values, next);
+  for (int r = 0; r < a.rows; ++r) {
+    const int64_t page_bytes = s.padded * Kv::kLineBytes, gained = (kAheadOfValues - kAheadOfKeys) * page_bytes;
+    for (int64_t i = gained * r / a.rows / 64 * 64; i < gained * (r + 1) / a.rows; i += 64) {
+      prefetch(stream(pages + kAheadOfKeys + i / page_bytes) + i % page_bytes);
+    }
+    softmax_split<Kv>(s, r, s.scores + r * kScoreStride);
+  }
+  const int64_t step = many ? kTilePages : 1;
+  for (int64_t page = page_begin; page < page_end; page += step) {
+    const int64_t stop = page + step < page_end ? page + step : page_end;
+    for (int64_t i = page; many && i < stop; ++i) {
+      convert<Kv>(s.values(i), s.padded, lines + (i - page) * s.padded * 16,
+                  stream(pages + i - page_begin + kAheadOfValues));
+    }
+    const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
+    for (int i = 0; i < s.groups; ++i) {
+      if (many) {
+        add_to_group<KvF32>(s, s.group[i], from, to, converted, nullptr);
+      } else {
+        add_to_group<Kv>(s, s.group[i], from, to, s.values(page), stream(pages + page - page_begin + kAheadOfValues));
+      }
     }
   }
 }

@@ -67,6 +67,24 @@ LLMCORE_INLINE F32x16 exp16(F32x16 x) {
   return select(is_nan(x), x, mul(mul(p, low), high));
 }
 
+// e^x for x <= 0, as softmax has it: exp16 without the range above; below -87.3 it stays at the least normal number.
+LLMCORE_INLINE F32x16 exp16_nonpositive(F32x16 x) {
+  const F32x16 clamped = max(set1(-87.3f), x);  // NaN stays
+  const F32x16 magic = set1(12582912.0f);
+  const F32x16 shifted = fma(clamped, set1(1.44269504088896341f), magic);
+  const F32x16 n = sub(shifted, magic);
+  F32x16 r = fma(n, set1(-0.693359375f), clamped);
+  r = fma(n, set1(2.12194440e-4f), r);
+  F32x16 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = add(fma(p, mul(r, r), r), set1(1.0f));
+  return mul(p, as_float(shift_left<23>(add(to_int(n), set1_i32(127)))));
+}
+
 // tanh x: Cephes' tanhf, an odd polynomial below 0.625 in magnitude and 1 - 2 / (e^2|x| + 1) with the sign of x above.
 LLMCORE_INLINE F32x16 tanh16(F32x16 x) {
   const F32x16 z = mul(x, x), size = abs(x);
