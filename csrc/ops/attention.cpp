@@ -167,9 +167,9 @@ struct Rows {
 
 AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t heads, int64_t head_dim, int64_t max_tokens)
     : padded_(round_up(head_dim, 16)) {
-  // A thread: scratch, the outputs of one part and the sums so far, each with maxima and sums.
+  // A thread: scratch, queries, the outputs of one part and the sums so far, both with maxima and sums.
   const int64_t rows = kMaxQueryBlock, splits = ceil_div(max_tokens, kSplitTokens) + 1;
-  thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + 2 * checked_mul(rows, padded_ + 2), 16);
+  thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + checked_mul(rows, 3 * padded_ + 4), 16);
   shared_floats_ = checked_mul(checked_mul(heads, splits), padded_ + 2);
   max_shared_blocks_ = kBlocksPerThread * context.pool.size();
   left_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(max_shared_blocks_));
@@ -337,8 +337,13 @@ class PagedAttention {
 
   // One thread does all parts of a block.
   void run_block(const Block& b, float* memory) const {
-    const Rows rows = rows_of(b);
+    Rows rows = rows_of(b);
     const int64_t results = rows.count * (ws_.padded_ + 2);
+    // Side by side: in a batch they lie a power of two apart, and would share a few cache sets.
+    for (int r = 0; r < rows.count; ++r, memory += ws_.padded_) {
+      std::copy_n(rows.queries[r], layout_.head_dim, memory);
+      rows.queries[r] = memory;
+    }
     const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) {

@@ -61,6 +61,7 @@ LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 x) {
   return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
 LLMCORE_INLINE F32x16 as_float(I32x16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+LLMCORE_INLINE I32x16 as_int(F32x16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 LLMCORE_INLINE F32x16 to_float(I32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 LLMCORE_INLINE I32x16 to_int(F32x16 x) {
   const F32x16 biased = add(x, set1(12582912.0f));

@@ -50,6 +50,7 @@ LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 a) {
   return {_mm512_srai_epi32(a.v, n)};
 }
 LLMCORE_INLINE F32x16 as_float(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+LLMCORE_INLINE I32x16 as_int(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
 LLMCORE_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 LLMCORE_INLINE I32x16 to_int(F32x16 a) {
   const __m512i biased = _mm512_castps_si512(_mm512_add_ps(a.v, _mm512_set1_ps(12582912.0f)));

@@ -210,17 +210,18 @@ void score_page(const float* const* queries, const uint8_t* keys, const float* s
 
 // Adds `tokens` tokens, whose values lie row_bytes apart, to DB blocks of 16 outputs of R rows.
 template <class Kv, int R, int DB>
-LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int64_t row_bytes, int tokens,
-                               F32x16 (&acc)[R][DB]) {
+LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int64_t row_bytes, int64_t block_bytes,
+                               int tokens, F32x16 (&acc)[R][DB]) {
+  const float* w[R];
+  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) w[r] = weights + r * kScoreStride;
   const auto add_token = [&](int t) {
     F32x16 value[DB];
-    _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) {
-      value[b] = Kv::load_line(values + t * row_bytes + b * Kv::kLineBytes);
-    }
+    _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) value[b] = Kv::load_line(values + b * block_bytes);
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      const F32x16 weight = set1(weights[r * kScoreStride + t]);
+      const F32x16 weight = set1(w[r][t]);
       _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) acc[r][b] = fma(weight, value[b], acc[r][b]);
     }
+    values += row_bytes;
   };
   int t = 0;
   for (; t + 4 <= tokens; t += 4) {
@@ -229,12 +230,18 @@ LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int6
   for (; t < tokens; ++t) add_token(t);
 }
 
+// Where values lie: a token's lines block_bytes apart, tokens row_bytes apart.
+struct ValueLines {
+  const uint8_t* first;
+  int64_t row_bytes, block_bytes;
+  LLMCORE_INLINE ValueLines from(int64_t token) const { return {first + token * row_bytes, row_bytes, block_bytes}; }
+};
+
 // The same for all outputs. `ahead`, if not null, is a page to prefetch.
 template <class Kv, int R>
-void add_values(const float* weights, const uint8_t* values, int64_t padded, int tokens, float* outputs,
+void add_values(const float* weights, const ValueLines& values, int64_t padded, int tokens, float* outputs,
                 const uint8_t* ahead) noexcept {
   constexpr int DB = R <= 1 ? 4 : R <= 2 ? 2 : 1;
-  const int64_t row_bytes = padded / 16 * Kv::kLineBytes;
   const auto add_blocks = [&]<int kBlocks>(int64_t d) {
     if (ahead) {  // each of the padded / 16 blocks asks for 16 lines of it
       _Pragma("GCC unroll 16") for (int i = 0; i < 16 * kBlocks; i += 64 / Kv::kLineBytes) {
@@ -245,7 +252,8 @@ void add_values(const float* weights, const uint8_t* values, int64_t padded, int
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
       _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) acc[r][b] = load(outputs + r * padded + d + 16 * b);
     }
-    add_tokens<Kv, R, kBlocks>(weights, values + d / 16 * Kv::kLineBytes, row_bytes, tokens, acc);
+    add_tokens<Kv, R, kBlocks>(weights, values.first + d / 16 * values.block_bytes, values.row_bytes,
+                               values.block_bytes, tokens, acc);
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
       _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) store(outputs + r * padded + d + 16 * b, acc[r][b]);
     }
@@ -259,12 +267,11 @@ void add_values(const float* weights, const uint8_t* values, int64_t padded, int
 // just the tokens it sees: those all rows see are added together, the others row by row, so that no row's result
 // depends on the rows beside it.
 template <class Kv>
-LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const uint8_t* values,
+LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const ValueLines& values,
                                  const uint8_t* ahead) {
   if (from >= g.last || to <= g.first) return;
-  const int64_t row_bytes = s.padded / 16 * Kv::kLineBytes;
   const auto add = [&]<int R>(int row, int begin, int end) {
-    add_values<Kv, R>(s.scores + row * kScoreStride + begin, values + (begin - from) * row_bytes, s.padded, end - begin,
+    add_values<Kv, R>(s.scores + row * kScoreStride + begin, values.from(begin - from), s.padded, end - begin,
                       s.a.outputs + row * s.padded, ahead);
   };
   const int begin = g.begin > from ? g.begin : from, end = g.end < to ? g.end : to;
@@ -329,12 +336,16 @@ LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
   a.sums[row] = reduce_add(total);
 }
 
-// Lines as float32, for rows enough that converting them anew for every few would cost more.
+// A page's lines as float32, for rows enough that converting them anew for every few would cost more: line i of token t
+// (keys: of element t) goes to out[i * stride + t * 16].
 template <class Kv>
-LLMCORE_INLINE void convert(const uint8_t* lines, int64_t count, float* out, const uint8_t* ahead) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (i % (64 / Kv::kLineBytes) == 0) prefetch(ahead + i * Kv::kLineBytes);
-    store(out + i * 16, Kv::load_line(lines + i * Kv::kLineBytes));
+LLMCORE_INLINE void convert(const uint8_t* page, int64_t tokens, int64_t lines, float* out, int64_t stride,
+                            const uint8_t* ahead) {
+  for (int64_t t = 0, n = 0; t < tokens; ++t) {
+    for (int64_t i = 0; i < lines; ++i, ++n) {
+      if (n % (64 / Kv::kLineBytes) == 0) prefetch(ahead + n * Kv::kLineBytes);
+      store(out + i * stride + t * 16, Kv::load_line(page + n * Kv::kLineBytes));
+    }
   }
 }
 
@@ -362,12 +373,12 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   };
   float* lines = s.scores + a.rows * kScoreStride;
   const uint8_t* converted = reinterpret_cast<const uint8_t*>(lines);
-  const bool many = Kv::kLineBytes < 64 && s.groups > 2;
+  const bool many = s.groups > 2;
 
   for (int64_t page = page_begin; page < page_end; ++page) {
     const uint8_t *keys = s.keys(page), *ahead = stream(page - page_begin + kAheadOfKeys);
     const float* scales = Kv::kScaled ? reinterpret_cast<const float*>(keys + a.head_dim * Kv::kLineBytes) : nullptr;
-    if (many) convert<Kv>(keys, a.head_dim, lines, ahead);
+    if (many) convert<Kv>(keys, a.head_dim, 1, lines, 0, ahead);
     for (int i = 0; i < s.groups; ++i) {
       const RowGroup& g = s.group[i];
       if (page * 16 >= g.last || page * 16 + 16 <= g.first) continue;
@@ -391,16 +402,19 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   const int64_t step = many ? kTilePages : 1;
   for (int64_t page = page_begin; page < page_end; page += step) {
     const int64_t stop = page + step < page_end ? page + step : page_end;
+    const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
+    const uint8_t* ahead = stream(pages + page - page_begin + kAheadOfValues);
+    const ValueLines stored{s.values(page), s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
+    const ValueLines tile{converted, 64, (stop - page) * 16 * 64};
     for (int64_t i = page; many && i < stop; ++i) {
-      convert<Kv>(s.values(i), s.padded, lines + (i - page) * s.padded * 16,
+      convert<Kv>(s.values(i), 16, s.padded / 16, lines + (i - page) * 256, (stop - page) * 256,
                   stream(pages + i - page_begin + kAheadOfValues));
     }
-    const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
     for (int i = 0; i < s.groups; ++i) {
       if (many) {
-        add_to_group<KvF32>(s, s.group[i], from, to, converted, nullptr);
+        add_to_group<KvF32>(s, s.group[i], from, to, tile, nullptr);
       } else {
-        add_to_group<Kv>(s, s.group[i], from, to, s.values(page), stream(pages + page - page_begin + kAheadOfValues));
+        add_to_group<Kv>(s, s.group[i], from, to, stored, ahead);
       }
     }
   }

@@ -85,6 +85,11 @@ LLMCORE_INLINE F32x16 as_float(I32x16 a) {
   LLMCORE_QUADS r.v[i] = vreinterpretq_f32_s32(a.v[i]);
   return r;
 }
+LLMCORE_INLINE I32x16 as_int(F32x16 a) {
+  I32x16 r;
+  LLMCORE_QUADS r.v[i] = vreinterpretq_s32_f32(a.v[i]);
+  return r;
+}
 LLMCORE_INLINE F32x16 to_float(I32x16 a) {
   F32x16 r;
   LLMCORE_QUADS r.v[i] = vcvtq_f32_s32(a.v[i]);

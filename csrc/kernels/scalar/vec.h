@@ -134,6 +134,11 @@ inline F32x16 as_float(I32x16 a) {
   __builtin_memcpy(r.v, a.v, 64);
   return r;
 }
+inline I32x16 as_int(F32x16 a) {
+  I32x16 r;
+  __builtin_memcpy(&r, &a, 64);
+  return r;
+}
 inline F32x16 to_float(I32x16 a) {
   F32x16 r;
   LLMCORE_LANES r.v[i] = static_cast<float>(a.v[i]);
