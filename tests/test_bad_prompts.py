@@ -20,8 +20,7 @@ from llmcore.errors import ArgumentError, ContextLengthError, LimitError, Llmcor
 CONTEXT = 64
 BRIEF = llmcore.SamplingParams(max_tokens=2, temperature=0)
 TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 )
 HELLO = [{"role": "user", "content": "x"}]
 

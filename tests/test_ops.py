@@ -273,6 +273,14 @@ def test_rope_equals_transformers(head_dim: int) -> None:
     np.testing.assert_allclose(got, expected[0].transpose(0, 1).numpy(), rtol=0, atol=8 * E * np.abs(x).max())
 
 
+def test_interleaved_rope_is_the_other_one_of_sorted_elements() -> None:
+    x, inv_freq = normal(4, 2, 40), [1.0, 0.5, 0.3, 0.1]
+    order = [0, 2, 4, 6, 1, 3, 5, 7, *range(8, 40)]
+    got = ops.rope(x, [5, 6, 7, 8], inv_freq, interleaved=True)
+    assert np.array_equal(got[..., order], ops.rope(x[..., order], [5, 6, 7, 8], inv_freq))
+    assert not np.array_equal(got, ops.rope(x, [5, 6, 7, 8], inv_freq))
+
+
 def test_rope_turns_the_first_elements_and_keeps_lengths() -> None:
     x = normal(4, 2, 64)
     got = ops.rope(x, [5, 6, 7, 8], [1.0, 0.1])

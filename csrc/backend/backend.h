@@ -82,14 +82,21 @@ class Backend {
   virtual void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
   /// y += x W^T + bias
   virtual void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
+  /// y += x, both [T, n].
+  virtual void add(const float* x, int64_t T, int64_t n, float* y) = 0;
+  /// x *= factor, n elements.
+  virtual void scale(float* x, int64_t n, float factor) = 0;
+  /// x = cap * tanh(x / cap), n elements.
+  virtual void softcap(float* x, int64_t n, float cap) = 0;
   virtual void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) = 0;
   /// Makes the cosines and sines of the tokens of this step, for attend().
   virtual void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) = 0;
-  /// Norms the heads of q and k where weights are given, rotates the first 2 * half elements of each (half 0: none),
+  /// Norms the heads of q and k where weights are given, rotates the first 2 * half elements of each (half 0: none;
+  /// element i with i + half or, interleaved, 2 i with 2 i + 1),
   /// scales q, and writes k and v into their pages. qkv: [T, (heads + 2 kv_heads) * head_dim], changed in place.
   virtual void prepare_qkv(float* qkv, int64_t T, int64_t heads, const Weight* q_norm, const Weight* k_norm, float eps,
-                           int64_t half, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
-                           Slices slices) = 0;
+                           int64_t half, bool interleaved, float scale, const KvLayout& layout, uint8_t* keys,
+                           uint8_t* values, Slices slices) = 0;
   /// out: [T, heads * head_dim]
   virtual void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys,
                       const uint8_t* values, Slices slices, const LayerAttention& layer, float* out) = 0;

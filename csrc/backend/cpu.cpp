@@ -79,6 +79,15 @@ class CpuBackend final : public Backend {
     linear(x, T, w, bias, product);
     add_rows(context_, product, T, w.rows(), w.rows(), y, w.rows());
   }
+  void add(const float* x, int64_t T, int64_t n, float* y) override { add_rows(context_, x, T, n, n, y, n); }
+  void scale(float* x, int64_t n, float factor) override {
+    pool_.parallel_for(n, 4096,
+                       [&](int64_t begin, int64_t end, int) { context_.table.scale(x + begin, factor, end - begin); });
+  }
+  void softcap(float* x, int64_t n, float cap) override {
+    pool_.parallel_for(n, 4096,
+                       [&](int64_t begin, int64_t end, int) { context_.table.softcap(x + begin, cap, end - begin); });
+  }
   void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) override {
     llmcore::activate(context_, activation, gated, x, T, gated ? 2 * n : n, n, y, n);
   }
@@ -88,18 +97,19 @@ class CpuBackend final : public Backend {
   }
 
   void prepare_qkv(float* qkv, int64_t T, int64_t heads, const Weight* q_norm, const Weight* k_norm, float eps,
-                   int64_t half, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
+                   int64_t half, bool interleaved, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
                    Slices slices) override {
     const int64_t D = layout.head_dim, stride = (heads + 2 * layout.kv_heads) * D;
     const float *cosines = tables_.as<float>(), *sines = cosines + T * half;
     const KernelTable& table = context_.table;
+    const auto rope = interleaved ? table.rope_interleaved : table.rope;
     const auto prepare = [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) {
         for (int64_t h = 0; h < heads + layout.kv_heads; ++h) {
           float* head = qkv + t * stride + h * D;
           const Weight* norm = h < heads ? q_norm : k_norm;
           if (norm) table.rms_norm(head, vector_of(norm), eps, head, D);
-          if (half) table.rope(head, cosines + t * half, sines + t * half, half);
+          if (half) rope(head, cosines + t * half, sines + t * half, half);
           if (h < heads) table.scale(head, scale, D);
         }
       }

@@ -34,6 +34,10 @@ DecoderSpec spec_from_dict(const py::dict& d) {
   s.qk_norm = d["qk_norm"].cast<bool>();
   s.rope_inv_freq = d["rope_inv_freq"].cast<std::vector<float>>();
   s.rope_attention_factor = d["rope_attention_factor"].cast<float>();
+  s.rope_interleaved = d["rope_interleaved"].cast<bool>();
+  s.embedding_scale = d["embedding_scale"].cast<float>();
+  s.post_norms = d["post_norms"].cast<bool>();
+  s.logit_softcap = d["logit_softcap"].cast<float>();
   s.learned_positions = d["learned_positions"].cast<bool>();
   s.attention_scale = d["attention_scale"].cast<float>();
   s.sliding_window = number("sliding_window");

@@ -60,7 +60,7 @@ py::array_t<float> activation_op(const FloatArray& x, const std::string& name, c
 }
 
 py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const std::vector<float>& inv_freq,
-                           const std::string& isa) {
+                           bool interleaved, const std::string& isa) {
   check_dims(x, 3, "x");
   check_dims(positions, 1, "positions");
   const int64_t T = x.shape(0), heads = x.shape(1), D = x.shape(2), half = static_cast<int64_t>(inv_freq.size());
@@ -76,7 +76,9 @@ py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const 
   rope_tables(inv_freq.data(), half, 1.0f, where, T, cosines.data(), sines.data());
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
-      table_of(isa).rope(data + (t * heads + h) * D, cosines.data() + t * half, sines.data() + t * half, half);
+      const KernelTable& table = table_of(isa);
+      const auto rope = interleaved ? table.rope_interleaved : table.rope;
+      rope(data + (t * heads + h) * D, cosines.data() + t * half, sines.data() + t * half, half);
     }
   }
   return y;
@@ -162,7 +164,8 @@ void bind_ops(py::module_& m) {
       },
       py::arg("x"), py::arg("isa") = "");
   m.def("activation", activation_op, py::arg("x"), py::arg("name"), py::arg("isa") = "");
-  m.def("rope", rope_op, py::arg("x"), py::arg("positions"), py::arg("inv_freq"), py::arg("isa") = "");
+  m.def("rope", rope_op, py::arg("x"), py::arg("positions"), py::arg("inv_freq"), py::arg("interleaved") = false,
+        py::arg("isa") = "");
   m.def("sample", sample_op, py::arg("logits"), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
         py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("position") = 0,
         py::arg("sequence") = 0);

@@ -31,6 +31,10 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
         .k_norm = s.qk_norm ? vector(p + "k_norm", s.head_dim, true) : nullptr,
         .attention_output = matrix(p + "attention_output", H, s.attention_size()),
         .attention_output_bias = vector(p + "attention_output_bias", H, false),
+        .attention_post_norm = s.post_norms ? vector(p + "attention_post_norm", H, true) : nullptr,
+        .attention_post_norm_bias = s.post_norms ? vector(p + "attention_post_norm_bias", H, false) : nullptr,
+        .mlp_post_norm = s.post_norms ? vector(p + "mlp_post_norm", H, true) : nullptr,
+        .mlp_post_norm_bias = s.post_norms ? vector(p + "mlp_post_norm_bias", H, false) : nullptr,
         .mlp_norm = vector(p + "mlp_norm", H, true),
         .mlp_norm_bias = vector(p + "mlp_norm_bias", H, false),
         .up = matrix(up, up_rows, H),
@@ -71,6 +75,7 @@ void Decoder::check_spec() const {
   }
   check_argument(s.kept_tokens >= 0, "decoder: kept_tokens must not be negative");
   check_argument(s.attention_softcap >= 0, "decoder: attention_softcap must not be negative");
+  check_argument(s.logit_softcap >= 0, "decoder: logit_softcap must not be negative");
   check_argument(s.alibi_slopes.empty() || static_cast<int64_t>(s.alibi_slopes.size()) == s.num_heads,
                  "decoder: alibi_slopes must have one entry a head");
 }
@@ -168,6 +173,7 @@ void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
   check_argument(T >= 1 && T <= max_tokens_,
                  "decoder: a step of " + std::to_string(T) + " tokens, planned for " + std::to_string(max_tokens_));
   backend_->embed(*embedding_, batch.ids, T, false, x_);
+  if (spec_.embedding_scale != 1.0f) backend_->scale(x_, T * H, spec_.embedding_scale);
   probe("token_embeddings", -1, x_, T, H);
   if (position_embedding_) backend_->embed(*position_embedding_, batch.positions, T, true, x_);
   probe("embeddings", -1, x_, T, H);
@@ -186,6 +192,15 @@ void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
   probe("final_norm", -1, normed_, T, H);
 }
 
+// x_ += x W^T + bias, normed first where there is a post-norm.
+void Decoder::add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const Weight* post_norm,
+                             const Weight* post_norm_bias) {
+  if (!post_norm) return backend_->linear_residual(x, T, w, bias, x_);
+  backend_->linear(x, T, w, bias, normed_);
+  norm(normed_, T, post_norm, post_norm_bias, normed_);
+  backend_->add(normed_, T, spec_.hidden_size, x_);
+}
+
 void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   const DecoderSpec& s = spec_;
   const Layer& w = layers_[index];
@@ -194,13 +209,14 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   probe("attention_norm", index, normed_, T, H);
   backend_->linear(normed_, T, *w.qkv, w.qkv_bias, qkv_);
   probe("qkv", index, qkv_, T, s.qkv_size());
-  backend_->prepare_qkv(qkv_, T, s.num_heads, w.q_norm, w.k_norm, s.norm_eps, half, s.attention_scale, cache.layout(),
-                        cache.keys(index), cache.values(index), batch.slices);
+  backend_->prepare_qkv(qkv_, T, s.num_heads, w.q_norm, w.k_norm, s.norm_eps, half, s.rope_interleaved,
+                        s.attention_scale, cache.layout(), cache.keys(index), cache.values(index), batch.slices);
   probe("rotated_qkv", index, qkv_, T, s.qkv_size());
   backend_->attend(qkv_, s.num_heads, cache.layout(), cache.keys(index), cache.values(index), batch.slices, w.attention,
                    attention_);
   probe("attention", index, attention_, T, s.attention_size());
-  backend_->linear_residual(attention_, T, *w.attention_output, w.attention_output_bias, x_);
+  add_projection(attention_, T, *w.attention_output, w.attention_output_bias, w.attention_post_norm,
+                 w.attention_post_norm_bias);
   probe("attention_residual", index, x_, T, H);
 
   norm(x_, T, w.mlp_norm, w.mlp_norm_bias, normed_);
@@ -209,7 +225,7 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   probe(s.gated_mlp ? "gate_up" : "up", index, mlp_, T, w.up->rows());
   backend_->activate(s.activation, s.gated_mlp, mlp_, T, s.intermediate_size, activated_);
   probe("activation", index, activated_, T, s.intermediate_size);
-  backend_->linear_residual(activated_, T, *w.down, w.down_bias, x_);
+  add_projection(activated_, T, *w.down, w.down_bias, w.mlp_post_norm, w.mlp_post_norm_bias);
   probe("output", index, x_, T, H);
 }
 
@@ -218,6 +234,7 @@ const float* Decoder::logits(const int32_t* rows, int64_t count) {
                                                              " rows, planned for " + std::to_string(max_logit_rows_));
   backend_->gather_rows(normed_, rows, count, spec_.hidden_size, head_rows_);
   backend_->linear(head_rows_, count, *lm_head_, lm_head_bias_, logits_);
+  if (spec_.logit_softcap > 0) backend_->softcap(logits_, count * spec_.vocab_size, spec_.logit_softcap);
   probe("logits", -1, logits_, count, spec_.vocab_size);
   return logits_;
 }

@@ -55,13 +55,16 @@ class Decoder {
  private:
   struct Layer {
     const Weight *attention_norm, *attention_norm_bias, *qkv, *qkv_bias, *q_norm, *k_norm, *attention_output,
-        *attention_output_bias, *mlp_norm, *mlp_norm_bias, *up, *up_bias, *down, *down_bias;
+        *attention_output_bias, *attention_post_norm, *attention_post_norm_bias, *mlp_post_norm, *mlp_post_norm_bias,
+        *mlp_norm, *mlp_norm_bias, *up, *up_bias, *down, *down_bias;
     LayerAttention attention;
   };
   const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
   const Weight* vector(const std::string& slot, int64_t n, bool required) const;
   void check_spec() const;
   void norm(const float* x, int64_t T, const Weight* weight, const Weight* bias, float* y);
+  void add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const Weight* post_norm,
+                      const Weight* post_norm_bias);
   void run_layer(int64_t index, const Batch& batch, KvCache& cache);
   void probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns);
 

@@ -25,6 +25,10 @@ struct DecoderSpec {
   bool qk_norm = false;
   std::vector<float> rope_inv_freq;  // empty: no RoPE
   float rope_attention_factor = 1.0f;
+  bool rope_interleaved = false;  // pairs (2 i, 2 i + 1), else (i, i + half)
+  float embedding_scale = 1.0f;   // of the token embeddings
+  bool post_norms = false;        // a norm of what attention and MLP give, before it is added
+  float logit_softcap = 0.0f;     // 0: none
   bool learned_positions = false;
   float attention_scale = 1.0f;
   int64_t sliding_window = 0;          // of all layers; 0: none

@@ -94,8 +94,11 @@ struct KernelTable {
   void (*softmax)(const float* x, float* y, int64_t n) noexcept;
   // Rotates x[i] and x[i + half] by (cos[i], sin[i]), i < half.
   void (*rope)(float* x, const float* cosines, const float* sines, int64_t half) noexcept;
+  // Rotates x[2 i] and x[2 i + 1] by (cos[i], sin[i]), i < half.
+  void (*rope_interleaved)(float* x, const float* cosines, const float* sines, int64_t half) noexcept;
   void (*add)(const float* x, float* y, int64_t n) noexcept;                    // y += x
   void (*scale)(float* x, float factor, int64_t n) noexcept;                    // x *= factor
+  void (*softcap)(float* x, float cap, int64_t n) noexcept;                     // x = cap * tanh(x / cap)
   void (*silu)(const float* x, const float* up, float* y, int64_t n) noexcept;  // y = silu(x) [* up if not null]
   void (*gelu_tanh)(const float* x, const float* up, float* y, int64_t n) noexcept;
   void (*gelu)(const float* x, const float* up, float* y, int64_t n) noexcept;

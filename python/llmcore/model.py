@@ -328,6 +328,11 @@ def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
     for i in range(spec.num_layers):
         layer = f"layers.{i}."
         yield layer + "attention_norm", hidden, None
+        if spec.post_norms:
+            yield layer + "attention_post_norm", hidden, None
+            yield layer + "mlp_post_norm", hidden, None
+        if spec.attention_sinks:
+            yield layer + "attention_sinks", spec.num_heads, None
         yield layer + "qkv", heads + 2 * spec.num_kv_heads * spec.head_dim, hidden
         if spec.qk_norm:
             yield layer + "q_norm", spec.head_dim, None
@@ -355,6 +360,7 @@ def _make(
         "sliding_window": spec.sliding_window or 0,
         "layer_windows": [window or 0 for window in spec.layer_windows or ()],
         "attention_softcap": spec.attention_softcap or 0.0,
+        "logit_softcap": spec.logit_softcap or 0.0,
         "alibi_slopes": list(spec.alibi_slopes or ()),
     }
     core = _core.Model(native, weights, threads)

@@ -115,12 +115,15 @@ def activation(x: npt.ArrayLike, name: str) -> FloatArray:
     return _core.activation(_float(x), name)
 
 
-def rope(x: npt.ArrayLike, positions: Sequence[int], inv_freq: Sequence[float]) -> FloatArray:
-    """Rotary position embedding of the half-split kind (Su et al. 2021; pairing as in GPT-NeoX).
+def rope(
+    x: npt.ArrayLike, positions: Sequence[int], inv_freq: Sequence[float], *, interleaved: bool = False
+) -> FloatArray:
+    """Rotary position embedding (Su et al. 2021) of the half-split kind, as in GPT-NeoX, or interleaved, as in GPT-J.
 
-    x: [T, heads, head_dim]; positions: [T]; inv_freq: [n], n <= head_dim / 2: elements i and i + n turn together.
+    x: [T, heads, head_dim]; positions: [T]; inv_freq: [n], n <= head_dim / 2: elements i and i + n turn together,
+    interleaved 2 i and 2 i + 1.
     """
-    return _core.rope(_float(x), np.asarray(positions, np.int32), [float(f) for f in inv_freq])
+    return _core.rope(_float(x), np.asarray(positions, np.int32), [float(f) for f in inv_freq], interleaved)
 
 
 class KvPages:

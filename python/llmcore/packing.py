@@ -67,7 +67,7 @@ class Packer:
         """The slot's weights: a packed matrix, or a float32 vector. Raises QuantError, NumericError, StorageError."""
         if not self.is_matrix(slot):
             parts = [self._read(part, 0, part.shape[0]) for part in slot.parts]
-            return np.concatenate([_to_float32(values) for values in parts])
+            return np.concatenate([_to_float32(values) for values in parts]) + np.float32(slot.slot.offset)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
         first = slot.parts[0]
         scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"

@@ -153,7 +153,11 @@ TEST(rows, softmax_and_its_statistics_have_the_scalar_bits) {
   });
 }
 
-TEST(rows, add_scale_and_exp_have_the_scalar_bits) {
+TEST(rows, add_scale_softcap_and_exp_have_the_scalar_bits) {
+  compare_rows("softcap", [](const KernelTable& t, const float* x, float* y, int64_t n) {
+    std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
+    t.softcap(y, 1.75f, n);
+  });
   compare_rows("add", [](const KernelTable& t, const float* x, float* y, int64_t n) { t.add(x, y, n); });
   compare_rows("scale", [](const KernelTable& t, const float* x, float* y, int64_t n) {
     std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
@@ -170,6 +174,14 @@ TEST(rows, rope_has_the_scalar_bits) {
     Guarded<float> cosines(row(Kind::kOrdinary, half, 6), Edge::kBack),
         sines(row(Kind::kOrdinary, half, 7), Edge::kBack);
     t.rope(y, cosines.data(), sines.data(), half);
+  });
+  compare_rows("interleaved rope", [](const KernelTable& t, const float* x, float* y, int64_t n) {
+    const int64_t half = n / 2;
+    if (half == 0) return;
+    std::memcpy(y, x, static_cast<size_t>(2 * half) * sizeof(float));
+    Guarded<float> cosines(row(Kind::kOrdinary, half, 6), Edge::kBack),
+        sines(row(Kind::kOrdinary, half, 7), Edge::kBack);
+    t.rope_interleaved(y, cosines.data(), sines.data(), half);
   });
 }
 

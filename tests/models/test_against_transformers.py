@@ -45,6 +45,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {**SIZES, "num_key_value_heads": 3, "head_dim": 32}),
     "qwen3-bias": ("Qwen3", {**SIZES, "num_key_value_heads": 3, "head_dim": 16, "attention_bias": True}),
+    "qwen2-mixed-windows": (
+        "Qwen2",
+        {**SIZES, "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "gemma2": ("Gemma2", {**SIZES, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 9}),
+    "phi3": ("Phi3", {**SIZES, "num_key_value_heads": 3, "sliding_window": 9}),
     "gpt2": ("GPT2", {"vocab_size": 257, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 40}),
     "gpt2-untied": (
         "GPT2",
@@ -92,7 +98,12 @@ def test_spec_equals_the_config(saved: tuple[Path, Any]) -> None:
     assert spec.norm_eps == (config.layer_norm_epsilon if gpt2 else config.rms_norm_eps)
     assert spec.tie_word_embeddings == config.tie_word_embeddings
     window = getattr(config, "sliding_window", None)
-    assert spec.sliding_window == window
+    if spec.layer_windows is None:
+        assert spec.sliding_window == window
+    else:
+        sliding = [each == "sliding_attention" for each in config.layer_types]
+        assert spec.sliding_window is None
+        assert spec.layer_windows == tuple(window if slides else None for slides in sliding)
     assert (spec.bos_id, spec.eos_ids, spec.pad_id) == (1, (2, 3), 0)
 
 
@@ -115,6 +126,8 @@ def test_stacked_parts_come_in_order(saved: tuple[Path, Any]) -> None:
     with open_checkpoint(folder) as checkpoint:
         binding = bind(checkpoint)
     for slot in binding.slots.values():
+        if len(slot.parts) == 1:
+            continue
         if slot.slot.name.endswith(".qkv") and not slot.slot.transpose:
             assert [part.name.split(".")[-2] for part in slot.parts] == ["q_proj", "k_proj", "v_proj"]
         if slot.slot.name.endswith(".gate_up"):
@@ -153,13 +166,3 @@ def test_scaled_frequencies_within_one_ulp(kind: str, factor: float) -> None:
     ours = np.array(blocks.rope(Config({"rope_parameters": rope}), head_dim=64), np.float32)
     np.testing.assert_array_max_ulp(ours, expected.numpy(), maxulp=1)
     assert attention_factor == 1.0
-
-
-def test_qwen2_mixed_windows_are_refused(tmp_path: Path) -> None:
-    from llmcore.errors import UnsupportedModelError
-
-    settings = {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
-    config = transformers.Qwen2Config(**SIZES, **settings)
-    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(UnsupportedModelError, match="layer_types"):
-        bind(checkpoint)

@@ -264,7 +264,8 @@ def test_c19_layer_types() -> None:
     refused("layer_types", **QWEN2, layer_types="full_attention")
     refused("layer_types", UnsupportedModelError, **QWEN2, layer_types=["full_attention", "linear_attention"])
     mixed = ["full_attention", "sliding_attention"]
-    refused("layer_types", UnsupportedModelError, **QWEN2, sliding_window=8, use_sliding_window=True, layer_types=mixed)
+    found = spec(QWEN2, sliding_window=8, use_sliding_window=True, layer_types=mixed)
+    assert (found.sliding_window, found.layer_windows) == (None, (None, 8))
 
 
 @pytest.mark.parametrize("value", ["tanhshrink", "__import__", "os.system", "transformers.activations.ACT2FN", ""])
@@ -294,12 +295,12 @@ def test_c21_no_code_from_a_model(changes: dict[str, Any], tmp_path: Path) -> No
 def test_model_type_is_only_looked_up(name: str) -> None:
     before = set(sys.modules)
     caught = refused(error=UnsupportedModelError, model_type=name)
-    assert "supported: gpt2, llama, mistral, qwen2, qwen3" in str(caught)
+    assert "supported: gemma2, gpt2, llama, mistral, phi3, qwen2, qwen3" in str(caught)
     assert set(sys.modules) == before
 
 
 def test_supported_types() -> None:
-    assert supported() == ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+    assert supported() == ("gemma2", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 @pytest.mark.parametrize("value", [[], ["EvilForCausalLM"], ["LlamaForCausalLM"] * 2, "LlamaForCausalLM", [1], {}])

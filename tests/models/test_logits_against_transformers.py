@@ -54,6 +54,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3",
         {**ODD, "num_key_value_heads": 1, "head_dim": 18, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    "qwen2-mixed-windows": (
+        "Qwen2",
+        {**SIZES, "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 19, "max_window_layers": 2},
+    ),
+    "gemma2": (
+        "Gemma2",
+        {**SIZES, "num_key_value_heads": 3, "head_dim": 18, "sliding_window": 17, "query_pre_attn_scalar": 24}
+        | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+    ),
+    "gemma2-odd": (
+        "Gemma2",
+        {**ODD, "num_key_value_heads": 1, "head_dim": 80, "sliding_window": 270, "attention_bias": True}
+        | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": False}
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "phi3": ("Phi3", {**SIZES, "num_key_value_heads": 2}),
+    "phi3-partial": (
+        "Phi3",
+        {**ODD, "num_attention_heads": 3, "num_key_value_heads": 3, "sliding_window": 30, "tie_word_embeddings": True}
+        | {"partial_rotary_factor": 0.6},
+    ),
     "gpt2": ("GPT2", GPT2),
     "gpt2-odd-untied": ("GPT2", {**GPT2, "n_embd": 60, "n_head": 4, "n_inner": 50, "tie_word_embeddings": False}),
     "gpt2-exact-gelu": ("GPT2", {**GPT2, "activation_function": "gelu", "scale_attn_weights": False}),

@@ -301,7 +301,7 @@ LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
   const int first = begin / 16 * 16;
   if (a.softcap != 0.0f) {
     const F32x16 cap = set1(a.softcap);
-    for (int t = first; t < end; t += 16) store(scores + t, mul(cap, tanh16(div(load(scores + t), cap))));
+    for (int t = first; t < end; t += 16) store(scores + t, softcap16(load(scores + t), cap));
   }
   if (a.slopes) {
     const F32x16 slope = set1(-a.slopes[row]);

@@ -168,6 +168,12 @@ void scale_kernel(float* x, float factor, int64_t n) noexcept {
   for (int64_t i = 0; i < n; i += 16) store_first(x + i, mul(load_first(x + i, n - i), set1(factor)), n - i);
 }
 
+LLMCORE_INLINE F32x16 softcap16(F32x16 x, F32x16 cap) { return mul(cap, tanh16(div(x, cap))); }
+
+void softcap_kernel(float* x, float cap, int64_t n) noexcept {
+  for (int64_t i = 0; i < n; i += 16) store_first(x + i, softcap16(load_first(x + i, n - i), set1(cap)), n - i);
+}
+
 void rms_norm_kernel(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept {
   F32x16 squares = set1(0.0f);
   for (int64_t i = 0; i < n; i += 16) {
@@ -234,6 +240,25 @@ void rope_kernel(float* x, const float* cosines, const float* sines, int64_t hal
     const F32x16 c = load_first(cosines + i, half - i), s = load_first(sines + i, half - i);
     store_first(x + i, fma(a, c, neg(mul(b, s))), half - i);
     store_first(x + half + i, fma(b, c, mul(a, s)), half - i);
+  }
+}
+
+void rope_interleaved_kernel(float* x, const float* cosines, const float* sines, int64_t half) noexcept {
+  for (int64_t i = 0; i < half; i += 16) {
+    const int64_t n = half - i < 16 ? half - i : 16;
+    float even[16] = {}, odd[16] = {};
+    for (int64_t j = 0; j < n; ++j) {
+      even[j] = x[2 * (i + j)];
+      odd[j] = x[2 * (i + j) + 1];
+    }
+    const F32x16 a = load(even), b = load(odd);
+    const F32x16 c = load_first(cosines + i, half - i), s = load_first(sines + i, half - i);
+    store(even, fma(a, c, neg(mul(b, s))));
+    store(odd, fma(b, c, mul(a, s)));
+    for (int64_t j = 0; j < n; ++j) {
+      x[2 * (i + j)] = even[j];
+      x[2 * (i + j) + 1] = odd[j];
+    }
   }
 }
 

@@ -124,8 +124,11 @@ def inverse_frequencies(theta: float, dim: int) -> tuple[float, ...]:
     return tuple(float(value) for value in np.float32(1.0) / powers.astype(np.float32))
 
 
-def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0) -> tuple[float, ...]:
+def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0, partial: bool = False) -> tuple[float, ...]:
     """float32 inverse frequencies [head_dim / 2], scaling applied, of either way to write them.
+
+    `partial`: the architecture rotates just partial_rotary_factor of a head where the config has that; then there are
+    fewer. Elsewhere a factor below 1 is refused.
 
     Old configs have `rope_theta` beside `rope_scaling`; transformers 5 has both in `rope_parameters`. Types: default,
     linear and llama3; others raise UnsupportedModelError. Source: Llama 3.1's published scaling.
@@ -141,14 +144,13 @@ def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0) -> tu
     theta = scaling.number("rope_theta", minimum=1.0, maximum=1e30, default=outside)
     if "rope_theta" in config and theta != outside:
         raise config.error("rope_theta", f"differs from rope_parameters.rope_theta, {theta:g}")
-    _check_partial(config, head_dim)
-    _check_partial(scaling, head_dim)
+    rotated = min(_partial(config, head_dim, partial), _partial(scaling, head_dim, partial))
     key = "rope_type" if "rope_type" in scaling or "type" not in scaling else "type"
     kinds = {kind: kind for kind in ("default", "linear", "llama3")}
     kind = scaling.choice(key, kinds, default="default", error=UnsupportedModelError)
     if "type" in scaling and scaling.get("type") != scaling.get(key):
         raise scaling.error("type", f"differs from {key}")
-    unscaled = np.array(inverse_frequencies(theta, head_dim), np.float32)
+    unscaled = np.array(inverse_frequencies(theta, rotated), np.float32)
     if kind == "default":
         return tuple(float(value) for value in unscaled)
     factor = np.float32(scaling.number("factor", minimum=1.0, maximum=1e6))
@@ -158,15 +160,18 @@ def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0) -> tu
     return tuple(float(value) for value in scaled)
 
 
-def _check_partial(config: Config, head_dim: int) -> None:
+def _partial(config: Config, head_dim: int, allowed: bool) -> int:
+    """How many elements of a head are rotated."""
     if "partial_rotary_factor" not in config:
-        return
+        return head_dim
     factor = config.number("partial_rotary_factor", above=0.0, maximum=1.0)
     if int(head_dim * factor) % 2:
         raise config.error(
             "partial_rotary_factor", f"leaves an odd number of the {head_dim} elements of a head to rotate"
         )
-    config.require_neutral({"partial_rotary_factor": (1.0,)})
+    if not allowed:
+        config.require_neutral({"partial_rotary_factor": (1.0,)})
+    return int(head_dim * factor)
 
 
 def _llama3(unscaled: Frequencies, factor: np.float32, scaling: Config, config: Config) -> Frequencies:
@@ -190,21 +195,23 @@ def _llama3(unscaled: Frequencies, factor: np.float32, scaling: Config, config: 
 # Attention windows
 
 
-def window_of(config: Config, *, num_layers: int, max_position_embeddings: int) -> int | None:
-    """The one sliding window of Qwen-style keys, or None. Layers that differ raise UnsupportedModelError."""
-    types = _layer_types(config, num_layers)
+Windows = tuple[int | None, tuple[int | None, ...] | None]
+
+
+def windows_of(config: Config, *, num_layers: int, max_position_embeddings: int) -> Windows:
+    """DecoderSpec's `sliding_window` and `layer_windows` from Qwen-style keys."""
+    listed = layer_types(config, num_layers)
     used = config.boolean("use_sliding_window", default=False)
     first = config.integer("max_window_layers", minimum=0, maximum=MAX_LAYERS, default=28)
     config.optional_integer("sliding_window", minimum=1, maximum=MAX_POSITIONS)
-    if types is None:
-        types = {"sliding_attention" if used and layer >= first else "full_attention" for layer in (0, num_layers - 1)}
-    if types == {"full_attention"} or not used or not config.has("sliding_window"):
-        return None
-    if len(types) > 1:
-        raise UnsupportedModelError(
-            str(config.error("layer_types", "windows that differ between layers are not supported"))
-        )
-    return sliding_window(config, max_position_embeddings)
+    if listed is None:
+        listed = ["sliding_attention" if used and i >= first else "full_attention" for i in range(num_layers)]
+    if "sliding_attention" not in listed or not used or not config.has("sliding_window"):
+        return None, None
+    window = sliding_window(config, max_position_embeddings)
+    if "full_attention" not in listed:
+        return window, None
+    return None, tuple(window if each == "sliding_attention" else None for each in listed)
 
 
 def sliding_window(config: Config, max_position_embeddings: int) -> int:
@@ -212,7 +219,8 @@ def sliding_window(config: Config, max_position_embeddings: int) -> int:
     return config.integer("sliding_window", minimum=1, maximum=max_position_embeddings)
 
 
-def _layer_types(config: Config, num_layers: int) -> set[str] | None:
+def layer_types(config: Config, num_layers: int) -> list[str] | None:
+    """full_attention or sliding_attention for each layer; None where the config has none."""
     if not config.has("layer_types"):
         config.get("layer_types")
         return None
@@ -224,7 +232,7 @@ def _layer_types(config: Config, num_layers: int) -> set[str] | None:
         raise UnsupportedModelError(
             str(config.error("layer_types", "holds an unknown type", allowed="full_attention, sliding_attention"))
         )
-    return set(types)
+    return types
 
 
 # Token ids
@@ -287,16 +295,16 @@ def linear(slot: str, prefix: str, modules: tuple[tuple[str, int], ...], inputs:
     return made
 
 
-def vector(slot: str, tensor: str, size: int) -> Slot:
-    """The slot of one vector, as a norm's weight."""
-    return Slot(name=slot, tensors=(tensor,), shapes=((size,),), modules=(tensor.rpartition(".")[0],))
+def vector(slot: str, tensor: str, size: int, *, offset: float = 0.0) -> Slot:
+    """The slot of one vector, as a norm's weight; `offset` is added to it."""
+    return Slot(name=slot, tensors=(tensor,), shapes=((size,),), offset=offset, modules=(tensor.rpartition(".")[0],))
 
 
 def llama_slots(spec: DecoderSpec) -> list[Slot]:
     """The slots of a decoder whose tensors have Llama's names."""
     hidden, wide = spec.hidden_size, spec.intermediate_size
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    slots = [_embedding("embedding", "model.embed_tokens", spec)]
+    slots = [embedding("embedding", "model.embed_tokens", spec)]
     for layer in range(spec.num_layers):
         to, at = f"layers.{layer}.", f"model.layers.{layer}."
         qkv = (("q_proj", queries), ("k_proj", keys), ("v_proj", keys))
@@ -315,11 +323,12 @@ def llama_slots(spec: DecoderSpec) -> list[Slot]:
         slots += linear(to + "down", at + "mlp.", (("down_proj", hidden),), wide, bias=spec.mlp_bias)
     slots.append(vector("final_norm", "model.norm.weight", hidden))
     if not spec.tie_word_embeddings:
-        slots.append(_embedding("lm_head", "lm_head", spec))
+        slots.append(embedding("lm_head", "lm_head", spec))
     return slots
 
 
-def _embedding(slot: str, module: str, spec: DecoderSpec) -> Slot:
+def embedding(slot: str, module: str, spec: DecoderSpec) -> Slot:
+    """The slot of a [vocab_size, hidden_size] matrix."""
     return Slot(
         name=slot, tensors=(module + ".weight",), shapes=((spec.vocab_size, spec.hidden_size),), modules=(module,)
     )

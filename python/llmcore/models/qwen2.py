@@ -15,6 +15,7 @@ IGNORED = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 def spec(config: Config) -> DecoderSpec:
     sizes = blocks.sizes(config, kv_heads_required=True)
     context = blocks.max_positions(config)
+    window, layer_windows = blocks.windows_of(config, num_layers=sizes.num_layers, max_position_embeddings=context)
     ids = blocks.token_ids(config, sizes.vocab_size)
     return DecoderSpec(
         model_type="qwen2",
@@ -30,7 +31,8 @@ def spec(config: Config) -> DecoderSpec:
         activation=blocks.activation(config),
         qkv_bias=True,
         rope_inv_freq=blocks.rope(config, head_dim=sizes.head_dim),
-        sliding_window=blocks.window_of(config, num_layers=sizes.num_layers, max_position_embeddings=context),
+        sliding_window=window,
+        layer_windows=layer_windows,
         tie_word_embeddings=config.boolean("tie_word_embeddings", default=False),
         bos_id=ids.bos_id,
         eos_ids=ids.eos_ids,

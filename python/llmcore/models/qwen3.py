@@ -17,6 +17,7 @@ def spec(config: Config) -> DecoderSpec:
     sizes = blocks.sizes(config, kv_heads_required=True, default_head_dim=_DEFAULT_HEAD_DIM)
     context = blocks.max_positions(config)
     bias = config.boolean("attention_bias", default=False)
+    window, layer_windows = blocks.windows_of(config, num_layers=sizes.num_layers, max_position_embeddings=context)
     ids = blocks.token_ids(config, sizes.vocab_size)
     return DecoderSpec(
         model_type="qwen3",
@@ -34,7 +35,8 @@ def spec(config: Config) -> DecoderSpec:
         qkv_bias=bias,
         attention_output_bias=bias,
         rope_inv_freq=blocks.rope(config, head_dim=sizes.head_dim),
-        sliding_window=blocks.window_of(config, num_layers=sizes.num_layers, max_position_embeddings=context),
+        sliding_window=window,
+        layer_windows=layer_windows,
         tie_word_embeddings=config.boolean("tie_word_embeddings", default=False),
         bos_id=ids.bos_id,
         eos_ids=ids.eos_ids,

@@ -49,7 +49,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "use_parallel_residual": (False, None),
     "use_qk_norm": (False, None),
 }
-"""Keys of other architectures' vocabulary, with the values under which they change nothing."""
+"""Keys of other architectures' vocabulary, with the values under which they change nothing. An architecture that gives
+some of them a meaning names them in its OWN_KEYS."""
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -127,7 +128,8 @@ def describe(config: Config, generation: Config | None = None) -> tuple[Architec
     Keys that no code looks at are logged once as a warning. Raises ConfigError and UnsupportedModelError.
     """
     module = resolve(config)
-    config.require_neutral(NEUTRAL)
+    own: frozenset[str] = getattr(module, "OWN_KEYS", frozenset())
+    config.require_neutral({key: values for key, values in NEUTRAL.items() if key not in own})
     _check_experts(config)
     _check_dtype(config)
     spec = module.spec(config)

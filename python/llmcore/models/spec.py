@@ -46,6 +46,14 @@ class DecoderSpec:
     Element i is rotated with element i + len (the half-split kind). Scaling is already applied."""
     rope_attention_factor: float = 1.0
     """cos and sin are multiplied by this (YaRN, LongRoPE)."""
+    rope_interleaved: bool = False
+    """Element 2 i is rotated with 2 i + 1 instead (GPT-J, Cohere)."""
+    embedding_scale: float = 1.0
+    """Token embeddings are multiplied by this (Gemma)."""
+    post_norms: bool = False
+    """What attention and MLP give is normed before it is added: attention_post_norm, mlp_post_norm (Gemma 2)."""
+    logit_softcap: float | None = None
+    """logit = softcap * tanh(logit / softcap) (Gemma 2)."""
     learned_positions: bool = False
     """Adds row `position` of the position embedding (GPT-2)."""
     attention_scale: float | None = None
@@ -77,7 +85,8 @@ MATRICES = frozenset({"embedding", "position_embedding", "qkv", "attention_outpu
 down.
 
 Vector slots. Global: final_norm, final_norm_bias, lm_head_bias. In `layers.{i}.`: attention_norm, attention_norm_bias,
-mlp_norm, mlp_norm_bias, q_norm, k_norm, attention_sinks, and `<matrix>_bias` for each matrix of the layer."""
+mlp_norm, mlp_norm_bias, attention_post_norm, mlp_post_norm, q_norm, k_norm, attention_sinks, and `<matrix>_bias` for
+each matrix of the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +104,6 @@ class Slot:
     transpose: bool = False
     optional: bool = False
     """Absent from some checkpoints (a bias): all tensors are there, or none."""
+    offset: float = 0.0
+    """Added to a vector's elements, in float32 (Gemma's norms multiply by 1 + weight)."""
     modules: tuple[str, ...] = field(default=())
