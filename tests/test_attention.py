@@ -5,6 +5,7 @@ E is the relative rounding of one float32 operation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import llmcore
 import quantized_reference as reference
 from llmcore import _core, ops
+from llmcore.model import random_model
+from llmcore.models.spec import DecoderSpec
 from llmcore.quantization import KV_DTYPES
 
 E = 2.0**-24
@@ -195,6 +198,70 @@ def test_writing_token_by_token_gives_the_same_pages(dtype: str) -> None:
         pieces.write(k[i : i + 1], v[i : i + 1], [2, 0, 1], i)
     for a, b in zip(whole.read([2, 0, 1], 40), pieces.read([2, 0, 1], 40), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+# --- in a model -------------------------------------------------------------------------------------------------------
+
+SPEC = DecoderSpec(
+    model_type="llama",
+    hidden_size=48,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=64,
+    vocab_size=97,
+    max_position_embeddings=400,
+    rope_inv_freq=(1.0, 0.5, 0.1),
+)
+SPECS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "windows by layer": ({"layer_windows": (7, None)}, [{"window": 7}, {}]),
+    "kept tokens": ({"sliding_window": 9, "kept_tokens": 3}, [{"window": 9, "keep_first": 3}] * 2),
+    "alibi": (
+        {"alibi_slopes": (0.5, 0.25, 0.1, 0.05, 0.01, 0.0)},
+        [{"alibi_slopes": [0.5, 0.25, 0.1, 0.05, 0.01, 0]}] * 2,
+    ),
+    "softcap": ({"attention_softcap": 0.05}, [{"softcap": 0.05}] * 2),
+    "sinks": ({"attention_sinks": True}, [{"sinks": [1.0] * 6}] * 2),  # random_model's vectors are ones
+    "interleaved rope": ({"rope_interleaved": True}, [{}] * 2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_model_attends_as_its_spec_says(name: str, dtype: str) -> None:
+    changes, patterns = SPECS[name]
+    ids = np.random.default_rng(0).integers(0, 97, 300).tolist()
+    with random_model(dataclasses.replace(SPEC, **changes)) as model, model.capture("*") as acts:
+        model.forward(ids, kv_dtype=dtype, chunk_size=37)
+    for layer, pattern in enumerate(patterns):
+        raw, turned = (acts[f"layers.{layer}.{which}"].reshape(300, 10, 16) for which in ("qkv", "rotated_qkv"))
+        interleaved = bool(changes.get("rope_interleaved"))
+        np.testing.assert_allclose(
+            turned[:, 6:8],
+            ops.rope(raw[:, 6:8], range(300), SPEC.rope_inv_freq or (), interleaved=interleaved),
+            atol=1e-6,
+        )
+        k, v = stored(turned[:, 6:8], turned[:, 8:], dtype)
+        expected = reference.attention(turned[:, :6], k, v, 1.0, **pattern).reshape(300, -1)
+        got = acts[f"layers.{layer}.attention"]
+        assert np.linalg.norm(got - expected) <= 2e-6 * np.linalg.norm(expected)
+
+
+def test_the_kv_dtype_decides_the_bytes_of_an_engine_and_of_a_plan() -> None:
+    params = llmcore.SamplingParams(temperature=0, max_tokens=8)
+    found = {}
+    with llmcore.load("tiny", progress=False) as model:
+        for dtype in KV_DTYPES:
+            with llmcore.LLM(model, max_model_len=64, max_batch_size=2, kv_dtype=dtype) as llm:
+                usage = model.memory_usage()["kv_cache"]
+                assert len(llm.generate("The prince", params)[0].token_ids) == 8
+            planned = llmcore.plan("tiny", max_model_len=64, max_batch_size=2, kv_dtype=dtype).kv_cache
+            assert planned == usage
+            found[dtype] = usage
+    assert found["f32"] == 2 * found["f16"] == 2 * found["bf16"] > 3.5 * found["int8"] > 6 * found["int4"]
+    with pytest.raises(llmcore.ArgumentError, match="int3"):
+        llmcore.plan("tiny", kv_dtype="int3")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ constexpr Case kCases[] = {
     {"llama int4 in groups of 32, f16 pages, long", Style::kLlama, Format::kInt4, 32, kKvF16, 279, 1},
     {"qwen3 f32, int8 pages", Style::kQwen3, Format::kF32, 0, kKvInt8, 24, 2},
     {"llama int8 a row, int4 pages, long", Style::kLlama, Format::kInt8, 0, kKvInt4, 279, 1},
+    {"gemma2 f32, f16 pages", Style::kGemma2, Format::kF32, 0, kKvF16, 30, 2},
+    {"sinks f32, f32 pages", Style::kSinks, Format::kF32, 0, kKvF32, 30, 1},
     {"gpt2 int4 a row, bf16 pages", Style::kGpt2, Format::kInt4, 0, kKvBF16, 24, 2},
     {"llama ternary a row, f16 pages", Style::kLlama, Format::kTernary, 0, kKvF16, 24, 2},
     {"qwen3 ternary in groups of 64, f32 pages", Style::kQwen3, Format::kTernary, 64, kKvF32, 24, 2},
@@ -169,6 +171,15 @@ TEST(hash, no_cut_of_the_work_shows_in_integer_pages) {
   model.num_layers = 1;
   check_cuts(model, kKvInt8, quick() ? 40 : 270);
   check_cuts(model, kKvInt4, quick() ? 24 : 50);
+}
+
+TEST(hash, no_cut_of_the_work_shows_in_gemma2_and_with_sinks) {
+  TinyModel model;
+  model.style = Style::kGemma2;
+  check_cuts(model, kKvF16, 40);
+  model.style = Style::kSinks;
+  model.num_layers = 1;
+  check_cuts(model, kKvInt8, quick() ? 40 : 270);
 }
 
 TEST(hash, one_bit_of_one_weight_shows) {

@@ -25,6 +25,20 @@ DecoderSpec spec_of(const TinyModel& m) {
   s.tie_word_embeddings = gpt2;
   s.attention_scale = 0.25f;
   s.sliding_window = m.style == Style::kMistral ? 21 : 0;
+  if (m.style == Style::kGemma2) {
+    s.post_norms = true;
+    s.embedding_scale = 6.5f;
+    s.attention_softcap = 2.0f;
+    s.logit_softcap = 3.0f;
+    for (int64_t i = 0; i < m.num_layers; ++i) s.layer_windows.push_back(i % 2 ? 0 : 19);
+  }
+  if (m.style == Style::kSinks) {
+    s.attention_sinks = true;
+    s.alibi_slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
+    s.sliding_window = 21;
+    s.kept_tokens = 3;
+    s.rope_interleaved = true;
+  }
   float frequency = 1.0f;
   for (int64_t i = 0; !gpt2 && i < m.head_dim / 2; ++i, frequency *= 0.375f) s.rope_inv_freq.push_back(frequency);
   return s;
@@ -82,6 +96,9 @@ Weights make_weights(const TinyModel& model, const DecoderSpec& s, Backend& back
     const std::string p = "layers." + std::to_string(i) + ".";
     norm(p + "attention_norm", H);
     linear(p + "qkv", s.qkv_size(), H);
+    if (s.post_norms) norm(p + "attention_post_norm", H);
+    if (s.post_norms) norm(p + "mlp_post_norm", H);
+    if (s.attention_sinks) make.vector(p + "attention_sinks", s.num_heads, 1.0f);
     if (s.qk_norm) make.vector(p + "q_norm", s.head_dim, 1.0f);
     if (s.qk_norm) make.vector(p + "k_norm", s.head_dim, 1.0f);
     linear(p + "attention_output", H, s.attention_size());

@@ -8,7 +8,9 @@
 
 namespace llmcore::test {
 
-enum class Style { kLlama, kQwen3, kGpt2, kMistral };
+/// kGemma2: norms before and after, softcaps, a window in every other layer; kSinks: attention sinks, ALiBi, a window
+/// and kept first tokens.
+enum class Style { kLlama, kQwen3, kGpt2, kMistral, kGemma2, kSinks };
 
 struct TinyModel {
   Style style = Style::kLlama;
