@@ -98,8 +98,12 @@ void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values,
 
 namespace {
 
-// A call with fewer blocks than this for each thread gives the splits of a block to different threads.
-constexpr int64_t kBlocksPerThread = 16;
+// A call with fewer blocks than this for each thread shares the parts of a block out among threads. So does one with
+// blocks of few rows, as long as there is room for the results: its pages are then read in the order of memory.
+constexpr int64_t kBlocksPerThread = 4;
+constexpr int64_t kStreamedRows = 16;
+constexpr int64_t kSharedFloats = int64_t{1} << 20;
+constexpr int64_t kSharedBlocks = 1024;
 
 // Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of one KV head.
 struct Block {
@@ -170,8 +174,9 @@ AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t heads, in
   // A thread: scratch, queries, the outputs of one part and the sums so far, both with maxima and sums.
   const int64_t rows = kMaxQueryBlock, splits = ceil_div(max_tokens, kSplitTokens) + 1;
   thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + checked_mul(rows, 3 * padded_ + 4), 16);
-  shared_floats_ = checked_mul(checked_mul(heads, splits), padded_ + 2);
-  max_shared_blocks_ = kBlocksPerThread * context.pool.size();
+  // Room for all heads of the longest sequence, or of several shorter ones.
+  shared_floats_ = std::max(kSharedFloats, checked_mul(checked_mul(heads, splits), padded_ + 2));
+  max_shared_blocks_ = std::max(kSharedBlocks, kBlocksPerThread * context.pool.size());
   left_ = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(max_shared_blocks_));
   buffer_ = Buffer(checked_mul(checked_add(checked_mul(thread_floats_, context.pool.size()), shared_floats_), 4));
 }
@@ -257,7 +262,7 @@ class PagedAttention {
 
   // With few blocks their parts are shared out, as far as there is room for the results of all.
   void plan_sharing(int64_t count) {
-    if (blocks_ >= ws_.max_shared_blocks_) return;
+    if (blocks_ > ws_.max_shared_blocks_) return;
     int64_t rows = 0;
     for (int64_t s = 0; s < count; ++s) {
       for (int64_t i = 0; i < blocking_.blocks(slices_[s]); ++i) {
@@ -266,6 +271,7 @@ class PagedAttention {
         rows = std::max<int64_t>(rows, r.count);
       }
     }
+    if (rows > kStreamedRows && blocks_ >= kBlocksPerThread * context_.pool.size()) return;
     const int64_t stride = rows * (ws_.padded_ + 2);
     if (parts_ == 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
     part_stride_ = stride;

@@ -242,7 +242,7 @@ template <class Kv, int R>
 void add_values(const float* weights, const ValueLines& values, int64_t padded, int tokens, float* outputs,
                 const uint8_t* ahead) noexcept {
   constexpr int DB = R <= 1 ? 4 : R <= 2 ? 2 : 1;
-  const auto add_blocks = [&]<int kBlocks>(int64_t d) {
+  const auto add_blocks = [&]<int kBlocks>(int64_t d) __attribute__((always_inline)) {
     if (ahead) {  // each of the padded / 16 blocks asks for 16 lines of it
       _Pragma("GCC unroll 16") for (int i = 0; i < 16 * kBlocks; i += 64 / Kv::kLineBytes) {
         prefetch(ahead + (d + i) * Kv::kLineBytes);
@@ -393,9 +393,9 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
     }
   }
   for (int r = 0; r < a.rows; ++r) {
-    const int64_t page_bytes = s.padded * Kv::kLineBytes, gained = (kAheadOfValues - kAheadOfKeys) * page_bytes;
-    for (int64_t i = gained * r / a.rows / 64 * 64; i < gained * (r + 1) / a.rows; i += 64) {
-      prefetch(stream(pages + kAheadOfKeys + i / page_bytes) + i % page_bytes);
+    for (int64_t i = kAheadOfKeys + r; i < kAheadOfValues; i += a.rows) {
+      const uint8_t* ahead = stream(pages + i);
+      for (int64_t at = 0; at < s.padded * Kv::kLineBytes; at += 64) prefetch(ahead + at);
     }
     softmax_split<Kv>(s, r, s.scores + r * kScoreStride);
   }
