@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <mutex>
 #include <vector>
 
 #include "bindings/bind.h"
@@ -42,9 +43,26 @@ class KvPages {
     }
   }
 
+  // Kept between calls, for making it can cost more than a call; grown when one needs more.
+  AttentionWorkspace& workspace_for(const Context& context, int64_t heads, int64_t tokens) {
+    if (heads != heads_ || tokens > tokens_ || context.pool.size() != threads_) {
+      workspace_ = AttentionWorkspace(context, heads, layout.head_dim, tokens);
+      heads_ = heads;
+      tokens_ = tokens;
+      threads_ = context.pool.size();
+    }
+    return workspace_;
+  }
+
   KvLayout layout;
   std::string dtype;
   Buffer memory;
+  std::mutex mutex;  // of a call without the GIL
+
+ private:
+  AttentionWorkspace workspace_;
+  int64_t heads_ = 0, tokens_ = 0;
+  int threads_ = 0;
 };
 
 void write(KvPages& p, const FloatArray& k, const FloatArray& v, const IdArray& table, int64_t position,
@@ -63,6 +81,7 @@ void write(KvPages& p, const FloatArray& k, const FloatArray& v, const IdArray& 
   const float *k_data = k.data(), *v_data = v.data();
   const SequenceSlice slice{0, S, position, table.data(), position + S};
   const NativeCall call;
+  const std::lock_guard lock(p.mutex);
   const Context context{table_of(isa), default_pool()};
   store_kv(context, p.layout, p.keys(), p.values(), &slice, 1, k_data, v_data, p.layout.kv_heads * p.layout.head_dim);
 }
@@ -123,11 +142,11 @@ py::array_t<float> attend(KvPages& p, const FloatArray& q, const std::vector<IdA
   float* out_data = out.mutable_data();
   NativeCall call;
   const Poll poll = [&call] { call.poll(); };
+  const std::lock_guard lock(p.mutex);
   const Context context{table_of(isa), default_pool(), &poll};
   std::vector<float> scaled(q_data, q_data + T * heads * D);
   for (float& s : scaled) s *= scale;
-  AttentionWorkspace workspace(context, heads, D, longest);
-  paged_attention(context, workspace, p.layout, p.keys(), p.values(), slices.data(),
+  paged_attention(context, p.workspace_for(context, heads, longest), p.layout, p.keys(), p.values(), slices.data(),
                   static_cast<int64_t>(slices.size()), scaled.data(), heads * D, heads, pattern, out_data, heads * D);
   return out;
 }
