@@ -100,6 +100,8 @@ class Backend {
   /// out: [T, heads * head_dim]
   virtual void attend(const float* qkv, int64_t heads, const KvLayout& layout, const uint8_t* keys,
                       const uint8_t* values, Slices slices, const LayerAttention& layer, float* out) = 0;
+  /// Copies bytes within the backend's memory.
+  virtual void copy(const uint8_t* from, int64_t bytes, uint8_t* to) = 0;
   /// y[i] = x[rows[i]], n columns.
   virtual void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) = 0;
 };

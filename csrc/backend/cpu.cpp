@@ -135,6 +135,10 @@ class CpuBackend final : public Backend {
                     (heads + 2 * layout.kv_heads) * layout.head_dim, heads, pattern, out, heads * layout.head_dim);
   }
 
+  void copy(const uint8_t* from, int64_t bytes, uint8_t* to) override {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+
   void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) override {
     for (int64_t i = 0; i < count; ++i) std::memcpy(y + i * n, x + rows[i] * n, static_cast<size_t>(n * 4));
   }

@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <mutex>
 
@@ -112,9 +113,9 @@ struct PyEngine {
 
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
                                       int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype,
-                                      int64_t drawable) {
+                                      int64_t drawable, bool prefix_cache, int64_t draft_tokens) {
   const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
-                            drawable};
+                            drawable,      prefix_cache,   draft_tokens};
   auto engine = std::make_unique<Engine>(model->decoder, limits);
   return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine)});
 }
@@ -122,7 +123,13 @@ std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_
 int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   Request r;
   r.prompt = std::move(prompt);
-  r.sequence = p["sequence"].cast<uint64_t>();
+  r.n = p["n"].cast<int64_t>();
+  r.priority = p["priority"].cast<int64_t>();
+  const auto salt = p["salt"].cast<std::pair<uint64_t, uint64_t>>();
+  r.salt = {salt.first, salt.second};
+  r.score_from = p["score_from"].cast<int64_t>();
+  r.score_logprobs = p["score_logprobs"].cast<int32_t>();
+  r.edits_logits = p["edits_logits"].cast<bool>();
   r.max_tokens = p["max_tokens"].cast<int64_t>();
   r.min_tokens = p["min_tokens"].cast<int64_t>();
   r.stop_ids = p["stop_ids"].cast<std::vector<int32_t>>();
@@ -143,18 +150,38 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   return e.engine->submit(std::move(r));
 }
 
-// [(request, token, logprob, [(id, logprob)], finish, error, queue_time, preemptions)]
-py::list step(PyEngine& e) {
+py::tuple scored(const SampledToken& token) { return py::make_tuple(token.id, token.logprob, token.top); }
+
+// [(request, token or None, logprob, [(id, logprob)], finish, error, queue_time, preemptions, cached_tokens, scores)]
+py::list step(PyEngine& e, const py::object& editor) {
   std::vector<Output> outputs;
+  LogitsEditor native_editor;
+  if (!editor.is_none()) {
+    native_editor = [&](int64_t request, const std::vector<int32_t>& tokens, int64_t prompt, float* logits) {
+      const int64_t vocab = e.model->decoder->spec().vocab_size;
+      const py::gil_scoped_acquire acquire;
+      try {
+        const py::array_t<float> row(vocab, logits);  // a copy, which Python may keep
+        editor(request, py::array_t<int32_t>(static_cast<int64_t>(tokens.size()), tokens.data()), prompt, row);
+        std::memcpy(logits, row.data(), static_cast<size_t>(vocab) * sizeof(float));
+      } catch (const py::error_already_set& error) {
+        throw ArgumentError(error.what());
+      }
+    };
+  }
   {
     NativeCall call;
     const std::lock_guard lock(e.model->mutex);
-    outputs = e.engine->step([&call] { call.poll(); });
+    outputs = e.engine->step([&call] { call.poll(); }, native_editor);
   }
   py::list results;
   for (const Output& o : outputs) {
-    results.append(py::make_tuple(o.request, o.token.id, o.token.logprob, o.token.top, static_cast<int>(o.finish),
-                                  o.error, o.queue_time, o.preemptions));
+    py::list scores;
+    for (const SampledToken& token : o.scores) scores.append(scored(token));
+    py::object token = py::none();
+    if (o.has_token) token = py::int_(o.token.id);
+    results.append(py::make_tuple(o.request, token, o.token.logprob, o.token.top, static_cast<int>(o.finish), o.error,
+                                  o.queue_time, o.preemptions, o.cached_tokens, scores));
   }
   return results;
 }
@@ -171,9 +198,12 @@ py::dict stats(PyEngine& e) {
   d["kv_pages_free"] = s.pages_free;
   d["requests_running"] = s.running;
   d["requests_waiting"] = s.waiting;
+  d["prefix_hit_tokens"] = s.prefix_hit_tokens;
   d["preemptions"] = s.preemptions;
   d["steps"] = s.steps;
   d["generated_tokens"] = s.tokens;
+  d["drafted_tokens"] = s.drafted;
+  d["accepted_tokens"] = s.accepted;
   return d;
 }
 
@@ -198,7 +228,8 @@ void bind_model(py::module_& m) {
 
   py::class_<PyEngine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::arg("max_model_len"), py::arg("max_batch_size"),
-           py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"), py::arg("drawable"))
+           py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"), py::arg("drawable"),
+           py::arg("prefix_cache") = true, py::arg("draft_tokens") = 0)
       .def("submit", submit, py::arg("prompt"), py::arg("params"))
       .def(
           "cancel",
@@ -208,7 +239,7 @@ void bind_model(py::module_& m) {
             e.engine->cancel(id);
           },
           py::arg("request"))
-      .def("step", step)
+      .def("step", step, py::arg("editor") = py::none())
       .def("stats", stats)
       .def_property_readonly("kv_bytes", [](const PyEngine& e) { return e.engine->kv_bytes(); });
 }

@@ -4,51 +4,55 @@
 #include <string>
 
 #include "base/error.h"
+#include "engine/sequence.h"
 
 namespace llmcore {
+namespace {
 
-using Clock = std::chrono::steady_clock;
+// Tokens that any layer may still look at behind a query, the kept ones aside; 0: all.
+int64_t widest_window(const DecoderSpec& spec) {
+  if (spec.layer_windows.empty()) return spec.sliding_window;
+  const auto& windows = spec.layer_windows;
+  if (std::find(windows.begin(), windows.end(), 0) != windows.end()) return 0;
+  return *std::max_element(windows.begin(), windows.end());
+}
 
-struct Engine::Sequence {
-  int64_t id = 0;
-  Request request;
-  std::vector<int32_t> tokens;  // prompt, then output
-  std::vector<int32_t> pages;
-  int64_t computed = 0;  // tokens whose keys and values are in the pages
-  int64_t preemptions = 0;
-  Clock::time_point submitted = Clock::now();
-  Clock::time_point started{};  // of the first step; the epoch before it
-
-  int64_t output_tokens() const { return static_cast<int64_t>(tokens.size() - request.prompt.size()); }
-};
+}  // namespace
 
 Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
     : decoder_(std::move(decoder)),
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
-      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable) {
+      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable),
+      window_(widest_window(decoder_->spec())),
+      extra_rows_(decoder_->max_logit_rows() - limits.max_batch_size) {
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
+  check_argument(limits.draft_tokens >= 0, "engine: draft_tokens must not be negative");
   check_argument(limits.max_step_tokens >= limits.max_batch_size,
                  "engine: a step must hold a token of each running sequence");
   check_argument(
       decoder_->max_tokens() >= limits.max_step_tokens && decoder_->max_logit_rows() >= limits.max_batch_size,
       "engine: the decoder was planned for smaller steps");
-  running_.reserve(limits.max_batch_size);
+  running_.reserve(limits.max_batch_size + 1);
   ids_.reserve(limits.max_step_tokens);
   positions_.reserve(limits.max_step_tokens);
-  logit_rows_.reserve(limits.max_batch_size);
+  logit_rows_.reserve(limits.max_batch_size + extra_rows_);
+  rows_.reserve(2 * limits.max_batch_size);
   slices_.reserve(limits.max_batch_size);
   members_.reserve(limits.max_batch_size);
-  sampled_.reserve(limits.max_batch_size);
+  edited_.resize(decoder_->spec().vocab_size);
 }
 
 Engine::~Engine() = default;
 
-int64_t Engine::submit(Request request) {
+void Engine::check(const Request& request) const {
   const int64_t vocab = decoder_->spec().vocab_size;
   const int64_t length = static_cast<int64_t>(request.prompt.size());
   check_argument(length >= 1, "the prompt is empty: give at least one token");
   check_argument(request.max_tokens >= 1, "max_tokens must be at least 1");
+  check_argument(request.n >= 1, "n must be at least 1");
+  check_argument(request.score_from >= 0, "score_from must not be negative");
+  check_argument(request.score_from == 0 || extra_rows_ > 0, "engine: planned without rows for scores of a prompt");
   const auto check_id = [&](int32_t id, const char* what) {
     check_argument(id >= 0 && id < vocab, std::string(what) + " holds id " + std::to_string(id) + ", outside [0, " +
                                               std::to_string(vocab) + ")");
@@ -63,110 +67,59 @@ int64_t Engine::submit(Request request) {
                              " with at least one of them for the answer; shorten the prompt or "
                              "raise max_model_len");
   }
+}
+
+int64_t Engine::submit(Request request) {
+  check(request);
+  const int64_t length = static_cast<int64_t>(request.prompt.size());
+  const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   request.max_tokens = std::min(request.max_tokens, room - length);
-  auto sequence = std::make_unique<Sequence>();
-  sequence->id = next_id_++;
-  sequence->tokens.reserve(length + request.max_tokens);
-  sequence->tokens = request.prompt;
-  sequence->pages.reserve(pages_for(length + request.max_tokens));
-  sequence->request = std::move(request);
-  waiting_.push_back(std::move(sequence));
-  return waiting_.back()->id;
+  const int64_t first = next_id_;
+  Sequence* leader = nullptr;
+  for (int64_t i = 0; i < request.n; ++i) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->id = next_id_++;
+    sequence->request = request;
+    sequence->request.sequence += static_cast<uint64_t>(i);
+    sequence->tokens.reserve(length + request.max_tokens);
+    sequence->tokens = request.prompt;
+    sequence->pages.reserve(pages_for(length + request.max_tokens));
+    sequence->drafts.reserve(limits_.draft_tokens);
+    sequence->scored = std::max<int64_t>(1, request.score_from);
+    if (leader) {
+      sequence->request.score_from = 0;  // the prompt's scores come once
+      sequence->leader = leader;
+      ++leader->followers;
+    } else {
+      leader = sequence.get();
+    }
+    insert_waiting(std::move(sequence));
+  }
+  return first;
 }
 
 void Engine::cancel(int64_t id) {
   const auto has_id = [id](const SequencePtr& s) { return s->id == id; };
   if (const auto it = std::find_if(running_.begin(), running_.end(), has_id); it != running_.end()) {
-    free_pages(**it);
+    forget(**it);
     running_.erase(it);
-  } else {
-    std::erase_if(waiting_, has_id);
+  } else if (const auto at = std::find_if(waiting_.begin(), waiting_.end(), has_id); at != waiting_.end()) {
+    forget(**at);
+    waiting_.erase(at);
   }
 }
 
-void Engine::free_pages(Sequence& sequence) {
-  for (const int32_t page : sequence.pages) cache_.pool().release(page);
-  sequence.pages.clear();
-  sequence.computed = 0;
-}
-
-// Gives the sequence pages for `tokens` tokens, as far as there are free ones.
-bool Engine::grow(Sequence& sequence, int64_t tokens) {
-  while (static_cast<int64_t>(sequence.pages.size()) < pages_for(tokens)) {
-    const int32_t page = cache_.pool().take();
-    if (page < 0) return false;
-    sequence.pages.push_back(page);
-  }
-  return true;
-}
-
-void Engine::preempt(size_t index) {
-  free_pages(*running_[index]);
-  ++running_[index]->preemptions;
-  waiting_.push_front(std::move(running_[index]));
-  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
-  ++counters_.preemptions;
-}
-
-// Grows a running sequence, taking pages from newer ones; false when it is itself the newest and had to go.
-bool Engine::make_room(Sequence& sequence, int64_t tokens) {
-  while (!grow(sequence, tokens)) {
-    const bool newest = running_.back().get() == &sequence;
-    preempt(running_.size() - 1);
-    if (newest) return false;
-  }
-  return true;
-}
-
-// Lets waiting requests run while there is a place for them and pages for their tokens so far.
-void Engine::admit() {
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < limits_.max_batch_size) {
-    const int64_t wanted = pages_for(static_cast<int64_t>(waiting_.front()->tokens.size()) + 1);
-    if (wanted > cache_.pool().free()) return;
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
-    grow(*running_.back(), static_cast<int64_t>(running_.back()->tokens.size()));
+// What must be undone before a sequence is destroyed.
+void Engine::forget(Sequence& sequence) {
+  free_pages(sequence);
+  if (sequence.leader) --sequence.leader->followers;
+  if (sequence.followers == 0) return;
+  for (const SequencePtr& s : waiting_) {
+    if (s->leader == &sequence) s->leader = nullptr;
   }
 }
 
-void Engine::add_slice(Sequence& sequence, int64_t tokens) {
-  if (sequence.started == Clock::time_point{}) sequence.started = Clock::now();
-  slices_.push_back({static_cast<int64_t>(ids_.size()), tokens, sequence.computed, sequence.pages.data()});
-  members_.push_back(&sequence);
-  for (int64_t i = sequence.computed; i < sequence.computed + tokens; ++i) {
-    ids_.push_back(sequence.tokens[i]);
-    positions_.push_back(static_cast<int32_t>(i));
-  }
-  if (sequence.computed + tokens == static_cast<int64_t>(sequence.tokens.size())) {
-    logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-    sampled_.push_back(&sequence);
-  }
-}
-
-// Fills the batch: decoding sequences first, one token each, then prompts in order of arrival.
-void Engine::schedule() {
-  for (auto* list : {&ids_, &positions_, &logit_rows_}) list->clear();
-  slices_.clear();
-  members_.clear();
-  sampled_.clear();
-  const auto missing = [](const Sequence& s) { return static_cast<int64_t>(s.tokens.size()) - s.computed; };
-  for (size_t i = 0; i < running_.size();) {
-    Sequence& s = *running_[i];
-    if (make_room(s, static_cast<int64_t>(s.tokens.size()))) ++i;
-  }
-  admit();
-  int64_t budget = limits_.max_step_tokens;
-  for (const bool decoding : {true, false}) {
-    for (const SequencePtr& s : running_) {
-      if ((missing(*s) == 1) != decoding || budget == 0) continue;
-      const int64_t tokens = std::min(missing(*s), budget);
-      add_slice(*s, tokens);
-      budget -= tokens;
-    }
-  }
-}
-
-std::vector<Output> Engine::step(const Poll& poll) {
+std::vector<Output> Engine::step(const Poll& poll, const LogitsEditor& editor) {
   std::vector<Output> outputs;
   schedule();
   if (ids_.empty()) return outputs;
@@ -175,39 +128,136 @@ std::vector<Output> Engine::step(const Poll& poll) {
                     static_cast<int64_t>(ids_.size()),
                     {slices_.data(), static_cast<int64_t>(slices_.size())}};
   decoder_->forward(batch, cache_, poll);
-  for (size_t i = 0; i < members_.size(); ++i) members_[i]->computed += slices_[i].tokens;
+  for (size_t i = 0; i < members_.size(); ++i) {
+    members_[i]->computed += slices_[i].tokens - static_cast<int64_t>(members_[i]->drafts.tokens().size());
+  }
   ++counters_.steps;
-  if (!sampled_.empty()) sample(outputs);
+  if (!rows_.empty()) read_rows(outputs, editor);
+  for (Sequence* s : members_) note_pages(*s);
+  for (const Output& output : outputs) {
+    if (output.finish != FinishReason::kNone) cancel(output.request);
+  }
   return outputs;
 }
 
-void Engine::sample(std::vector<Output>& outputs) {
-  const int64_t vocab = decoder_->spec().vocab_size, count = static_cast<int64_t>(sampled_.size());
+void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor) {
+  const int64_t vocab = decoder_->spec().vocab_size, count = static_cast<int64_t>(logit_rows_.size());
   const float* logits = decoder_->backend().read(decoder_->logits(logit_rows_.data(), count), count * vocab);
-  for (int64_t i = 0; i < count; ++i) {
-    Sequence& s = *sampled_[i];
-    const Request& r = s.request;
-    SamplerHistory history{s.tokens.data(), static_cast<int64_t>(r.prompt.size()),
-                           static_cast<int64_t>(s.tokens.size()), r.sequence};
-    if (s.output_tokens() < r.min_tokens) {
-      history.banned = r.stop_ids.data();
-      history.banned_count = static_cast<int64_t>(r.stop_ids.size());
+  for (const Rows& rows : rows_) {
+    if (rows.scores) {
+      score(rows, logits + rows.row * vocab, outputs);
+    } else {
+      sample(rows, logits + rows.row * vocab, editor, outputs);
     }
-    const double queue_time = std::chrono::duration<double>(s.started - s.submitted).count();
-    Output output{s.id, {}, FinishReason::kNone, {}, queue_time, s.preemptions};
-    try {
-      output.token = sampler_.sample(logits + i * vocab, r.sampling, history);
-      s.tokens.push_back(output.token.id);
-      output.finish = finish_reason(s, output.token.id);
-      ++counters_.tokens;
-    } catch (const NumericError& e) {  // this request's alone
-      output.finish = FinishReason::kError;
-      output.error = e.what();
-    }
-    outputs.push_back(std::move(output));
   }
-  for (const Output& output : outputs) {
-    if (output.finish != FinishReason::kNone) cancel(output.request);
+}
+
+Output Engine::make_output(const Sequence& s) const {
+  Output output;
+  output.request = s.id;
+  output.queue_time = std::chrono::duration<double>(s.started - s.submitted).count();
+  output.preemptions = s.preemptions;
+  output.cached_tokens = s.cached_tokens;
+  return output;
+}
+
+void Engine::score(const Rows& rows, const float* logits, std::vector<Output>& outputs) {
+  Sequence& s = *rows.sequence;
+  Output output = make_output(s);
+  output.has_token = false;
+  try {
+    for (int64_t i = 0; i < rows.rows; ++i) {
+      const int32_t next = s.tokens[rows.position + i + 1];
+      output.scores.push_back(
+          sampler_.logprobs(logits + i * decoder_->spec().vocab_size, next, s.request.score_logprobs));
+    }
+    s.scored = rows.position + rows.rows + 1;
+  } catch (const NumericError& e) {
+    output.finish = FinishReason::kError;
+    output.error = e.what();
+  }
+  outputs.push_back(std::move(output));
+}
+
+// Draws the next token, and as long as it is the one that was guessed, the one after it from the row of the guess.
+void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs) {
+  const int64_t vocab = decoder_->spec().vocab_size;
+  Sequence& s = *rows.sequence;
+  if (!outputs.empty() && outputs.back().request == s.id && outputs.back().finish != FinishReason::kNone) return;
+  if (s.followers > 0) fork(s, logits, editor, outputs);
+  const std::vector<int32_t>& guesses = s.drafts.tokens();
+  int64_t accepted = 0;
+  for (int64_t i = 0; i < rows.rows; ++i) {
+    outputs.push_back(sample_row(s, logits + i * vocab, editor));
+    const Output& output = outputs.back();
+    if (i + 1 == rows.rows || output.token.id != guesses[i] || output.finish != FinishReason::kNone) break;
+    ++accepted;
+  }
+  if (guesses.empty()) return;
+  s.computed += accepted;
+  s.drafts.note(static_cast<int64_t>(guesses.size()), accepted);
+  counters_.drafted += static_cast<int64_t>(guesses.size());
+  counters_.accepted += accepted;
+}
+
+Output Engine::sample_row(Sequence& s, const float* logits, const LogitsEditor& editor) {
+  const Request& r = s.request;
+  SamplerHistory history{s.tokens.data(), s.prompt(), s.length(), r.sequence};
+  if (s.output_tokens() < r.min_tokens) {
+    history.banned = r.stop_ids.data();
+    history.banned_count = static_cast<int64_t>(r.stop_ids.size());
+  }
+  Output output = make_output(s);
+  try {
+    const float* row = logits;
+    if (r.edits_logits && editor) {
+      std::copy(logits, logits + decoder_->spec().vocab_size, edited_.begin());
+      editor(s.id, s.tokens, s.prompt(), edited_.data());
+      row = edited_.data();
+    }
+    output.token = sampler_.sample(row, r.sampling, history);
+    if (row != logits && r.sampling.logprobs >= 0) {  // those of the model
+      output.token = sampler_.logprobs(logits, output.token.id, r.sampling.logprobs);
+    }
+    s.tokens.push_back(output.token.id);
+    output.finish = finish_reason(s, output.token.id);
+    ++counters_.tokens;
+  } catch (const std::exception& e) {  // this request's alone
+    output.finish = FinishReason::kError;
+    output.error = e.what();
+  }
+  return output;
+}
+
+// The leader's prompt is computed: its followers share the pages and draw from the same logits, as far as there are
+// places. The others run later, like any request that finds its prompt in the prefix cache.
+void Engine::fork(Sequence& leader, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs) {
+  leader.followers = 0;
+  for (size_t i = 0; i < waiting_.size();) {
+    Sequence& s = *waiting_[i];
+    if (s.leader != &leader) {
+      ++i;
+      continue;
+    }
+    s.leader = nullptr;
+    if (static_cast<int64_t>(running_.size()) >= limits_.max_batch_size) {
+      ++i;
+      continue;
+    }
+    s.pages.assign(leader.pages.begin(), leader.pages.end());
+    s.computed = leader.computed;
+    s.noted = leader.noted;
+    s.entry = leader.entry;
+    s.passed = leader.passed;
+    s.started = leader.started;
+    s.cached_tokens = leader.cached_tokens;
+    const int64_t kept = std::min(pages_for(decoder_->spec().kept_tokens), s.passed);
+    for (int64_t page = 0; page < static_cast<int64_t>(s.pages.size()); ++page) {
+      if (page < kept || page >= s.passed) cache_.pool().share(s.pages[page]);
+    }
+    SequencePtr follower = take_waiting(i);
+    outputs.push_back(sample_row(*follower, logits, editor));
+    insert_running(std::move(follower));
   }
 }
 
@@ -219,9 +269,8 @@ FinishReason Engine::finish_reason(const Sequence& s, int32_t token) const {
 
 EngineStats Engine::stats() const {
   EngineStats s = counters_;
-  auto& pool = const_cast<KvCache&>(cache_).pool();
-  s.pages_total = pool.total();
-  s.pages_free = pool.free();
+  s.pages_total = cache_.pool().total();
+  s.pages_free = cache_.pool().free();
   s.running = static_cast<int64_t>(running_.size());
   s.waiting = static_cast<int64_t>(waiting_.size());
   return s;

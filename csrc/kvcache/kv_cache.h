@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "kvcache/page_pool.h"
+#include "kvcache/prefix_cache.h"
 
 namespace llmcore {
 
@@ -18,11 +19,18 @@ class KvCache {
   uint8_t* values(int64_t layer) { return keys(layer) + layout_.pages * layout_.key_page_bytes(); }
   int64_t nbytes() const { return memory_->size(); }
   PagePool& pool() { return pool_; }
+  const PagePool& pool() const { return pool_; }
+  PrefixCache& prefixes() { return prefixes_; }
+  /// Copies a page's keys and values of all layers.
+  void copy_page(int32_t from, int32_t to);
 
  private:
+  Backend& backend_;
   KvLayout layout_;
+  int64_t layers_;
   std::unique_ptr<DeviceBuffer> memory_;
   PagePool pool_;
+  PrefixCache prefixes_;
 };
 
 /// Pages that `tokens` tokens of one sequence fill.

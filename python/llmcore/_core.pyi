@@ -109,6 +109,11 @@ class Model:
     @property
     def bytes_per_token(self) -> int: ...
 
+_Scored = tuple[int, float, list[tuple[int, float]]]
+_Output = tuple[
+    int, int | None, float, list[tuple[int, float]], int, str, float, int, int, list[_Scored]
+]
+
 class Engine:
     def __init__(
         self,
@@ -119,10 +124,14 @@ class Engine:
         pages: int,
         kv_dtype: str,
         drawable: int,
+        prefix_cache: bool = True,
+        draft_tokens: int = 0,
     ) -> None: ...
     def submit(self, prompt: Sequence[int], params: dict[str, Any]) -> int: ...
     def cancel(self, request: int) -> None: ...
-    def step(self) -> list[tuple[int, int, float, list[tuple[int, float]], int, str, float, int]]: ...
+    def step(
+        self, editor: Callable[[int, npt.NDArray[np.int32], int, FloatArray], None] | None = None
+    ) -> list[_Output]: ...
     def stats(self) -> dict[str, int]: ...
     @property
     def kv_bytes(self) -> int: ...

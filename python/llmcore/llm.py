@@ -278,11 +278,11 @@ class LLM:
         with self._lock:
             self._next_request += 1
             request.request_id = self._next_request
+            first = engine.submit(ids, _native_params(params, seed, salt, priority))
             for index in range(params.n):
-                handle = engine.submit(ids, _native_params(params, seed, index))
-                sequence = _Sequence(handle, index, params, tokenizer, ids, eos)
+                sequence = _Sequence(first + index, index, params, tokenizer, ids, eos)
                 request.sequences.append(sequence)
-                self._sequences[handle] = sequence
+                self._sequences[first + index] = sequence
         return request
 
     def _step(self, mine: Sequence[_Sequence]) -> None:
