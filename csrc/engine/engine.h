@@ -39,9 +39,9 @@ struct Request {
   std::vector<int32_t> stop_ids;  // these end the sequence, and are part of the output
   int64_t priority = 0;           // the lowest runs first, and is preempted last
   CacheSalt salt;
-  int64_t score_from = 0;     // prompt tokens from this position on get log-probabilities; 0: none
+  int64_t score_from = 0;      // prompt tokens from this position on get log-probabilities; 0: none
   int32_t score_logprobs = 0;  // with so many alternatives
-  bool edits_logits = false;  // the step's LogitsEditor sees its logits before the sampler does
+  bool edits_logits = false;   // the step's LogitsEditor sees its logits before the sampler does
 };
 
 struct Output {

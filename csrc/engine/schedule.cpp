@@ -103,8 +103,8 @@ void Engine::adopt_cached(Sequence& s) {
 // Tells the prefix cache of pages that are complete now, and gives back those that no layer will look at again.
 void Engine::note_pages(Sequence& s) {
   while (limits_.prefix_cache && (s.noted + 1) * kPageTokens <= s.computed) {
-    s.entry = cache_.prefixes().insert(s.entry, s.request.salt, s.tokens.data() + s.noted * kPageTokens,
-                                       s.pages[s.noted]);
+    s.entry =
+        cache_.prefixes().insert(s.entry, s.request.salt, s.tokens.data() + s.noted * kPageTokens, s.pages[s.noted]);
     ++s.noted;
   }
   if (window_ == 0) return;

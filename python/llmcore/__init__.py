@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from llmcore import ops as ops
+    from llmcore.async_llm import AsyncLLM
     from llmcore.errors import (
         AdapterError,
         ArgumentError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "AdapterError": "llmcore.errors",
     "ArgumentError": "llmcore.errors",
+    "AsyncLLM": "llmcore.async_llm",
     "BusyError": "llmcore.errors",
     "CheckpointError": "llmcore.errors",
     "ClosedError": "llmcore.errors",
@@ -84,6 +86,7 @@ __all__ = [
     "LLM",
     "AdapterError",
     "ArgumentError",
+    "AsyncLLM",
     "BusyError",
     "CheckpointError",
     "ClosedError",

@@ -110,9 +110,7 @@ class Model:
     def bytes_per_token(self) -> int: ...
 
 _Scored = tuple[int, float, list[tuple[int, float]]]
-_Output = tuple[
-    int, int | None, float, list[tuple[int, float]], int, str, float, int, int, list[_Scored]
-]
+_Output = tuple[int, int | None, float, list[tuple[int, float]], int, str, float, int, int, list[_Scored]]
 
 class Engine:
     def __init__(

@@ -8,7 +8,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -23,7 +24,8 @@ from llmcore.errors import (
     NumericError,
     OutOfMemoryError,
 )
-from llmcore.model import STEP_TOKENS, Model, kv_bytes_per_page, load
+from llmcore.fair_lock import FairLock
+from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
 from llmcore.quantization import KV_DTYPES
@@ -40,11 +42,13 @@ MAX_PROMPTS = 1 << 16
 _MEMORY_SHARE = 0.5
 _FINISH = (None, "stop", "length", "error")
 _UTF8_TAIL = 4
+_DRAFT_TOKENS = 4
+_MAX_DRAFT_TOKENS = 15
 
 Prompt = str | Sequence[int]
 _log = logging.getLogger("llmcore")
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput", "StreamChunk"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "Request", "RequestMetrics", "RequestOutput", "StreamChunk"]
 
 
 class LLM:
@@ -58,6 +62,12 @@ class LLM:
         scale for each token and KV head.
     kv_cache_bytes: size of the KV cache (default: room for max_batch_size full sequences, at most half of the free
         memory). It is planned here and never grows; the system commits its pages when they are first used.
+    max_memory: bytes that weights, activations and KV cache may take together: the KV cache gets what the others leave,
+        and with it the context is cut, unless max_model_len asks for more than fits.
+    enable_prefix_caching: pages of earlier prompts and answers are kept while nobody else wants them, and a prompt that
+        begins with the same tokens doesn't compute them again.
+    speculative: None; "ngram": up to 4 tokens a step are guessed from what followed the same words earlier in the text
+        (an integer, 1 to 15: up to so many). Each guess is verified: no token changes, at any temperature.
     seed: of requests whose SamplingParams have none (0 to 2**64 - 1).
 
     The same model, prompt, parameters and seed give the same bits, whatever else runs beside it.
@@ -73,17 +83,27 @@ class LLM:
         max_batch_size: int | None = None,
         kv_dtype: str = "auto",
         kv_cache_bytes: int | None = None,
+        max_memory: int | None = None,
+        enable_prefix_caching: bool = True,
+        speculative: str | int | None = None,
         threads: int | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        for name, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
+        limits = {
+            "max_model_len": max_model_len,
+            "max_batch_size": max_batch_size,
+            "kv_cache_bytes": kv_cache_bytes,
+            "max_memory": max_memory,
+        }
+        for name, value in limits.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
         if kv_dtype not in ("auto", *KV_DTYPES):
             raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ArgumentError(f"seed must be an integer within [0, 2**64), got {seed!r}"[:200])
+        drafts = _draft_tokens(speculative)
         self._owns_model = not isinstance(path_or_model, Model)
         if isinstance(path_or_model, Model):
             if quantize is not None or threads is not None:
@@ -94,14 +114,22 @@ class LLM:
         self.seed = seed
         batch = max_batch_size or DEFAULT_BATCH_SIZE
         kv = self.model.kv_dtype if kv_dtype == "auto" else kv_dtype
+        step = max(STEP_TOKENS, batch)
+        rows = batch + max(EXTRA_LOGIT_ROWS, min(drafts * batch, STEP_TOKENS))
+        if max_memory is not None:
+            self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=max_model_len or PAGE_TOKENS)
+            used = self.model.core.weight_bytes + self.model.core.activation_bytes
+            kv_cache_bytes = min(max_memory - used, kv_cache_bytes or max_memory)
         pages, length = self._plan_pages(kv, max_model_len, batch, kv_cache_bytes)
         self.max_model_len = length
         self.max_batch_size = batch
-        self._lock = threading.Lock()
+        self._lock = FairLock()
+        self._submitted: set[Request] = set()
+        self._work = threading.Event()
+        self._thread: threading.Thread | None = None
         self._sequences: dict[int, _Sequence] = {}
         self._next_request = 0
-        step = max(STEP_TOKENS, batch)
-        self.model.plan(max_tokens=step, max_logit_rows=batch, max_model_len=length)
+        self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=length)
         tokenizer = self.model.tokenizer
         self._engine: _core.Engine | None = _core.Engine(
             self.model.core,
@@ -111,6 +139,8 @@ class LLM:
             pages=pages,
             kv_dtype=kv,
             drawable=tokenizer.vocab_size if tokenizer else self.model.spec.vocab_size,
+            prefix_cache=enable_prefix_caching,
+            draft_tokens=drafts,
         )
         self._kv_bytes = self._engine.kv_bytes
         self.model._kv_bytes += self._kv_bytes
@@ -153,41 +183,79 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: int = 0,
+        cache_salt: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answers all prompts; always a list, in their order.
 
         prompts: a text, a list of texts, a list of token ids, or a list of such lists. params: for all, or one each.
+        priority: the lowest number runs first, and may take the place of a higher one, which goes on later.
+        cache_salt: only requests with the same salt share pages of the prefix cache.
         Ctrl-C ends it within 200 ms; the LLM stays usable.
         Raises ArgumentError, ContextLengthError (a prompt doesn't fit), TokenizerError (text without a tokenizer),
         NumericError (the model's logits are broken), ClosedError.
         """
         work = self._requests(prompts, params)
-        requests: list[_Request] = []
+        requests: list[Request] = []
         try:
             for prompt, one in work:
-                requests.append(self._submit(prompt, one))
+                requests.append(self._submit(prompt, one, priority, cache_salt))
             pending = [sequence for request in requests for sequence in request.sequences]
             with Progress(len(pending), "generating", "answers", enabled=progress) as bar:
                 while any(not sequence.done for sequence in pending):
                     self._step(pending)
                     bar.update(sum(sequence.done for sequence in pending))
-            return [request.result(self.model.fingerprint) for request in requests]
+            return [request.output(self.model.fingerprint) for request in requests]
         finally:
             self._drop(requests)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[StreamChunk, None, None]:
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Request:
+        """Starts to answer one prompt in the background, and returns at once. Raises as `generate`.
+
+        The answer is `request.result()`; `request.cancel()` stops it within one step.
+        """
+        return self._submit_in_background(prompt, params, priority, cache_salt, None)
+
+    def _submit_in_background(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        priority: int,
+        cache_salt: str | None,
+        listener: Callable[[], None] | None,
+    ) -> Request:
+        work = self._requests(prompt, params)
+        if len(work) != 1:
+            raise ArgumentError(f"prompt must be one prompt, got {len(work)}")
+        request = self._submit(*work[0], priority, cache_salt, listener, background=True)
+        self._work.set()
+        return request
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Generator[StreamChunk, None, None]:
         """Answers one prompt token by token. Leaving the loop cancels the rest. Raises as `generate`."""
         ((ids, one),) = self._requests(prompt, params)
-        request = self._submit(ids, one)  # at once, so that errors come from this call
+        request = self._submit(ids, one, priority, cache_salt)  # at once, so that errors come from this call
 
         def chunks() -> Generator[StreamChunk, None, None]:
             try:
                 while True:
                     done = all(sequence.done for sequence in request.sequences)
-                    for sequence in request.sequences:
-                        ready, sequence.chunks = sequence.chunks, []
-                        yield from ready
+                    yield from request.take_chunks()
                     if done:
                         request.raise_error()
                         return
@@ -219,7 +287,12 @@ class LLM:
         return self.generate(cast(list[Prompt], prompts), params)
 
     def stats(self) -> dict[str, int]:
-        """kv_pages_total, kv_pages_free, requests_running, requests_waiting, preemptions, steps, generated_tokens."""
+        """Counts since the start, and what is so now.
+
+        kv_pages_total, kv_pages_free (those that only the prefix cache holds count as free), requests_running and
+        requests_waiting (sequences), prefix_hit_tokens, preemptions, steps, generated_tokens, drafted_tokens and
+        accepted_tokens (of speculation).
+        """
         return self._require_engine().stats()
 
     def close(self) -> None:
@@ -230,6 +303,9 @@ class LLM:
             if self._sequences:
                 raise BusyError(f"{len(self._sequences)} requests are running: finish or leave them before close()")
             self._engine = None
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join()
         self.model._kv_bytes -= self._kv_bytes
         if self._owns_model:
             self.model.close()
@@ -263,7 +339,19 @@ class LLM:
                 )
         return list(zip(several, each, strict=True))
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> _Request:
+    def _submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        listener: Callable[[], None] | None = None,
+        *,
+        background: bool = False,
+    ) -> Request:
+        if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
+            raise ArgumentError(f"priority must be an integer within [-2**31, 2**31), got {priority!r}"[:200])
+        salt = _salt(cache_salt)
         start = time.perf_counter()
         engine, model = self._require_engine(), self.model
         tokenizer = model.tokenizer
@@ -273,7 +361,7 @@ class LLM:
             raise ArgumentError("stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
         text = prompt if isinstance(prompt, str) else None
         ids = model.require_tokenizer().encode(text) if text is not None else _token_ids(prompt, self.max_model_len)
-        request = _Request(text, ids, params, start)
+        request = Request(self, text, ids, params, start, listener)
         seed = self.seed if params.seed is None else params.seed
         with self._lock:
             self._next_request += 1
@@ -282,7 +370,13 @@ class LLM:
             for index in range(params.n):
                 sequence = _Sequence(first + index, index, params, tokenizer, ids, eos)
                 request.sequences.append(sequence)
+                sequence.request = request
                 self._sequences[first + index] = sequence
+            if background:
+                self._submitted.add(request)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="llmcore-engine", daemon=True)
+                    self._thread.start()
         return request
 
     def _step(self, mine: Sequence[_Sequence]) -> None:
@@ -290,54 +384,132 @@ class LLM:
         with self._lock:
             if all(sequence.done for sequence in mine):
                 return
-            engine = self._require_engine()
-            for handle, token, logprob, top, finish, error, queue_time, preemptions in engine.step():
-                sequence = self._sequences.get(handle)
-                if sequence is None:
-                    continue
-                sequence.queue_time, sequence.preemptions = queue_time, preemptions
-                sequence.take(token, logprob, top, _FINISH[finish], error)
-                if sequence.done:
-                    engine.cancel(handle)
-                    del self._sequences[handle]
+            self._step_locked()
 
-    def _drop(self, requests: Sequence[_Request]) -> None:
+    def _step_locked(self) -> None:
+        engine = self._require_engine()
+        for handle, token, logprob, top, finish, error, queue_time, preemptions, cached, _scores in engine.step():
+            sequence = self._sequences.get(handle)
+            if sequence is None or (token is None and not error):
+                continue
+            sequence.queue_time, sequence.preemptions, sequence.cached_tokens = queue_time, preemptions, cached
+            sequence.take(token or 0, logprob, top, _FINISH[finish], error)
+            if sequence.done:
+                engine.cancel(handle)
+                del self._sequences[handle]
+            if sequence.request is not None:
+                self._tell(sequence.request)
+
+    def _tell(self, request: Request) -> None:
+        """Lets whoever waits for the request know that there is more of it."""
+        if request in self._submitted and all(sequence.done for sequence in request.sequences):
+            self._submitted.remove(request)
+            request.finished.set()
+        if request.listener is not None:
+            request.listener()
+
+    def _run(self) -> None:
+        """The engine's thread: steps while there are submitted requests."""
+        while True:
+            self._work.wait()
+            with self._lock:
+                if self._engine is None:
+                    return
+                if not self._submitted:
+                    self._work.clear()
+                    continue
+                try:
+                    self._step_locked()
+                except Exception as error:  # whoever waits for an answer raises it
+                    self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for handle, sequence in list(self._sequences.items()):
+            self._require_engine().cancel(handle)
+            del self._sequences[handle]
+            sequence.error, sequence.done = error, True
+            if sequence.request is not None:
+                self._tell(sequence.request)
+
+    def _drop(self, requests: Sequence[Request]) -> None:
         """Cancels what is still running of `requests`."""
-        if all(sequence.done for request in requests for sequence in request.sequences) or self._engine is None:
+        if all(request.done for request in requests):
             return
         with self._lock:
+            engine = self._engine
+            if engine is None:
+                return
             for request in requests:
                 for sequence in request.sequences:
                     if self._sequences.pop(sequence.handle, None) is not None:
-                        self._engine.cancel(sequence.handle)
+                        engine.cancel(sequence.handle)
                         sequence.done = True
+                        sequence.output.finish_reason = "abort"
+                self._tell(request)
 
 
-class _Request:
-    """A prompt with its `n` sequences."""
+class Request:
+    """A prompt that is being answered, with its `n` sequences."""
 
-    def __init__(self, prompt: str | None, ids: list[int], params: SamplingParams, start: float) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        prompt: str | None,
+        ids: list[int],
+        params: SamplingParams,
+        start: float,
+        listener: Callable[[], None] | None,
+    ) -> None:
         self.request_id = 0
         self.prompt = prompt
         self.ids = ids
         self.params = params
         self.start = start
         self.sequences: list[_Sequence] = []
+        self.finished = threading.Event()
+        self.listener = listener
+        self._llm = llm
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete, or was cancelled."""
+        return all(sequence.done for sequence in self.sequences)
+
+    def cancel(self) -> None:
+        """Stops it within one step; the answer so far stays, with finish_reason "abort"."""
+        self._llm._drop([self])
+
+    def result(self, timeout: float | None = None) -> RequestOutput:
+        """Waits for the answer, `timeout` seconds at most. Raises TimeoutError, NumericError."""
+        if not self.finished.wait(timeout):
+            raise TimeoutError(f"request {self.request_id} is not finished after {timeout} seconds")
+        return self.output(self._llm.model.fingerprint)
+
+    def take_chunks(self) -> list[StreamChunk]:
+        """The tokens that have come since the last call."""
+        chunks = []
+        for sequence in self.sequences:
+            while sequence.chunks:
+                chunks.append(sequence.chunks.popleft())
+        return chunks
 
     def raise_error(self) -> None:
+        """Raises what went wrong, if something did."""
         for sequence in self.sequences:
-            if sequence.error:
-                raise NumericError(sequence.error)
+            if sequence.error is not None:
+                raise sequence.error
 
-    def result(self, fingerprint: str) -> RequestOutput:
+    def output(self, fingerprint: str) -> RequestOutput:
+        """The answer."""
         self.raise_error()
         outputs = [sequence.output for sequence in self.sequences]
         first = self.sequences[0]
         tokens = len(first.output.token_ids)
         metrics = RequestMetrics(
             queue_time=first.queue_time,
-            time_to_first_token=first.first_time - self.start,
+            time_to_first_token=max(first.first_time - self.start, 0.0),
             time_per_token=(first.last_time - first.first_time) / (tokens - 1) if tokens > 1 else 0.0,
+            cached_tokens=first.cached_tokens,
             preemptions=sum(sequence.preemptions for sequence in self.sequences),
         )
         text = repr((fingerprint, self.ids, self.params, [output.token_ids for output in outputs]))
@@ -360,10 +532,11 @@ class _Sequence:
         self.handle = handle
         self.output = CompletionOutput(index=index)
         self.done = False
-        self.error: str | None = None
-        self.chunks: list[StreamChunk] = []
+        self.error: Exception | None = None
+        self.request: Request | None = None
+        self.chunks: deque[StreamChunk] = deque()
         self.first_time = self.last_time = self.queue_time = 0.0
-        self.preemptions = 0
+        self.preemptions = self.cached_tokens = 0
         self._params = params
         self._eos = eos
         self._ends = frozenset(params.stop_token_ids or ())
@@ -385,7 +558,7 @@ class _Sequence:
         self.last_time = time.perf_counter()
         self.first_time = self.first_time or self.last_time
         if finish == "error":
-            self.error, self.done, self.output.finish_reason = error, True, "abort"
+            self.error, self.done, self.output.finish_reason = NumericError(error), True, "abort"
             return
         output = self.output
         output.token_ids.append(token)
@@ -423,9 +596,35 @@ class _Sequence:
         return self._tokenizer.decode([token])
 
 
-def _native_params(params: SamplingParams, seed: int, index: int) -> dict[str, object]:
+def _draft_tokens(speculative: str | int | None) -> int:
+    if speculative is None:
+        return 0
+    if speculative == "ngram":
+        return _DRAFT_TOKENS
+    known = isinstance(speculative, int) and not isinstance(speculative, bool) and 1 <= speculative <= _MAX_DRAFT_TOKENS
+    if not known:
+        raise ArgumentError(f'speculative must be None, "ngram" or 1 to {_MAX_DRAFT_TOKENS}, got {speculative!r}'[:200])
+    return int(speculative)
+
+
+def _salt(salt: str | None) -> tuple[int, int]:
+    """128 bits of a cryptographic hash, so that nobody can find another's."""
+    if salt is None:
+        return 0, 0
+    if not isinstance(salt, str):
+        raise ArgumentTypeError(f"cache_salt must be a string, got {type(salt).__name__}")
+    digest = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+
+
+def _native_params(params: SamplingParams, seed: int, salt: tuple[int, int], priority: int) -> dict[str, object]:
     return {
-        "sequence": index,
+        "n": params.n,
+        "priority": priority,
+        "salt": salt,
+        "score_from": 0,
+        "score_logprobs": 0,
+        "edits_logits": False,
         "max_tokens": params.max_tokens,
         "min_tokens": params.min_tokens,
         "stop_ids": list(params.stop_token_ids or ()),

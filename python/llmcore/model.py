@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STEP_TOKENS = 256
 """Tokens of one forward step; longer prompts are prefilled in chunks of this size. No result depends on it."""
 _LOGIT_ROWS = 16
+EXTRA_LOGIT_ROWS = 16
+"""Rows of logits that a step of an LLM has beside one for each sequence: for guessed tokens and scores of prompts."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 _log = logging.getLogger("llmcore")
@@ -283,7 +285,7 @@ def plan(
     return Plan(
         weights=weights,
         kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
-        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size),
+        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size + EXTRA_LOGIT_ROWS),
     )
 
 

@@ -1,0 +1,134 @@
+"""AsyncLLM: the same engine for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any, Self
+
+from llmcore.errors import ClosedError
+from llmcore.llm import LLM, Prompt, Request
+from llmcore.outputs import RequestOutput, StreamChunk
+from llmcore.sampling import SamplingParams
+
+__all__ = ["AsyncLLM"]
+
+
+class AsyncLLM:
+    """An LLM whose answers are awaited; no call blocks the event loop. Takes what `LLM` takes.
+
+        async with llmcore.AsyncLLM("tiny") as llm:
+            async for chunk in llm.stream("The prince"):
+                print(chunk.text, end="")
+
+    The model is loaded on entry; on exit requests that still run are cancelled. A cancelled task cancels its request.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._arguments = (args, kwargs)
+        self._llm: LLM | None = None
+
+    @property
+    def llm(self) -> LLM:
+        """The LLM beneath. Raises ClosedError outside of `async with`."""
+        if self._llm is None:
+            raise ClosedError("an AsyncLLM is used inside `async with`")
+        return self._llm
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """Answers one prompt token by token. Leaving the loop cancels the rest. Raises as `LLM.generate`."""
+        more = asyncio.Event()
+        request = await self._start(more, prompt, params, priority, cache_salt)
+        try:
+            while True:
+                done = request.done
+                for chunk in request.take_chunks():
+                    yield chunk
+                if done:
+                    request.raise_error()
+                    return
+                await more.wait()
+                more.clear()
+        finally:
+            await _cancel(request)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> RequestOutput:
+        """Answers one prompt; several at once through `asyncio.gather`. Raises as `LLM.generate`."""
+        more = asyncio.Event()
+        request = await self._start(more, prompt, params, priority, cache_salt)
+        try:
+            while not request.done:
+                await more.wait()
+                more.clear()
+            return request.output(self.llm.model.fingerprint)
+        finally:
+            await _cancel(request)
+
+    async def _start(
+        self,
+        more: asyncio.Event,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        priority: int,
+        cache_salt: str | None,
+    ) -> Request:
+        """Submits; `more` is set whenever there is more of the answer."""
+        loop = asyncio.get_running_loop()
+
+        def listener() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(more.set)
+
+        submit = self.llm._submit_in_background
+        start = asyncio.ensure_future(asyncio.to_thread(submit, prompt, params, priority, cache_salt, listener))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            start.add_done_callback(_cancel_started)
+            raise
+
+    def stats(self) -> dict[str, int]:
+        """As `LLM.stats`."""
+        return self.llm.stats()
+
+    async def __aenter__(self) -> Self:
+        args, kwargs = self._arguments
+        self._llm = await asyncio.to_thread(LLM, *args, **kwargs)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        llm, self._llm = self.llm, None
+        await asyncio.shield(asyncio.to_thread(_stop, llm))
+
+
+def _stop(llm: LLM) -> None:
+    for request in list(llm._submitted):
+        request.cancel()
+    llm.close()
+
+
+async def _cancel(request: Request) -> None:
+    if not request.done:
+        await asyncio.shield(asyncio.to_thread(request.cancel))
+
+
+def _cancel_started(start: asyncio.Future[Request]) -> None:
+    if not start.cancelled() and start.exception() is None:
+        start.result().cancel()

@@ -1,0 +1,291 @@
+"""The engine as its fronts show it: submitted requests, asyncio, the prefix cache, priorities, speculation."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bits_hash
+import llmcore
+from llmcore import SamplingParams
+from llmcore import llm as llm_module
+from llmcore.model import kv_bytes_per_page
+
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
+CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "24"))
+LONG = SamplingParams(temperature=0, max_tokens=380, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model without a tokenizer, context 400."""
+    path = tmp_path_factory.mktemp("engine")
+    bits_hash.write_model(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[llmcore.Model]:
+    with llmcore.load(folder, threads=1, progress=False) as model:
+        yield model
+
+
+@pytest.fixture
+def llm(model: llmcore.Model) -> Iterator[llmcore.LLM]:
+    with llmcore.LLM(model, max_batch_size=4) as llm:
+        yield llm
+
+
+def prompt(seed: int, length: int, vocab: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(vocab) for _ in range(length)]
+
+
+def bits(output: llmcore.RequestOutput) -> Any:
+    """Token ids and log-probabilities of all answers."""
+    return [(one.token_ids, one.logprobs, one.finish_reason) for one in output.outputs]
+
+
+def all_free(llm: llmcore.LLM) -> bool:
+    stats = llm.stats()
+    return (
+        stats["kv_pages_free"] == stats["kv_pages_total"]
+        and stats["requests_running"] == stats["requests_waiting"] == 0
+    )
+
+
+# --- prefix cache ---------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_seen_before_is_not_computed_again(llm: llmcore.LLM) -> None:
+    ids = prompt(1, 100, llm.model.spec.vocab_size)
+    cold, warm = llm.generate(ids, GREEDY)[0], llm.generate(ids, GREEDY)[0]
+    assert cold.metrics.cached_tokens == 0
+    assert warm.metrics.cached_tokens == 96
+    assert llm.stats()["prefix_hit_tokens"] == 96
+    assert bits(cold) == bits(warm)
+    assert all_free(llm)
+
+
+def test_an_answer_is_a_prefix_too(llm: llmcore.LLM) -> None:
+    ids = prompt(2, 20, llm.model.spec.vocab_size)
+    first = llm.generate(ids, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))[0]
+    turn = ids + first.token_ids + prompt(3, 10, llm.model.spec.vocab_size)
+    assert llm.generate(turn, GREEDY)[0].metrics.cached_tokens == 48
+
+
+def test_one_other_token_is_another_prefix(llm: llmcore.LLM) -> None:
+    ids = prompt(4, 64, llm.model.spec.vocab_size)
+    llm.generate(ids, GREEDY)
+    for at, cached in ((0, 0), (15, 0), (16, 16), (47, 32), (63, 48)):
+        other = list(ids)
+        other[at] = (other[at] + 1) % llm.model.spec.vocab_size
+        assert llm.generate(other, GREEDY)[0].metrics.cached_tokens == cached
+
+
+def test_tenants_share_nothing(llm: llmcore.LLM) -> None:
+    ids = prompt(5, 40, llm.model.spec.vocab_size)
+    cached = [
+        llm.generate(ids, GREEDY, cache_salt=salt)[0].metrics.cached_tokens for salt in (None, "a", "b", "a", None, "")
+    ]
+    assert cached == [0, 0, 0, 32, 32, 0]
+    with pytest.raises(TypeError):
+        llm.generate(ids, GREEDY, cache_salt=3)  # type: ignore[arg-type]
+
+
+def test_the_cache_can_be_switched_off(model: llmcore.Model) -> None:
+    with llmcore.LLM(model, max_batch_size=2, enable_prefix_caching=False) as llm:
+        ids = prompt(6, 40, model.spec.vocab_size)
+        assert [llm.generate(ids, GREEDY)[0].metrics.cached_tokens for _ in range(2)] == [0, 0]
+
+
+def test_a_prompt_is_computed_once_for_all_of_its_answers(llm: llmcore.LLM) -> None:
+    ids = prompt(7, 150, llm.model.spec.vocab_size)
+    params = SamplingParams(n=4, temperature=1.0, seed=5, max_tokens=8, logprobs=2, ignore_eos=True)
+    together = llm.generate(ids, params)[0]
+    assert llm.stats()["steps"] == 8
+    with llmcore.LLM(llm.model, max_batch_size=1, enable_prefix_caching=False) as alone:
+        assert bits(alone.generate(ids, params)[0]) == bits(together)
+    assert len({tuple(one.token_ids) for one in together.outputs}) == 4
+
+
+# --- the same bits whatever happens around ----------------------------------------------------------------------------
+
+
+def random_requests(seed: int, count: int, vocab: int) -> list[tuple[list[int], SamplingParams]]:
+    """Prompts, some with a common beginning or a repeated part, greedy and sampled, up to 4 answers."""
+    rng = random.Random(seed)
+    shared = prompt(seed, 70, vocab)
+    work = []
+    for i in range(count):
+        own = prompt(seed * 1000 + i, rng.randrange(1, 60), vocab)
+        ids = own if i % 3 == 0 else shared[: rng.randrange(1, 70)] + own if i % 3 == 1 else own[:12] * 5
+        greedy = rng.random() < 0.4
+        params = SamplingParams(
+            n=1 if greedy else rng.randrange(1, 5),
+            temperature=0.0 if greedy else 0.8,
+            seed=rng.randrange(2**40),
+            max_tokens=rng.randrange(1, 40),
+            logprobs=2,
+            repetition_penalty=1.1 if rng.random() < 0.3 else 1.0,
+            top_k=rng.choice([0, 20]),
+        )
+        work.append((ids, params))
+    return work
+
+
+def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = random_requests(3, CASES, model.spec.vocab_size)
+    with llmcore.LLM(model, max_batch_size=1, enable_prefix_caching=False) as alone:
+        expected = [bits(alone.generate(*one)[0]) for one in work]
+    compared = 0
+    settings: list[dict[str, Any]] = [
+        {"max_batch_size": 2},
+        {"max_batch_size": 16, "speculative": "ngram"},
+        {"max_batch_size": 64, "enable_prefix_caching": False},
+        {"max_batch_size": 8, "kv_cache_bytes": "small", "speculative": 7},
+        {"max_batch_size": 5, "kv_cache_bytes": "small"},
+    ]
+    chunks = itertools.cycle([16, 64, 256])
+    for threads in (1, 2, 4):
+        with llmcore.load(folder, threads=threads, progress=False) as other:
+            for i, setting in enumerate(settings):
+                setting = dict(setting)
+                if setting.get("kv_cache_bytes") == "small":
+                    setting["kv_cache_bytes"] = 14 * kv_bytes_per_page(other.spec, other.kv_dtype)
+                monkeypatch.setattr(llm_module, "STEP_TOKENS", next(chunks))
+                order = list(range(len(work)))
+                random.Random(i + 10 * threads).shuffle(order)
+                with llmcore.LLM(other, **setting) as llm:
+                    for _ in range(2):  # cold, then with a warm cache
+                        neighbours = [llm.submit(prompt(i, 30, model.spec.vocab_size), LONG) for i in range(3)]
+                        requests = [llm.submit(*work[at], priority=at % 3) for at in order]
+                        for neighbour in neighbours:
+                            neighbour.cancel()
+                        for at, request in zip(order, requests, strict=True):
+                            assert bits(request.result(60)) == expected[at], (threads, setting, at)
+                            compared += sum(len(one[0]) for one in expected[at])
+                    assert all_free(llm)
+                    if "kv_cache_bytes" in setting:
+                        assert llm.stats()["preemptions"] > 0
+                    if "speculative" in setting:
+                        assert llm.stats()["accepted_tokens"] > 0
+    print(f"{compared:,} tokens with their log-probabilities compared")
+
+
+# --- submit -----------------------------------------------------------------------------------------------------------
+
+
+def test_submitted_requests_run_beside_all_others(llm: llmcore.LLM) -> None:
+    ids = [prompt(i, 20, llm.model.spec.vocab_size) for i in range(6)]
+    requests = [llm.submit(one, GREEDY) for one in ids]
+    outputs = llm.generate(ids, GREEDY)
+    assert [bits(request.result(60)) for request in requests] == [bits(output) for output in outputs]
+    assert all(request.done for request in requests)
+    assert len(requests[0].take_chunks()) == 16
+    assert all_free(llm)
+
+
+def test_a_cancelled_request_ends_with_what_it_has(llm: llmcore.LLM) -> None:
+    request = llm.submit(prompt(1, 20, llm.model.spec.vocab_size), LONG)
+    request.cancel()
+    request.cancel()
+    output = request.result(60)
+    assert output.finish_reason == "abort"
+    assert len(output.token_ids) < 380
+    assert all_free(llm)
+
+
+def test_errors_of_submit_come_at_once(llm: llmcore.LLM) -> None:
+    with pytest.raises(llmcore.ContextLengthError):
+        llm.submit([1] * 400, GREEDY)
+    with pytest.raises(llmcore.ArgumentError, match="one prompt"):
+        llm.submit([[1], [2]], GREEDY)  # type: ignore[list-item]
+    with pytest.raises(llmcore.ArgumentError, match="priority"):
+        llm.submit([1], GREEDY, priority=2**31)
+    request = llm.submit([1, 2], LONG)
+    with pytest.raises(llmcore.BusyError):
+        llm.close()
+    with pytest.raises(TimeoutError):
+        request.result(0)
+    request.cancel()
+
+
+def test_urgent_requests_come_first(model: llmcore.Model) -> None:
+    with llmcore.LLM(model, max_batch_size=1) as llm:
+        slow = llm.submit([1, 2, 3], LONG, priority=5)
+        urgent = llm.submit([4, 5, 6], GREEDY, priority=-1)
+        assert urgent.result(60).finish_reason == "length"
+        assert slow.result(60).metrics.preemptions <= 1
+        with llmcore.LLM(model, max_batch_size=1, enable_prefix_caching=False) as alone:
+            assert bits(slow.result()) == bits(alone.generate([1, 2, 3], LONG)[0])
+
+
+# --- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+def test_async_streams_run_together(folder: Path) -> None:
+    async def answer(llm: llmcore.AsyncLLM, ids: list[int]) -> list[int]:
+        return [chunk.token_id async for chunk in llm.stream(ids, GREEDY)]
+
+    async def main() -> None:
+        async with llmcore.AsyncLLM(folder, threads=1, max_batch_size=4, progress=False) as llm:
+            ids = [prompt(i, 20, llm.llm.model.spec.vocab_size) for i in range(8)]
+            answers = await asyncio.gather(*(answer(llm, one) for one in ids))
+            outputs = await asyncio.gather(*(llm.generate(one, GREEDY) for one in ids))
+            assert answers == [output.token_ids for output in outputs]
+            with pytest.raises(llmcore.ContextLengthError):
+                await llm.generate([1] * 400)
+
+    asyncio.run(main())
+
+
+def test_leaving_an_async_stream_or_its_task_cancels_the_request(folder: Path) -> None:
+    async def main() -> None:
+        async with llmcore.AsyncLLM(folder, threads=1, max_batch_size=2, progress=False) as llm:
+            stream = llm.stream([1, 2, 3], LONG)
+            async for _ in stream:
+                break
+            await stream.aclose()
+            assert all_free(llm.llm)
+            task = asyncio.create_task(llm.generate([1, 2, 3], LONG))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await llm.generate([1], GREEDY)
+            assert all_free(llm.llm)
+        with pytest.raises(llmcore.ClosedError):
+            await llm.generate([1])
+
+    asyncio.run(main())
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_max_memory_cuts_the_context_or_refuses(model: llmcore.Model) -> None:
+    with llmcore.LLM(model, max_batch_size=2) as llm:
+        whole = model.memory_usage()["total"]
+        fixed = whole - model.memory_usage()["kv_cache"]
+        assert llm.max_model_len == 400
+    page = kv_bytes_per_page(model.spec, model.kv_dtype)
+    with llmcore.LLM(model, max_batch_size=2, max_memory=fixed + 5 * page) as llm:
+        assert model.memory_usage()["total"] <= fixed + 5 * page
+        assert llm.max_model_len == 80
+    with pytest.raises(llmcore.OutOfMemoryError) as caught:
+        llmcore.LLM(model, max_batch_size=2, max_model_len=200, max_memory=fixed + 5 * page)
+    assert caught.value.largest_context == 80
+
+
+@pytest.mark.parametrize("wrong", ["draft", 0, 16, True, 1.5])
+def test_wrong_speculation(model: llmcore.Model, wrong: Any) -> None:
+    with pytest.raises(llmcore.ArgumentError, match="speculative"):
+        llmcore.LLM(model, speculative=wrong)
