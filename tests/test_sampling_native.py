@@ -1,10 +1,11 @@
 """The native sampler against a plain numpy one: the same tokens for the same logits, parameters and seed.
 
-Order (csrc/sampling/sampler.h): bias and masks, penalties, temperature, min_p, top_k, top_p, draw.
+Order (csrc/sampling/sampler.h): bias and masks, penalties, top_n_sigma, temperature, min_p, top_k, top_p, draw.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llmcore import ops
 
 Floats = npt.NDArray[np.float32]
 MASK32 = 2**32 - 1
+CASES_OF_RANDOM = int(os.environ.get("LLMCORE_PROPERTY_CASES", "2000"))
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
@@ -37,10 +39,23 @@ def uniform(seed: int, position: int, sequence: int) -> float:
     return ((r[0] << 21 ^ r[1] >> 11) & (2**53 - 1)) * 2.0**-53
 
 
-def draw(logits: Floats, u: float, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0) -> int:
-    """Temperature, min_p, top_k, top_p, then the token at `u` of what is left."""
+def draw(
+    logits: Floats,
+    u: float,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0,
+    top_n_sigma: float = 0,
+) -> int:
+    """top_n_sigma, temperature, min_p, top_k, top_p, then the token at `u` of what is left."""
     if temperature == 0:
         return int(logits.argmax())
+    if top_n_sigma > 0:
+        finite = logits[logits > -np.inf].astype(np.float64)
+        least = finite.max() - np.float64(np.float32(top_n_sigma)) * finite.std()
+        logits = np.where(logits.astype(np.float64) < least, np.float32(-np.inf), logits)
     scaled = logits * (np.float32(1) / np.float32(temperature))
     weights = np.exp((scaled - scaled.max()).astype(np.float64)).astype(np.float32)
     weights[weights < np.float32(min_p)] = 0
@@ -96,14 +111,15 @@ def random_case(rng: np.random.Generator) -> tuple[Floats, dict[str, Any]]:
         "top_k": int(rng.choice([0, 0, 1, 5, 40, 300, size, size + 5])),
         "top_p": float(rng.choice([1.0, 1.0, 0.0, 0.3, 0.9, 0.95, 0.999])),
         "min_p": float(rng.choice([0.0, 0.0, 0.02, 0.3, 1.0])),
+        "top_n_sigma": float(rng.choice([0.0, 0.0, 0.7, 1.1, 2.3])),
     }
     return logits, options
 
 
-def test_same_tokens_as_numpy_in_2000_random_cases() -> None:
+def test_same_tokens_as_numpy_in_random_cases() -> None:
     rng = np.random.default_rng(0)
     seen = set()
-    for index in range(2000):
+    for index in range(CASES_OF_RANDOM):
         logits, options = random_case(rng)
         seed, position, sequence = int(rng.integers(2**63)), int(rng.integers(5000)), int(rng.integers(16))
         u = uniform(seed, position, sequence)
@@ -116,7 +132,16 @@ def test_same_tokens_as_numpy_in_2000_random_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.9}]
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.8},
+        {"min_p": 0.2},
+        {"top_n_sigma": 1.1},
+        {"top_k": 4, "top_p": 0.9},
+    ],
 )
 def test_frequencies_follow_the_probabilities(options: dict[str, Any]) -> None:
     logits = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
@@ -190,7 +215,7 @@ def expected_tokens(
             logits[list(stops)] = -np.inf
         penalise(logits, tokens, len(prompt), params)
         u = uniform(params.seed or 0, len(tokens), sequence)
-        options = {name: getattr(params, name) or 0 for name in ("top_k", "min_p")}
+        options = {name: getattr(params, name) or 0 for name in ("top_k", "min_p", "top_n_sigma")}
         top_p = 1.0 if params.top_p is None else params.top_p
         temperature = 1.0 if params.temperature is None else params.temperature
         tokens.append(draw(logits, u, temperature=temperature, top_p=top_p, **options))
@@ -213,6 +238,7 @@ def penalise(logits: Floats, tokens: list[int], prompt: int, params: llmcore.Sam
 
 
 CASES: dict[str, dict[str, Any]] = {
+    "top_n_sigma": {"top_n_sigma": 1.5, "temperature": 2.0, "presence_penalty": 0.5},
     "plain": {},
     "cold": {"temperature": 0.3},
     "greedy with penalties": {"temperature": 0, "repetition_penalty": 1.5, "presence_penalty": 0.7},

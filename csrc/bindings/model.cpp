@@ -138,6 +138,7 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   s.top_p = p["top_p"].cast<float>();
   s.top_k = p["top_k"].cast<int32_t>();
   s.min_p = p["min_p"].cast<float>();
+  s.top_n_sigma = p["top_n_sigma"].cast<float>();
   s.repetition_penalty = p["repetition_penalty"].cast<float>();
   s.presence_penalty = p["presence_penalty"].cast<float>();
   s.frequency_penalty = p["frequency_penalty"].cast<float>();

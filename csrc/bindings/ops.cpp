@@ -85,13 +85,14 @@ py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const 
 }
 
 py::tuple sample_op(const FloatArray& logits, float temperature, int32_t top_k, float top_p, float min_p, uint64_t seed,
-                    uint64_t position, uint64_t sequence) {
+                    uint64_t position, uint64_t sequence, float top_n_sigma) {
   check_dims(logits, 1, "logits");
   SamplerParams p;
   p.temperature = temperature;
   p.top_k = top_k;
   p.top_p = top_p;
   p.min_p = min_p;
+  p.top_n_sigma = top_n_sigma;
   p.seed = seed;
   p.logprobs = 0;
   SamplerHistory history;
@@ -168,7 +169,7 @@ void bind_ops(py::module_& m) {
         py::arg("isa") = "");
   m.def("sample", sample_op, py::arg("logits"), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
         py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("position") = 0,
-        py::arg("sequence") = 0);
+        py::arg("sequence") = 0, py::arg("top_n_sigma") = 0.0f);
   m.def("quantize_activations", quantize_activations, py::arg("x"), py::arg("group"), py::arg("isa") = "");
 }
 

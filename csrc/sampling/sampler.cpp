@@ -114,8 +114,30 @@ void Sampler::penalise(const SamplerParams& params, const SamplerHistory& histor
   }
 }
 
+// Drops logits further below the largest than `count` standard deviations of those that may come.
+void Sampler::keep_within_sigmas(float count) {
+  const float maximum = *std::max_element(work_.begin(), work_.end());
+  if (!std::isfinite(maximum)) return;
+  double sum = 0.0, squares = 0.0;
+  int64_t finite = 0;
+  for (const float x : work_) {
+    if (x == kNever) continue;
+    sum += x;
+    ++finite;
+  }
+  const double mean = sum / static_cast<double>(finite);
+  for (const float x : work_) {
+    if (x != kNever) squares += (x - mean) * (x - mean);
+  }
+  const double least = maximum - count * std::sqrt(squares / static_cast<double>(finite));
+  for (float& x : work_) {
+    if (x < least) x = kNever;
+  }
+}
+
 int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history) {
   const double u = philox_uniform(params.seed, static_cast<uint64_t>(history.total), history.sequence);
+  if (params.top_n_sigma > 0.0f) keep_within_sigmas(params.top_n_sigma);
   const float inverse = 1.0f / params.temperature;
   if (std::isfinite(inverse)) {
     table_.scale(work_.data(), inverse, vocab_);

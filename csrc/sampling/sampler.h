@@ -1,5 +1,6 @@
 #pragma once
-// Logits to token. Order: bias and masks, penalties, temperature, min_p, top_k, top_p, draw (as vLLM).
+// Logits to token. Order: bias and masks, penalties, top_n_sigma (there as in llama.cpp), temperature, min_p, top_k,
+// top_p, draw (as vLLM).
 // Log-probabilities are those of the model's own logits, before all of it. A sampler never sees a model.
 
 #include <cstdint>
@@ -15,6 +16,7 @@ struct SamplerParams {
   float top_p = 1.0f;
   int32_t top_k = 0;  // 0: off
   float min_p = 0.0f;
+  float top_n_sigma = 0.0f;         // 0: off
   float repetition_penalty = 1.0f;  // over prompt and output
   float presence_penalty = 0.0f;    // over output
   float frequency_penalty = 0.0f;   // over output
@@ -53,6 +55,7 @@ class Sampler {
   SampledToken sample_infinite(const float* logits, const SamplerParams& params) const;
   void penalise(const SamplerParams& params, const SamplerHistory& history);
   void restrict_to(const SamplerParams& params, const SamplerHistory& history);
+  void keep_within_sigmas(float count);
   int32_t draw(const SamplerParams& params, const SamplerHistory& history);
   int32_t draw_from_all(double u) const;
   void best(const float* values, int64_t count);

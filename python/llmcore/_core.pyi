@@ -167,6 +167,7 @@ def sample(
     seed: int = 0,
     position: int = 0,
     sequence: int = 0,
+    top_n_sigma: float = 0.0,
 ) -> tuple[int, float]: ...
 def quantize_activations(
     x: FloatArray, group: int, isa: str = ""

@@ -632,6 +632,7 @@ def _native_params(params: SamplingParams, seed: int, salt: tuple[int, int], pri
         "top_p": params.top_p,
         "top_k": params.top_k,
         "min_p": params.min_p,
+        "top_n_sigma": params.top_n_sigma,
         "repetition_penalty": params.repetition_penalty,
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,

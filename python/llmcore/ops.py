@@ -273,12 +273,13 @@ def sample(
     seed: int = 0,
     position: int = 0,
     sequence: int = 0,
+    top_n_sigma: float = 0.0,
 ) -> tuple[int, float]:
     """Draws a token. logits: [vocab]. Returns (id, log-probability under softmax(logits)).
 
     The random number is Philox4x32-10 keyed by `seed` with counter (position, sequence). Raises NumericError.
     """
-    return _core.sample(_float(logits), temperature, top_k, top_p, min_p, seed, position, sequence)
+    return _core.sample(_float(logits), temperature, top_k, top_p, min_p, seed, position, sequence, top_n_sigma)
 
 
 def _float(x: npt.ArrayLike) -> FloatArray:

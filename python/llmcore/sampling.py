@@ -46,6 +46,9 @@ class SamplingParams:
     """Sample among this many of the likeliest tokens; 0 or -1 (neutral) for all; beyond the vocabulary means all."""
     min_p: float | None = None
     """0 to 1: drop tokens less likely than this times the likeliest. Neutral: 0."""
+    top_n_sigma: float = 0.0
+    """0 to 100: drop tokens whose logit, after penalties, is further below the largest than this many standard
+    deviations of the logits that may come (llama.cpp's). 0: off."""
     seed: int | None = None
     """0 to 2**64 - 1. The same seed, prompt and parameters give the same tokens. None: the LLM's own seed."""
     stop: str | Sequence[str] | None = ()
@@ -94,13 +97,14 @@ class SamplingParams:
             "temperature": (0.0, _FLOAT32_MAX),
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
+            "top_n_sigma": (0.0, 100.0),
             "repetition_penalty": (0.01, 100.0),
             "presence_penalty": (-2.0, 2.0),
             "frequency_penalty": (-2.0, 2.0),
         }
         for name, (low, high) in floats.items():
             value = getattr(self, name)
-            if value is not None or name in ("presence_penalty", "frequency_penalty"):
+            if value is not None or name in ("presence_penalty", "frequency_penalty", "top_n_sigma"):
                 _fix(self, name, _number(name, value, low, high))
         if self.temperature is not None and self.temperature <= GREEDY_TEMPERATURE:
             _fix(self, "temperature", 0.0)
