@@ -12,8 +12,8 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NoReturn
+from operator import itemgetter
+from typing import NamedTuple, NoReturn
 
 from llmcore.checkpoint.containers import HEAD_BYTES, identify
 from llmcore.checkpoint.files import PlainFile, shown
@@ -58,14 +58,19 @@ _NEXT = re.compile(r"[ \t\r\n]*([,}])")
 _ENTRY = re.compile(r"\{[^{}]{0,4096}\}")
 _BRACE = re.compile(r"[{}]")
 _PADDING = re.compile(r" *")
+# An entry as all known writers spell it. What differs, is empty or has a fault is read piece by piece.
+_INT = r"(?:0|[1-9][0-9]{0,17})"
+_PLAIN = re.compile(
+    rf'[ \n]*"((?!__metadata__")[ !#-\[\]-~]{{1,{MAX_NAME_BYTES}}})" ?: ?\{{"dtype" ?: ?"([A-Z0-9_]{{1,16}})",'
+    rf' ?"shape" ?: ?\[((?:{_INT}(?:, ?{_INT}){{0,7}})?)\], ?"data_offsets" ?: ?\[({_INT}), ?({_INT})\]\}}[ \n]*([,}}])'
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STRING = json.JSONDecoder()
 _PAIRS = json.JSONDecoder(object_pairs_hook=list)
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where a tensor lies. `offset` and `nbytes` are bytes from the start of its file; `dtype` is safetensors' name."""
 
     name: str
@@ -158,29 +163,36 @@ class _Header:
             raise LimitError(f"{shown(self.path)}: more than {MAX_TENSORS} tensors")
         tensors: dict[str, TensorInfo] = {}
         seen_metadata = False
-        for name, at, entry, entry_at in self.entries():
+        for name, at, entry, entry_at in self.entries(tensors):
             if name == "__metadata__":
                 if seen_metadata:
                     self.fail("__metadata__ stands twice", at)
                 seen_metadata = True
             elif name in tensors:
-                first = next(before for other, before, _, _ in self.entries() if other == name)
+                first = next(before for other, before, _, _ in self.entries(None) if other == name)
                 self.fail(f"the same tensor name twice, first at byte {8 + first}", at, field=name)
             elif len(tensors) == MAX_TENSORS:
                 raise LimitError(f"{shown(self.path)}: more than {MAX_TENSORS} tensors")
             else:
-                tensors[name] = self.tensor(name, at, entry, entry_at)
-        ordered = sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes))
+                tensors[name] = self.tensor(name, entry, entry_at)
+        ordered = sorted(tensors.values(), key=itemgetter(3, 4))  # offset, nbytes
         self.check_coverage(ordered)
         return {info.name: info for info in ordered}
 
-    def entries(self) -> Iterator[tuple[str, int, str, int]]:
-        """Each name with its position and the text and position of its entry ("" for `__metadata__`, which is read)."""
+    def entries(self, tensors: dict[str, TensorInfo] | None) -> Iterator[tuple[str, int, str, int]]:
+        """Each name with its position and the text and position of its entry ("" for `__metadata__`, which is read).
+
+        With `tensors`, what `take_plain` can read goes there instead.
+        """
         text = self.text
         at = self.skip(1)
         more = text[at : at + 1] != "}"
         at += 0 if more else 1
         while more:
+            if tensors is not None:
+                at, more = self.take_plain(at, tensors)
+                if not more:
+                    break
             at = self.skip(at)
             name_at = at
             name, at = self.string(at, "a tensor name")
@@ -201,6 +213,28 @@ class _Header:
         if padded is not None and padded.end() != len(text):
             at = padded.end()
             self.fail("only spaces may follow the header's '}'", at, value=f"byte 0x{ord(text[at]):02x}")
+
+    def take_plain(self, at: int, tensors: dict[str, TensorInfo]) -> tuple[int, bool]:
+        """Reads entries as long as they are `_PLAIN` and without fault; where it stopped, and whether more follows."""
+        text, start, data_bytes = self.text, self.start, self.data_bytes
+        while (found := _PLAIN.match(text, at)) is not None:
+            name, dtype, sizes, first, last, mark = found.groups()
+            bits, _ = DTYPES.get(dtype, (0, None))
+            shape = tuple(map(int, sizes.split(","))) if sizes else ()
+            begin, end = int(first), int(last)
+            if (
+                not bits
+                or not begin < end <= data_bytes
+                or math.prod(shape) * bits != 8 * (end - begin)
+                or name in tensors
+                or len(tensors) == MAX_TENSORS
+            ):
+                break
+            tensors[name] = TensorInfo(name, dtype, shape, start + begin, end - begin)
+            at = found.end()
+            if mark == "}":
+                return at, False
+        return at, True
 
     def skip(self, at: int) -> int:
         found = _SPACE.match(self.text, at)
@@ -279,7 +313,7 @@ class _Header:
         self.metadata = metadata
         return at
 
-    def tensor(self, name: str, at: int, entry: str, entry_at: int) -> TensorInfo:
+    def tensor(self, name: str, entry: str, entry_at: int) -> TensorInfo:
         fields = self.fields(name, entry, entry_at)
         dtype = fields["dtype"]
         if not isinstance(dtype, str):
