@@ -98,6 +98,8 @@ def test_for_people(run: Run, clock: SimpleNamespace) -> None:
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--batch-size", "-1"], "--batch-size must be at least 1"),
         (["--prompt-tokens", "2048"], "--prompt-tokens must be below this model's context of 2048"),
+        (["--depth", "-1"], "--depth must be at least 0"),
+        (["--depth", "2000"], "together must be below this model's context of 2048"),
         (["--random", "gpt-9"], "there are: tinyllama-1.1b, "),
         (["tiny", "--random", "gpt2"], "not both"),
     ],

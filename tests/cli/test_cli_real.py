@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llmcore.model import load
 from llmcore.runtime import get_num_threads
 
 Run = Callable[..., Any]
@@ -112,6 +113,16 @@ def test_bench_on_the_built_in_model(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert report["prefill_tokens_per_second"] > report["decode_tokens_per_second"] > 0
     assert 1e6 < report["bytes_per_token"] <= report["weight_bytes"]
     assert report["threads"] == get_num_threads()
+
+
+def test_bench_behind_a_context(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcore.runtime.measure_read_bandwidth", lambda threads, seconds: 40e9)
+    options = "--prompt-tokens 8 --decode-tokens 8 --rounds 1 --batch-size 2 --depth 64 --kv-dtype int8"
+    report = run("bench", "--json", *options.split()).json
+    spec = load("tiny", progress=False).spec
+    values = 2 * spec.num_layers * spec.num_kv_heads  # keys and values: a byte for each dimension, and a float32 scale
+    assert report["kv_bytes_per_step"] == 2 * 64 * values * (spec.head_dim + 4)
+    assert (report["depth"], report["kv_dtype"]) == (64, "int8")
 
 
 def test_missing_model_is_one_line() -> None:

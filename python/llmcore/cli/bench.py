@@ -29,11 +29,13 @@ examples:
   llmcore bench path/to/model --quantize int4 --threads 2
   llmcore bench --random llama-3.2-1b --quantize int8      random weights of that shape: no checkpoint needed
   llmcore bench --random qwen2.5-0.5b --batch-size 8 --json
+  llmcore bench --random llama-3.2-1b --quantize int4 --depth 2048 --kv-dtype int8
 
 shapes: {", ".join(SHAPES)}
 
 prefill: the prompts go through the model in one call; tokens per second are those of the prompts.
-decode: answers to prompts of one token; tokens per second are those of all answers together.
+decode: answers to prompts of one token, or of --depth tokens that are in the cache already; tokens per second are those
+of all answers together.
 Before and after each round it is measured how fast this many threads read memory, for on a shared machine that changes
 from minute to minute; the share is of the mean of the two. Figures are medians over the rounds, after one that isn't
 counted. A model that fits the processor's caches can be faster than its memory.
@@ -49,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("measurement")
     group.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (512)")
     group.add_argument("--decode-tokens", type=int, metavar="N", help="tokens of an answer (64)")
+    group.add_argument("--depth", type=int, default=0, metavar="N", help="tokens before an answer, in the cache (0)")
+    group.add_argument("--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int8, int4")
     group.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at the same time (1)")
     group.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with the figures of every round")
@@ -65,11 +69,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Load:
-    """What is measured: prompts of `prompt_tokens` tokens, answers of `decode_tokens`, `batch_size` at a time."""
+    """What is measured: prompts of `prompt_tokens` tokens, answers of `decode_tokens` behind `depth`, `batch_size` each."""
 
     prompt_tokens: int
     decode_tokens: int
     batch_size: int
+    depth: int
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         count = getattr(args, name)
         if count is not None and count < 1:
             raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
+    if args.depth < 0:
+        raise ArgumentError(f"--depth must be at least 0, got {args.depth}")
     import llmcore
     from llmcore.runtime import measure_read_bandwidth
 
@@ -89,10 +96,18 @@ def run(args: argparse.Namespace) -> int:
             _length("--prompt-tokens", args.prompt_tokens, 512, context),
             _length("--decode-tokens", args.decode_tokens, 64, context),
             args.batch_size,
+            args.depth,
         )
-        length = max(load.prompt_tokens, load.decode_tokens) + 2
+        if load.depth + load.decode_tokens >= context:
+            raise ArgumentError(
+                f"--depth and --decode-tokens together must be below this model's context of {context} tokens, "
+                f"got {load.depth} and {load.decode_tokens}"
+            )
+        length = max(load.prompt_tokens, load.depth + load.decode_tokens) + 2
         threads = model.threads
-        with llmcore.LLM(model, max_model_len=length, max_batch_size=load.batch_size) as llm:
+        with llmcore.LLM(
+            model, max_model_len=length, max_batch_size=load.batch_size, kv_dtype=args.kv_dtype, progress=False
+        ) as llm:
             rounds = measure(llm, load, args.rounds, lambda: measure_read_bandwidth(threads=threads, seconds=0.3))
         report = _report(model, args, load, threads, rounds)
     if args.json:
@@ -137,7 +152,10 @@ def measure(llm: LLM, load: Load, rounds: int, probe: Callable[[], float]) -> li
         for _ in range(rounds + 1):
             # New prompts each time, or the prefix cache would answer for the model.
             prefill = _seconds(llm, _prompts(llm, source, load.batch_size, load.prompt_tokens), once)
-            decode = _seconds(llm, _prompts(llm, source, load.batch_size, 1), answer)
+            before_answer = _prompts(llm, source, load.batch_size, load.depth or 1)
+            if load.depth:
+                llm.generate(before_answer, once, progress=False)
+            decode = _seconds(llm, before_answer, answer)
             after = probe()
             results.append(
                 Round(
@@ -172,10 +190,15 @@ def named_spec(shape: str) -> DecoderSpec:
 
 def _report(model: Model, args: argparse.Namespace, load: Load, threads: int, rounds: list[Round]) -> dict[str, Any]:
     import llmcore
+    from llmcore.model import kv_bytes_per_page
 
     weights = model.bytes_per_token()
+    kv = 0
+    if load.depth:
+        kv_dtype = model.kv_dtype if args.kv_dtype == "auto" else args.kv_dtype
+        kv = load.batch_size * load.depth * kv_bytes_per_page(model.spec, kv_dtype) // 16
     # A step reads the weights once, whatever the batch.
-    shares = [r.decode / load.batch_size * weights / r.bandwidth for r in rounds]
+    shares = [r.decode / load.batch_size * (weights + kv) / r.bandwidth for r in rounds]
     return {
         "model": args.random or args.model or BUILT_IN,
         "random": args.random is not None,
@@ -185,11 +208,14 @@ def _report(model: Model, args: argparse.Namespace, load: Load, threads: int, ro
         "prompt_tokens": load.prompt_tokens,
         "decode_tokens": load.decode_tokens,
         "batch_size": load.batch_size,
+        "depth": load.depth,
+        "kv_dtype": args.kv_dtype,
         "prefill_tokens_per_second": statistics.median(r.prefill for r in rounds),
         "decode_tokens_per_second": statistics.median(r.decode for r in rounds),
         "bytes_per_token": weights,
+        "kv_bytes_per_step": kv,
         "weight_bytes": model.memory_usage()["weights"],
-        "decode_bytes_per_second": statistics.median(r.decode / load.batch_size * weights for r in rounds),
+        "decode_bytes_per_second": statistics.median(r.decode / load.batch_size * (weights + kv) for r in rounds),
         "read_bandwidth_bytes_per_second": statistics.median(r.bandwidth for r in rounds),
         "bandwidth_share": statistics.median(shares),
         "rounds": [
@@ -216,14 +242,16 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         return f"{value:,.1f}"
 
     batch = f", batch of {report['batch_size']}" if report["batch_size"] > 1 else ""
+    depth = f" behind {report['depth']}" if report["depth"] else ""
+    kv = f" and {quantity(report['kv_bytes_per_step'], 'B')} of keys and values" if report["depth"] else ""
     rate = quantity(report["decode_bytes_per_second"], "B")
     return [
         ("model", f"{report['model']}{', random weights' if report['random'] else ''}"),
         ("weights", f"{report['quantize'] or 'as stored'}, {quantity(report['weight_bytes'], 'B')}"),
         ("machine", f"{report['isa']}, {report['threads']} thread{'' if report['threads'] == 1 else 's'}"),
         (f"prefill {report['prompt_tokens']}{batch}", f"{spread('prefill_tokens_per_second', tokens)} tokens/s"),
-        (f"decode {report['decode_tokens']}{batch}", f"{spread('decode_tokens_per_second', tokens)} tokens/s"),
-        ("bytes per token", f"{quantity(report['bytes_per_token'], 'B')} of weights, read at {rate}/s"),
+        (f"decode {report['decode_tokens']}{depth}{batch}", f"{spread('decode_tokens_per_second', tokens)} tokens/s"),
+        ("bytes per token", f"{quantity(report['bytes_per_token'], 'B')} of weights{kv}, read at {rate}/s"),
         ("memory reads", spread("read_bandwidth_bytes_per_second", lambda v: f"{quantity(v, 'B')}/s")),
         ("share of it", spread("bandwidth_share", lambda v: f"{v:.0%}")),
     ]
