@@ -1,6 +1,6 @@
 """The native sampler against a plain numpy one: the same tokens for the same logits, parameters and seed.
 
-Order (csrc/sampling/sampler.h): bias and masks, penalties, top_n_sigma, temperature, min_p, top_k, top_p, draw.
+The order stands in csrc/sampling/sampler.h.
 """
 
 from __future__ import annotations
@@ -33,10 +33,17 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     return c
 
 
-def uniform(seed: int, position: int, sequence: int) -> float:
+def uniform(seed: int, position: int, sequence: int, which: int = 0) -> float:
     counter = [position & MASK32, position >> 32, sequence & MASK32, sequence >> 32]
-    r = philox(counter, [seed & MASK32, seed >> 32])
+    r = philox(counter, [seed & MASK32, seed >> 32])[2 * which :]
     return ((r[0] << 21 ^ r[1] >> 11) & (2**53 - 1)) * 2.0**-53
+
+
+class Mirostat:
+    """The bound that Mirostat carries from token to token."""
+
+    def __init__(self) -> None:
+        self.mu: float | None = None
 
 
 def draw(
@@ -48,18 +55,47 @@ def draw(
     top_p: float = 1.0,
     min_p: float = 0,
     top_n_sigma: float = 0,
+    typical_p: float = 1.0,
+    xtc_probability: float = 0,
+    xtc_threshold: float = 0.1,
+    dynatemp_range: float = 0,
+    dynatemp_exponent: float = 1,
+    chance: float = 1,
+    mirostat: int = 0,
+    mirostat_tau: float = 5.0,
+    mirostat_eta: float = 0.1,
+    state: Mirostat | None = None,
 ) -> int:
-    """top_n_sigma, temperature, min_p, top_k, top_p, then the token at `u` of what is left."""
+    """The samplers after the penalties, then the token at `u` of what is left. chance: the number XTC is decided by."""
     if temperature == 0:
         return int(logits.argmax())
     if top_n_sigma > 0:
         finite = logits[logits > -np.inf].astype(np.float64)
         least = finite.max() - np.float64(np.float32(top_n_sigma)) * finite.std()
         logits = np.where(logits.astype(np.float64) < least, np.float32(-np.inf), logits)
+    if dynatemp_range > 0 and (logits > -np.inf).sum() > 1:
+        finite = logits[logits > -np.inf].astype(np.float64)
+        p = np.exp(finite - finite.max())
+        p /= p.sum()
+        entropy = -(p[p > 0] * np.log(p[p > 0])).sum() / np.log(len(p))
+        low = max(0.0, temperature - dynatemp_range)
+        temperature = low + (temperature + dynatemp_range - low) * entropy**dynatemp_exponent
     scaled = logits * (np.float32(1) / np.float32(temperature))
     weights = np.exp((scaled - scaled.max()).astype(np.float64)).astype(np.float32)
+    if mirostat:
+        return draw_mirostat(weights, u, mirostat, mirostat_tau, mirostat_eta, state or Mirostat())
     weights[weights < np.float32(min_p)] = 0
     kept = np.arange(len(weights))
+    if typical_p < 1:
+        if 0 < top_k < len(weights):
+            weights[np.argsort(-weights, kind="stable")[top_k:]] = 0
+        p = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+        surprise = np.full(len(p), np.inf)
+        surprise[p > 0] = -np.log(p[p > 0])
+        distance = np.abs(surprise - (p[p > 0] * surprise[p > 0]).sum()).astype(np.float32)
+        order = np.argsort(distance, kind="stable")
+        before = np.cumsum(p[order]) - p[order]
+        weights[order[(before >= np.float32(typical_p)) & (np.arange(len(order)) > 0)]] = 0
     if 0 < top_k < len(weights) or top_p < 1:
         kept = np.argsort(-weights, kind="stable")
         kept = kept[: top_k or None]
@@ -68,8 +104,41 @@ def draw(
             limit = weights[kept].sum(dtype=np.float64) * np.float32(top_p)
             kept = kept[(before < limit) | (np.arange(len(kept)) == 0)]
     kept = kept[weights[kept] > 0]
+    if chance < np.float32(xtc_probability) and xtc_threshold <= 0.5:
+        reach = weights[kept] >= np.float64(np.float32(xtc_threshold)) * weights[kept].sum(dtype=np.float64)
+        if reach.any():
+            least = max(kept[reach], key=lambda i: (-weights[i], i))
+            kept = kept[~reach | (kept == least)]
+    return pick(weights, kept, u)
+
+
+def pick(weights: Floats, kept: npt.NDArray[np.int64], u: float) -> int:
     reached = np.cumsum(weights[kept].astype(np.float64))
     return int(kept[min(np.searchsorted(reached, u * reached[-1], side="right"), len(kept) - 1)])
+
+
+def draw_mirostat(weights: Floats, u: float, version: int, tau: float, eta: float, state: Mirostat) -> int:
+    """As in llama.cpp, whose names these are."""
+    p = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+    mu = 2 * np.float64(np.float32(tau)) if state.mu is None else state.mu
+    order = np.argsort(-p, kind="stable")
+    if version == 1:
+        best = p[order[:100]]
+        best = best[best > 0]
+        t = np.log(np.arange(2, len(best) + 1) / np.arange(1, len(best)))
+        s_hat = (t * np.log(best[:-1] / best[1:])).sum() / (t**2).sum() if len(best) > 1 else 0.0
+        k: float = len(p)
+        if s_hat >= 1e-6:
+            e = s_hat - 1
+            k = np.exp(min(np.log((e * 2**mu) / (1 - len(p) ** -e)) / s_hat, 50.0))
+        kept = order[: max(int(min(k, len(p))), 1)]
+    else:
+        kept = order[(-np.log2(np.maximum(p[order], 1e-300)) <= mu) | (np.arange(len(p)) == 0)]
+    kept = np.sort(kept)
+    token = pick(weights, kept[weights[kept] > 0], u)
+    surprise = -np.log2(p[token] / p[kept].sum())
+    state.mu = mu - np.float64(np.float32(eta)) * (surprise - np.float64(np.float32(tau)))
+    return token
 
 
 @pytest.mark.parametrize(
@@ -112,6 +181,13 @@ def random_case(rng: np.random.Generator) -> tuple[Floats, dict[str, Any]]:
         "top_p": float(rng.choice([1.0, 1.0, 0.0, 0.3, 0.9, 0.95, 0.999])),
         "min_p": float(rng.choice([0.0, 0.0, 0.02, 0.3, 1.0])),
         "top_n_sigma": float(rng.choice([0.0, 0.0, 0.7, 1.1, 2.3])),
+        "typical_p": float(rng.choice([1.0, 1.0, 0.2, 0.9])),
+        "xtc_probability": float(rng.choice([0.0, 0.0, 0.5, 1.0])),
+        "xtc_threshold": float(rng.choice([0.0, 0.05, 0.2, 0.6])),
+        "dynatemp_range": float(rng.choice([0.0, 0.0, 0.5, 2.0])),
+        "dynatemp_exponent": float(rng.choice([0.5, 1.0, 3.0])),
+        "mirostat": int(rng.choice([0, 0, 0, 1, 2])),
+        "mirostat_tau": float(rng.choice([0.5, 2.0, 5.0])),
     }
     return logits, options
 
@@ -122,9 +198,9 @@ def test_same_tokens_as_numpy_in_random_cases() -> None:
     for index in range(CASES_OF_RANDOM):
         logits, options = random_case(rng)
         seed, position, sequence = int(rng.integers(2**63)), int(rng.integers(5000)), int(rng.integers(16))
-        u = uniform(seed, position, sequence)
+        u, chance = (uniform(seed, position, sequence, which) for which in (0, 1))
         token, logprob = ops.sample(logits, **options, seed=seed, position=position, sequence=sequence)
-        assert token == draw(logits, u, **options), (index, options)
+        assert token == draw(logits, u, chance=chance, **options), (index, options)
         shifted = logits.astype(np.float64) - logits.max()
         assert logprob == pytest.approx(shifted[token] - np.log(np.exp(shifted).sum()), abs=2e-5)
         seen.add(token)
@@ -141,6 +217,9 @@ def test_same_tokens_as_numpy_in_random_cases() -> None:
         {"min_p": 0.2},
         {"top_n_sigma": 1.1},
         {"top_k": 4, "top_p": 0.9},
+        {"typical_p": 0.6},
+        {"dynatemp_range": 0.8},
+        {"mirostat": 2, "mirostat_tau": 1.0},
     ],
 )
 def test_frequencies_follow_the_probabilities(options: dict[str, Any]) -> None:
@@ -203,6 +282,7 @@ def expected_tokens(
     """What a sampler over Model.forward's logits draws, token by token."""
     tokens = list(prompt)
     stops = set(params.stop_token_ids or ())
+    state = Mirostat()
     for step in range(params.max_tokens or 0):
         logits = np.asarray(llm.model.forward(tokens))[-1].copy()
         if params.allowed_token_ids is not None:
@@ -214,11 +294,14 @@ def expected_tokens(
         if step < (params.min_tokens or 0):
             logits[list(stops)] = -np.inf
         penalise(logits, tokens, len(prompt), params)
-        u = uniform(params.seed or 0, len(tokens), sequence)
-        options = {name: getattr(params, name) or 0 for name in ("top_k", "min_p", "top_n_sigma")}
+        penalise_repeats(logits, tokens, params)
+        u, chance = (uniform(params.seed or 0, len(tokens), sequence, which) for which in (0, 1))
+        names = ("top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent")
+        options = {name: getattr(params, name) for name in (*names, "mirostat", "mirostat_tau", "mirostat_eta")}
+        options |= {name: getattr(params, name) or 0 for name in ("top_k", "min_p")}
         top_p = 1.0 if params.top_p is None else params.top_p
         temperature = 1.0 if params.temperature is None else params.temperature
-        tokens.append(draw(logits, u, temperature=temperature, top_p=top_p, **options))
+        tokens.append(draw(logits, u, temperature=temperature, top_p=top_p, chance=chance, state=state, **options))
         if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]
@@ -237,7 +320,31 @@ def penalise(logits: Floats, tokens: list[int], prompt: int, params: llmcore.Sam
         counted.add(token)
 
 
+def penalise_repeats(logits: Floats, tokens: list[int], params: llmcore.SamplingParams) -> None:
+    """DRY, by trying every earlier place (this model has no tokenizer, so nothing breaks a sequence)."""
+    last = params.dry_penalty_last_n
+    text = tokens if last < 0 else tokens[len(tokens) - min(last, len(tokens)) :]
+    longest: dict[int, int] = {}
+    for end in range(1, len(text)):
+        length = 0
+        while length < end and text[end - 1 - length] == text[len(text) - 1 - length]:
+            length += 1
+        longest[text[end]] = max(length, longest.get(text[end], 0))
+    for token, length in longest.items():
+        if length >= params.dry_allowed_length:
+            base = np.float64(np.float32(params.dry_base)) ** (length - params.dry_allowed_length)
+            logits[token] -= np.float32(np.float64(np.float32(params.dry_multiplier)) * base)
+
+
 CASES: dict[str, dict[str, Any]] = {
+    "typical": {"typical_p": 0.5},
+    "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.02},
+    "xtc and top_p": {"xtc_probability": 0.9, "xtc_threshold": 0.05, "top_p": 0.9},
+    "dynamic temperature": {"dynatemp_range": 0.9, "dynatemp_exponent": 2.0},
+    "mirostat 1": {"mirostat": 1, "mirostat_tau": 3.0, "mirostat_eta": 0.4},
+    "mirostat 2": {"mirostat": 2, "mirostat_tau": 2.0, "mirostat_eta": 0.4},
+    "dry": {"dry_multiplier": 3.0, "dry_allowed_length": 1, "temperature": 0},
+    "dry with a window": {"dry_multiplier": 2.0, "dry_base": 1.2, "dry_penalty_last_n": 9, "temperature": 0.2},
     "top_n_sigma": {"top_n_sigma": 1.5, "temperature": 2.0, "presence_penalty": 0.5},
     "plain": {},
     "cold": {"temperature": 0.3},

@@ -9,6 +9,7 @@
 
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
+#include "bindings/sampler_params.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
 
@@ -133,19 +134,7 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   r.max_tokens = p["max_tokens"].cast<int64_t>();
   r.min_tokens = p["min_tokens"].cast<int64_t>();
   r.stop_ids = p["stop_ids"].cast<std::vector<int32_t>>();
-  SamplerParams& s = r.sampling;
-  s.temperature = p["temperature"].cast<float>();
-  s.top_p = p["top_p"].cast<float>();
-  s.top_k = p["top_k"].cast<int32_t>();
-  s.min_p = p["min_p"].cast<float>();
-  s.top_n_sigma = p["top_n_sigma"].cast<float>();
-  s.repetition_penalty = p["repetition_penalty"].cast<float>();
-  s.presence_penalty = p["presence_penalty"].cast<float>();
-  s.frequency_penalty = p["frequency_penalty"].cast<float>();
-  s.seed = p["seed"].cast<uint64_t>();
-  s.logprobs = p["logprobs"].cast<int32_t>();
-  s.logit_bias = p["logit_bias"].cast<std::vector<std::pair<int32_t, float>>>();
-  s.allowed = p["allowed_token_ids"].cast<std::vector<int32_t>>();
+  r.sampling = sampler_params(p);
   const NativeCall call;
   const std::lock_guard lock(e.model->mutex);
   return e.engine->submit(std::move(r));

@@ -5,6 +5,7 @@
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "bindings/runtime.h"
+#include "bindings/sampler_params.h"
 #include "ops/matmul.h"
 #include "ops/rows.h"
 #include "sampling/sampler.h"
@@ -84,22 +85,21 @@ py::array_t<float> rope_op(const FloatArray& x, const IdArray& positions, const 
   return y;
 }
 
-py::tuple sample_op(const FloatArray& logits, float temperature, int32_t top_k, float top_p, float min_p, uint64_t seed,
-                    uint64_t position, uint64_t sequence, float top_n_sigma) {
+py::tuple sample_op(const FloatArray& logits, const py::dict& params, const std::vector<int32_t>& tokens,
+                    int64_t prompt, int64_t position, uint64_t sequence) {
   check_dims(logits, 1, "logits");
-  SamplerParams p;
-  p.temperature = temperature;
-  p.top_k = top_k;
-  p.top_p = top_p;
-  p.min_p = min_p;
-  p.top_n_sigma = top_n_sigma;
-  p.seed = seed;
+  const int64_t vocab = logits.shape(0), total = static_cast<int64_t>(tokens.size());
+  check_argument(total == 0 || (total == position && prompt >= 0 && prompt <= total),
+                 "position must be the number of tokens, and prompt at most that");
+  for (const int32_t id : tokens) check_argument(id >= 0 && id < vocab, "tokens must be below the number of logits");
+  SamplerParams p = sampler_params(params);
   p.logprobs = 0;
   SamplerHistory history;
-  history.total = static_cast<int64_t>(position);
+  history.tokens = tokens.data();
+  history.prompt = total ? prompt : position;
+  history.total = position;
   history.sequence = sequence;
   const float* data = logits.data();
-  const int64_t vocab = logits.shape(0);
   SampledToken token;
   {
     const NativeCall call;
@@ -167,9 +167,8 @@ void bind_ops(py::module_& m) {
   m.def("activation", activation_op, py::arg("x"), py::arg("name"), py::arg("isa") = "");
   m.def("rope", rope_op, py::arg("x"), py::arg("positions"), py::arg("inv_freq"), py::arg("interleaved") = false,
         py::arg("isa") = "");
-  m.def("sample", sample_op, py::arg("logits"), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
-        py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("position") = 0,
-        py::arg("sequence") = 0, py::arg("top_n_sigma") = 0.0f);
+  m.def("sample", sample_op, py::arg("logits"), py::arg("params"), py::arg("tokens"), py::arg("prompt"),
+        py::arg("position"), py::arg("sequence"));
   m.def("quantize_activations", quantize_activations, py::arg("x"), py::arg("group"), py::arg("isa") = "");
 }
 

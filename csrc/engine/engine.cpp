@@ -23,7 +23,7 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
     : decoder_(std::move(decoder)),
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
-      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable),
+      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable, limits.max_model_len),
       window_(widest_window(decoder_->spec())),
       extra_rows_(decoder_->max_logit_rows() - limits.max_batch_size) {
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
@@ -60,6 +60,10 @@ void Engine::check(const Request& request) const {
   for (const int32_t id : request.prompt) check_id(id, "the prompt");
   for (const auto& [id, bias] : request.sampling.logit_bias) check_id(id, "logit_bias");
   for (const int32_t id : request.sampling.allowed) check_id(id, "allowed_token_ids");
+  for (const std::vector<int32_t>& word : request.sampling.banned) {
+    check_argument(!word.empty(), "bad_words holds an empty sequence");
+    for (const int32_t id : word) check_id(id, "bad_words");
+  }
   const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   if (length >= room) {
     throw ContextLengthError("the prompt has " + std::to_string(length) + " tokens, but the context holds " +
@@ -202,7 +206,7 @@ void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& e
 
 Output Engine::sample_row(Sequence& s, const float* logits, const LogitsEditor& editor) {
   const Request& r = s.request;
-  SamplerHistory history{s.tokens.data(), s.prompt(), s.length(), r.sequence};
+  SamplerHistory history{s.tokens.data(), s.prompt(), s.length(), r.sequence, nullptr, 0, &s.sampler};
   if (s.output_tokens() < r.min_tokens) {
     history.banned = r.stop_ids.data();
     history.banned_count = static_cast<int64_t>(r.stop_ids.size());

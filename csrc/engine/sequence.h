@@ -26,6 +26,7 @@ struct Engine::Sequence {
   Sequence* leader = nullptr;  // whose prompt this sequence will share; null once that is computed
   int64_t followers = 0;       // sequences whose leader this is
   Drafts drafts;
+  SamplerState sampler;
   Clock::time_point submitted = Clock::now();
   Clock::time_point started{};  // of the first step; the epoch before it
 

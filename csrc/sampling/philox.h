@@ -22,10 +22,10 @@ inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t position, uint64_t
   return c;
 }
 
-/// Uniform in [0, 1), a multiple of 2^-53.
-inline double philox_uniform(uint64_t seed, uint64_t position, uint64_t sequence) {
+/// Uniform in [0, 1), a multiple of 2^-53. `which` 0 or 1: two independent numbers of one position.
+inline double philox_uniform(uint64_t seed, uint64_t position, uint64_t sequence, int which = 0) {
   const auto r = philox(seed, position, sequence);
-  const uint64_t bits = (static_cast<uint64_t>(r[0]) << 21) ^ (r[1] >> 11);
+  const uint64_t bits = (static_cast<uint64_t>(r[2 * which]) << 21) ^ (r[2 * which + 1] >> 11);
   return static_cast<double>(bits & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
 }
 

@@ -1,9 +1,11 @@
 #pragma once
-// Logits to token. Order: bias and masks, penalties, top_n_sigma (there as in llama.cpp), temperature, min_p, top_k,
-// top_p, draw (as vLLM).
+// Logits to token. Order: bias, masks and bad words, penalties, DRY, top_n_sigma, temperature (which may follow the
+// entropy), then mirostat, or min_p, top_k, typical_p, top_p, XTC; draw. vLLM's order for what vLLM has, the others
+// beside what they are beside in llama.cpp.
 // Log-probabilities are those of the model's own logits, before all of it. A sampler never sees a model.
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -20,10 +22,29 @@ struct SamplerParams {
   float repetition_penalty = 1.0f;  // over prompt and output
   float presence_penalty = 0.0f;    // over output
   float frequency_penalty = 0.0f;   // over output
+  float typical_p = 1.0f;           // 1: off
+  float xtc_probability = 0.0f;     // 0: off
+  float xtc_threshold = 0.1f;       // above 0.5: off
+  float dynatemp_range = 0.0f;      // 0: off
+  float dynatemp_exponent = 1.0f;
+  int32_t mirostat = 0;  // 0: off; version 1 or 2
+  float mirostat_tau = 5.0f;
+  float mirostat_eta = 0.1f;
+  float dry_multiplier = 0.0f;  // 0: off
+  float dry_base = 1.75f;
+  int32_t dry_allowed_length = 2;
+  int32_t dry_penalty_last_n = -1;           // tokens looked at; -1: all
+  std::vector<int32_t> dry_breakers;         // ids, sorted, that no repeated sequence goes across
+  std::vector<std::vector<int32_t>> banned;  // sequences of ids that the output may not hold
   uint64_t seed = 0;
   int32_t logprobs = -1;  // alternatives to report beside the token; -1: no log-probabilities at all
   std::vector<std::pair<int32_t, float>> logit_bias;
   std::vector<int32_t> allowed;  // empty: all
+};
+
+/// What a sampler carries from one token of a sequence to the next.
+struct SamplerState {
+  std::optional<double> surprise;  // mirostat's bound, in bits
 };
 
 /// What the sampler knows of a sequence.
@@ -34,6 +55,7 @@ struct SamplerHistory {
   uint64_t sequence = 0;            // of the request, for n > 1
   const int32_t* banned = nullptr;  // ids that may not come now (end of sequence before min_tokens)
   int64_t banned_count = 0;
+  SamplerState* state = nullptr;  // null: the token is the first
 };
 
 struct SampledToken {
@@ -44,8 +66,9 @@ struct SampledToken {
 
 class Sampler {
  public:
-  /// Ids from `drawable` on are padding of the vocabulary: they have logits, but never come.
-  Sampler(const KernelTable& table, int64_t vocab, int64_t drawable);
+  /// Ids from `drawable` on are padding of the vocabulary: they have logits, but never come. `history`: tokens of the
+  /// longest sequence, for which room is made now.
+  Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int64_t history = 0);
   /// logits: [vocab]; +infinity wins. Throws NumericError on NaN, or when nothing is left to draw.
   SampledToken sample(const float* logits, const SamplerParams& params, const SamplerHistory& history);
   /// Log-probability of `id`, and of the `count` best.
@@ -55,9 +78,15 @@ class Sampler {
   SampledToken sample_infinite(const float* logits, const SamplerParams& params) const;
   void penalise(const SamplerParams& params, const SamplerHistory& history);
   void restrict_to(const SamplerParams& params, const SamplerHistory& history);
+  void penalise_repeats(const SamplerParams& params, const SamplerHistory& history);
   void keep_within_sigmas(float count);
+  float temperature(const SamplerParams& params);
+  void keep_front(int64_t count);
+  void keep_typical(double mass);
   int32_t draw(const SamplerParams& params, const SamplerHistory& history);
   int32_t draw_from_all(double u) const;
+  int32_t draw_mirostat(const SamplerParams& params, SamplerState* state, double u);
+  int64_t mirostat_top_k(double bits);
   void best(const float* values, int64_t count);
   int32_t argmax(const float* logits) const;
 
@@ -65,8 +94,10 @@ class Sampler {
   int64_t vocab_, drawable_;
   std::vector<float> work_;
   std::vector<float> weights_;
-  std::vector<int32_t> order_;   // ids, the best of them sorted in front
-  std::vector<int32_t> counts_;  // per id, zero between calls
+  std::vector<float> keys_;
+  std::vector<int32_t> order_;    // ids, the best of them sorted in front
+  std::vector<int32_t> counts_;   // per id, zero between calls
+  std::vector<int32_t> matches_;  // per token of the history
 };
 
 }  // namespace llmcore

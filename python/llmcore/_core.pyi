@@ -159,15 +159,7 @@ def rope(
     isa: str = "",
 ) -> FloatArray: ...
 def sample(
-    logits: FloatArray,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-    position: int = 0,
-    sequence: int = 0,
-    top_n_sigma: float = 0.0,
+    logits: FloatArray, params: dict[str, Any], tokens: Sequence[int], prompt: int, position: int, sequence: int
 ) -> tuple[int, float]: ...
 def quantize_activations(
     x: FloatArray, group: int, isa: str = ""

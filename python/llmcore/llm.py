@@ -23,16 +23,21 @@ from llmcore.errors import (
     LimitError,
     NumericError,
     OutOfMemoryError,
+    escape,
 )
 from llmcore.fair_lock import FairLock
 from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
 from llmcore.quantization import KV_DTYPES
-from llmcore.sampling import SamplingParams
+from llmcore.request_params import native_params
+from llmcore.sampling import SamplingParams, takes_prompt
 from llmcore.stop import StopMatcher
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from llmcore.quantization import QuantConfig
     from llmcore.tokenizer import DecodeStream, Tokenizer
 
@@ -128,6 +133,7 @@ class LLM:
         self._work = threading.Event()
         self._thread: threading.Thread | None = None
         self._sequences: dict[int, _Sequence] = {}
+        self._editing = 0  # of them, those with logits processors
         self._next_request = 0
         self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=length)
         tokenizer = self.model.tokenizer
@@ -357,21 +363,22 @@ class LLM:
         tokenizer = model.tokenizer
         eos = set(model.spec.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
         params = params.resolve(model.generation_config, eos, model.spec.vocab_size)
-        if params.stop and tokenizer is None:
-            raise ArgumentError("stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
         text = prompt if isinstance(prompt, str) else None
         ids = model.require_tokenizer().encode(text) if text is not None else _token_ids(prompt, self.max_model_len)
+        if params.echo and text is None:
+            text = model.require_tokenizer().decode(ids)
         request = Request(self, text, ids, params, start, listener)
         seed = self.seed if params.seed is None else params.seed
+        native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority)
         with self._lock:
             self._next_request += 1
             request.request_id = self._next_request
-            first = engine.submit(ids, _native_params(params, seed, salt, priority))
+            first = engine.submit(ids, native)
             for index in range(params.n):
-                sequence = _Sequence(first + index, index, params, tokenizer, ids, eos)
+                sequence = _Sequence(first + index, index, request, tokenizer, eos)
                 request.sequences.append(sequence)
-                sequence.request = request
                 self._sequences[first + index] = sequence
+                self._editing += sequence.edits
             if background:
                 self._submitted.add(request)
                 if self._thread is None:
@@ -388,17 +395,29 @@ class LLM:
 
     def _step_locked(self) -> None:
         engine = self._require_engine()
-        for handle, token, logprob, top, finish, error, queue_time, preemptions, cached, _scores in engine.step():
+        editor = self._edit if self._editing else None
+        for handle, token, logprob, top, finish, error, queue_time, preemptions, cached, scores in engine.step(editor):
             sequence = self._sequences.get(handle)
-            if sequence is None or (token is None and not error):
+            if sequence is None:
+                continue
+            sequence.request.note_scores(scores)
+            if token is None and not error:
                 continue
             sequence.queue_time, sequence.preemptions, sequence.cached_tokens = queue_time, preemptions, cached
             sequence.take(token or 0, logprob, top, _FINISH[finish], error)
             if sequence.done:
                 engine.cancel(handle)
-                del self._sequences[handle]
-            if sequence.request is not None:
-                self._tell(sequence.request)
+                self._forget(handle)
+            self._tell(sequence.request)
+
+    def _forget(self, handle: int) -> _Sequence | None:
+        sequence = self._sequences.pop(handle, None)
+        if sequence is not None:
+            self._editing -= sequence.edits
+        return sequence
+
+    def _edit(self, handle: int, tokens: npt.NDArray[np.int32], prompt: int, row: npt.NDArray[np.float32]) -> None:
+        self._sequences[handle].edit(tokens, prompt, row)
 
     def _tell(self, request: Request) -> None:
         """Lets whoever waits for the request know that there is more of it."""
@@ -426,10 +445,9 @@ class LLM:
     def _fail(self, error: Exception) -> None:
         for handle, sequence in list(self._sequences.items()):
             self._require_engine().cancel(handle)
-            del self._sequences[handle]
+            self._forget(handle)
             sequence.error, sequence.done = error, True
-            if sequence.request is not None:
-                self._tell(sequence.request)
+            self._tell(sequence.request)
 
     def _drop(self, requests: Sequence[Request]) -> None:
         """Cancels what is still running of `requests`."""
@@ -441,7 +459,7 @@ class LLM:
                 return
             for request in requests:
                 for sequence in request.sequences:
-                    if self._sequences.pop(sequence.handle, None) is not None:
+                    if self._forget(sequence.handle) is not None:
                         engine.cancel(sequence.handle)
                         sequence.done = True
                         sequence.output.finish_reason = "abort"
@@ -466,6 +484,9 @@ class Request:
         self.params = params
         self.start = start
         self.sequences: list[_Sequence] = []
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
         self.finished = threading.Event()
         self.listener = listener
         self._llm = llm
@@ -484,6 +505,11 @@ class Request:
         if not self.finished.wait(timeout):
             raise TimeoutError(f"request {self.request_id} is not finished after {timeout} seconds")
         return self.output(self._llm.model.fingerprint)
+
+    def note_scores(self, scores: list[tuple[int, float, list[tuple[int, float]]]]) -> None:
+        """The next log-probabilities of the prompt's tokens, from the engine."""
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs += [_ranked(self._llm.model.tokenizer, *score) for score in scores]
 
     def take_chunks(self) -> list[StreamChunk]:
         """The tokens that have come since the last call."""
@@ -514,7 +540,7 @@ class Request:
         )
         text = repr((fingerprint, self.ids, self.params, [output.token_ids for output in outputs]))
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return RequestOutput(self.request_id, self.prompt, self.ids, outputs, metrics, digest)
+        return RequestOutput(self.request_id, self.prompt, self.ids, outputs, metrics, digest, self.prompt_logprobs)
 
 
 class _Sequence:
@@ -524,16 +550,17 @@ class _Sequence:
         self,
         handle: int,
         index: int,
-        params: SamplingParams,
+        request: Request,
         tokenizer: Tokenizer | None,
-        prompt: Sequence[int],
         eos: set[int],
     ) -> None:
+        params = request.params
+        self.request = request
         self.handle = handle
         self.output = CompletionOutput(index=index)
         self.done = False
         self.error: Exception | None = None
-        self.request: Request | None = None
+        self.edits = bool(params.logits_processors)
         self.chunks: deque[StreamChunk] = deque()
         self.first_time = self.last_time = self.queue_time = 0.0
         self.preemptions = self.cached_tokens = 0
@@ -545,7 +572,7 @@ class _Sequence:
         if tokenizer is not None:
             self._decoder = tokenizer.decode_stream(params.skip_special_tokens)
             # The prompt may end inside a character, or mean that the answer's first space is a real one.
-            for token in prompt[-_UTF8_TAIL:]:
+            for token in request.ids[-_UTF8_TAIL:]:
                 self._decoder.step(token)
         stops = params.stop or ()
         self._stop = StopMatcher(stops, include=params.include_stop_str_in_output)
@@ -558,7 +585,8 @@ class _Sequence:
         self.last_time = time.perf_counter()
         self.first_time = self.first_time or self.last_time
         if finish == "error":
-            self.error, self.done, self.output.finish_reason = NumericError(error), True, "abort"
+            self.error = self.error or NumericError(error)
+            self.done, self.output.finish_reason = True, "abort"
             return
         output = self.output
         output.token_ids.append(token)
@@ -577,23 +605,45 @@ class _Sequence:
             self.done = True
             if self._decoder is not None and self._stop.matched is None:
                 text += self._stop.push(self._decoder.finish()) + self._stop.finish()
+        if self._params.echo and len(output.token_ids) == 1:
+            text = (self.request.prompt or "") + text
         output.text += text
         output.finish_reason = finish
         shown = logprob if self._params.logprobs is not None else None
         self.chunks.append(StreamChunk(text, token, shown, finish, output.index))
 
     def _note_logprob(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
-        ranked = {id: Logprob(value, rank, self._piece(id)) for rank, (id, value) in enumerate(top, 1)}
-        if token not in ranked:
-            ranked[token] = Logprob(logprob, None, self._piece(token))
         assert self.output.logprobs is not None
-        self.output.logprobs.append(ranked)
+        self.output.logprobs.append(_ranked(self._tokenizer, token, logprob, top))
         self.output.cumulative_logprob = (self.output.cumulative_logprob or 0.0) + logprob
 
-    def _piece(self, token: int) -> str | None:
-        if self._tokenizer is None or token >= self._tokenizer.vocab_size:
-            return None
-        return self._tokenizer.decode([token])
+    def edit(self, tokens: npt.NDArray[np.int32], prompt: int, row: npt.NDArray[np.float32]) -> None:
+        """Lets the logits processors change `row`. What one raises ends this request, as an ArgumentError."""
+        before, output = tokens[:prompt].tolist(), tokens[prompt:].tolist()
+        try:
+            for processor in self._params.logits_processors or ():
+                arguments = (before, output, row) if takes_prompt(processor) else (output, row)
+                changed = processor(*arguments)
+                if changed is not None and changed is not row:
+                    row[:] = changed
+        except Exception as error:
+            self.error = ArgumentError(f"a logits processor failed: {type(error).__name__}: {escape(str(error), 200)}")
+            self.error.__cause__ = error
+            raise
+
+
+def _ranked(
+    tokenizer: Tokenizer | None, token: int, logprob: float, top: list[tuple[int, float]]
+) -> dict[int, Logprob]:
+    """The log-probabilities of a place: the likeliest tokens, best first, and `token`."""
+
+    def piece(id: int) -> str | None:
+        return tokenizer.decode([id]) if tokenizer is not None and id < tokenizer.vocab_size else None
+
+    ranked = {id: Logprob(value, rank, piece(id)) for rank, (id, value) in enumerate(top, 1)}
+    if token not in ranked:
+        ranked[token] = Logprob(logprob, None, piece(token))
+    return ranked
 
 
 def _draft_tokens(speculative: str | int | None) -> int:
@@ -615,32 +665,6 @@ def _salt(salt: str | None) -> tuple[int, int]:
         raise ArgumentTypeError(f"cache_salt must be a string, got {type(salt).__name__}")
     digest = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-
-
-def _native_params(params: SamplingParams, seed: int, salt: tuple[int, int], priority: int) -> dict[str, object]:
-    return {
-        "n": params.n,
-        "priority": priority,
-        "salt": salt,
-        "score_from": 0,
-        "score_logprobs": 0,
-        "edits_logits": False,
-        "max_tokens": params.max_tokens,
-        "min_tokens": params.min_tokens,
-        "stop_ids": list(params.stop_token_ids or ()),
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
-        "min_p": params.min_p,
-        "top_n_sigma": params.top_n_sigma,
-        "repetition_penalty": params.repetition_penalty,
-        "presence_penalty": params.presence_penalty,
-        "frequency_penalty": params.frequency_penalty,
-        "seed": seed,
-        "logprobs": -1 if params.logprobs is None else params.logprobs,
-        "logit_bias": list((params.logit_bias or {}).items()),
-        "allowed_token_ids": list(params.allowed_token_ids or ()),
-    }
 
 
 def _prompts(prompts: Any) -> list[Prompt]:

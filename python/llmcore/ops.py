@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore.errors import ArgumentError, escape
 from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, QuantConfig
+from llmcore.request_params import SAMPLER_NUMBERS
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -266,20 +267,27 @@ def _above_zero(name: str, value: float | None) -> float | None:
 def sample(
     logits: npt.ArrayLike,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
     seed: int = 0,
     position: int = 0,
     sequence: int = 0,
-    top_n_sigma: float = 0.0,
+    tokens: Sequence[int] = (),
+    prompt: int = 0,
+    **params: Any,
 ) -> tuple[int, float]:
     """Draws a token. logits: [vocab]. Returns (id, log-probability under softmax(logits)).
 
-    The random number is Philox4x32-10 keyed by `seed` with counter (position, sequence). Raises NumericError.
+    params: the numbers of `SamplingParams`, by name and with its neutral values; `dry_breakers` (ascending ids) and
+    `banned` (lists of ids) are what its texts become. tokens: prompt and output so far, of which the first `prompt` are
+    the prompt's; without them `position` says how many there are. The random number is Philox4x32-10 keyed by `seed`
+    with counter (position, sequence). Raises NumericError, ArgumentError for an unknown parameter.
     """
-    return _core.sample(_float(logits), temperature, top_k, top_p, min_p, seed, position, sequence, top_n_sigma)
+    known = {*SAMPLER_NUMBERS, "dry_breakers", "banned", "logit_bias", "allowed"}
+    unknown = sorted(params.keys() - known)
+    if unknown:
+        raise ArgumentError(f"sample has no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    ids = list(tokens)
+    where = len(ids) if ids else position
+    return _core.sample(_float(logits), {**params, "seed": seed}, ids, prompt, where, sequence)
 
 
 def _float(x: npt.ArrayLike) -> FloatArray:

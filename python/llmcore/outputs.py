@@ -56,6 +56,8 @@ class RequestOutput:
     metrics: RequestMetrics
     digest: str
     """Replay digest: a hash of the model, the prompt, the parameters and the answers' token ids."""
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """For each of the prompt's tokens as `logprobs`, None for the first; None unless asked for."""
 
     @property
     def text(self) -> str:

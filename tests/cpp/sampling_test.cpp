@@ -18,7 +18,7 @@ constexpr int64_t kVocab = 300;
 
 SampledToken draw(Sampler& sampler, const std::vector<float>& logits, const SamplerParams& params, int64_t position) {
   const std::vector<int32_t> tokens(static_cast<size_t>(position), 1);
-  return sampler.sample(logits.data(), params, {tokens.data(), 1, position, 0, nullptr, 0});
+  return sampler.sample(logits.data(), params, {tokens.data(), 1, position, 0, nullptr, 0, nullptr});
 }
 
 SamplerParams seeded(uint64_t seed) {

@@ -69,7 +69,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Load:
-    """What is measured: prompts of `prompt_tokens` tokens, answers of `decode_tokens` behind `depth`, `batch_size` each."""
+    """What is measured: prompts of `prompt_tokens`, answers of `decode_tokens` behind `depth`, in a batch."""
 
     prompt_tokens: int
     decode_tokens: int
