@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <limits>
+
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "bindings/runtime.h"
@@ -109,6 +111,18 @@ py::tuple sample_op(const FloatArray& logits, const py::dict& params, const std:
   return py::make_tuple(token.id, token.logprob);
 }
 
+// Tokens without a bit in `mask`, and those beyond it, can't come.
+void apply_bitmask(FloatArray logits, const py::array_t<uint32_t, py::array::c_style>& mask) {
+  check_dims(logits, 1, "logits");
+  const int64_t vocab = logits.shape(0), words = mask.size();
+  const uint32_t* bits = mask.data();
+  float* row = logits.mutable_data();
+  for (int64_t i = 0; i < vocab; ++i) {
+    const bool allowed = i / 32 < words && (bits[i / 32] >> (i % 32) & 1);
+    if (!allowed) row[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
 py::tuple quantize_activations(const FloatArray& x, int64_t group, const std::string& isa) {
   check_dims(x, 2, "x");
   check_argument(group >= 16 && group % 16 == 0, "group must be a positive multiple of 16");
@@ -169,6 +183,7 @@ void bind_ops(py::module_& m) {
         py::arg("isa") = "");
   m.def("sample", sample_op, py::arg("logits"), py::arg("params"), py::arg("tokens"), py::arg("prompt"),
         py::arg("position"), py::arg("sequence"));
+  m.def("apply_bitmask", apply_bitmask, py::arg("logits").noconvert(), py::arg("mask").noconvert());
   m.def("quantize_activations", quantize_activations, py::arg("x"), py::arg("group"), py::arg("isa") = "");
 }
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llmcore.quantization import QuantConfig
     from llmcore.runtime import features, get_num_threads, isa, set_num_threads
     from llmcore.sampling import SamplingParams
+    from llmcore.structured import StructuredOutputsParams
     from llmcore.tokenizer import Tokenizer
 
 # Public name -> the module that holds it. A name that is a module itself maps to that module and appears as such.
@@ -69,6 +70,7 @@ _MODULE_OF = {
     "SamplingParams": "llmcore.sampling",
     "StorageError": "llmcore.errors",
     "StreamChunk": "llmcore.llm",
+    "StructuredOutputsParams": "llmcore.structured",
     "TemplateError": "llmcore.errors",
     "Tokenizer": "llmcore.tokenizer",
     "TokenizerError": "llmcore.errors",
@@ -106,6 +108,7 @@ __all__ = [
     "SamplingParams",
     "StorageError",
     "StreamChunk",
+    "StructuredOutputsParams",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",

@@ -35,10 +35,13 @@ from llmcore.sampling import SamplingParams, takes_prompt
 from llmcore.stop import StopMatcher
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     import numpy.typing as npt
 
     from llmcore.quantization import QuantConfig
+    from llmcore.structured import Guide
     from llmcore.tokenizer import DecodeStream, Tokenizer
 
 PAGE_TOKENS = 16
@@ -133,7 +136,8 @@ class LLM:
         self._work = threading.Event()
         self._thread: threading.Thread | None = None
         self._sequences: dict[int, _Sequence] = {}
-        self._editing = 0  # of them, those with logits processors
+        self._editing = 0  # of them, those whose logits Python changes
+        self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._next_request = 0
         self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=length)
         tokenizer = self.model.tokenizer
@@ -312,6 +316,8 @@ class LLM:
         self._work.set()
         if self._thread is not None:
             self._thread.join()
+        if self._masks is not None:
+            self._masks.shutdown()
         self.model._kv_bytes -= self._kv_bytes
         if self._owns_model:
             self.model.close()
@@ -370,6 +376,7 @@ class LLM:
         request = Request(self, text, ids, params, start, listener)
         seed = self.seed if params.seed is None else params.seed
         native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority)
+        guides = self._guides(params, tokenizer, eos)
         with self._lock:
             self._next_request += 1
             request.request_id = self._next_request
@@ -377,6 +384,8 @@ class LLM:
             for index in range(params.n):
                 sequence = _Sequence(first + index, index, request, tokenizer, eos)
                 request.sequences.append(sequence)
+                if guides:
+                    sequence.guide = guides[index]
                 self._sequences[first + index] = sequence
                 self._editing += sequence.edits
             if background:
@@ -408,7 +417,26 @@ class LLM:
             if sequence.done:
                 engine.cancel(handle)
                 self._forget(handle)
+            elif sequence.guide is not None and self._masks is not None:
+                sequence.guide.prepare(self._masks)
             self._tell(sequence.request)
+
+    def _guides(self, params: SamplingParams, tokenizer: Tokenizer | None, eos: set[int]) -> list[Guide]:
+        """One for each of the n answers that must be structured."""
+        if params.structured_outputs is None:
+            return []
+        from concurrent.futures import ThreadPoolExecutor
+
+        from llmcore.structured import guide
+
+        vocab_size = self.model.spec.vocab_size
+        ends = frozenset(id for id in eos if id < vocab_size)
+        made = [guide(params.structured_outputs, tokenizer, vocab_size, ends) for _ in range(params.n)]
+        if self._masks is None:
+            self._masks = ThreadPoolExecutor(1, "llmcore-masks")
+        for one in made:
+            one.prepare(self._masks)
+        return made
 
     def _forget(self, handle: int) -> _Sequence | None:
         sequence = self._sequences.pop(handle, None)
@@ -560,7 +588,8 @@ class _Sequence:
         self.output = CompletionOutput(index=index)
         self.done = False
         self.error: Exception | None = None
-        self.edits = bool(params.logits_processors)
+        self.edits = bool(params.logits_processors or params.structured_outputs)
+        self.guide: Guide | None = None
         self.chunks: deque[StreamChunk] = deque()
         self.first_time = self.last_time = self.queue_time = 0.0
         self.preemptions = self.cached_tokens = 0
@@ -592,6 +621,12 @@ class _Sequence:
         output.token_ids.append(token)
         if output.logprobs is not None:
             self._note_logprob(token, logprob, top)
+        if self.guide is not None and finish is None:
+            try:
+                finish = "stop" if self.guide.take(output.token_ids) else None
+            except LimitError as problem:
+                self.error, self.done, output.finish_reason = problem, True, "abort"
+                return
         ended = token in self._ends and finish == "stop"
         text = ""
         if self._decoder is not None and not (ended and self._params.skip_special_tokens and token in self._eos):
@@ -626,6 +661,11 @@ class _Sequence:
                 changed = processor(*arguments)
                 if changed is not None and changed is not row:
                     row[:] = changed
+            if self.guide is not None:
+                self.guide.apply(output, row)
+        except LimitError as error:
+            self.error = error
+            raise
         except Exception as error:
             self.error = ArgumentError(f"a logits processor failed: {type(error).__name__}: {escape(str(error), 200)}")
             self.error.__cause__ = error

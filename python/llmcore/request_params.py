@@ -37,7 +37,7 @@ def native_params(
         salt=salt,
         score_from=0 if scores is None else 1,
         score_logprobs=scores or 0,
-        edits_logits=bool(params.logits_processors),
+        edits_logits=bool(params.logits_processors or params.structured_outputs),
         max_tokens=params.max_tokens,
         min_tokens=params.min_tokens,
         stop_ids=list(params.stop_token_ids or ()),
@@ -71,5 +71,12 @@ def banned_sequences(tokenizer: Tokenizer, words: tuple[str, ...]) -> list[list[
 def breaker_ids(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> list[int]:
     """Ids, ascending, of the tokens whose text holds one of `breakers`."""
     wanted = [breaker.encode("utf-8") for breaker in breakers]
-    texts = (tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size))
-    return [id for id, text in enumerate(texts) if any(breaker in text for breaker in wanted)]
+    return [id for id, text in enumerate(token_bytes(tokenizer)) if any(breaker in text for breaker in wanted)]
+
+
+@lru_cache(maxsize=4)
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes that each token adds inside a text."""
+    before = tokenizer.encode("a", add_special_tokens=False)
+    start = len(tokenizer.decode_bytes(before))
+    return [tokenizer.decode_bytes([*before, id])[start:] for id in range(tokenizer.vocab_size)]

@@ -11,9 +11,12 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcore.errors import ArgumentError, ArgumentTypeError, escape
+
+if TYPE_CHECKING:
+    from llmcore.structured import StructuredOutputsParams
 
 MAX_N = 16
 MAX_LOGPROBS = 256
@@ -119,6 +122,8 @@ class SamplingParams:
     """Keep the stop text at the end of the answer."""
     echo: bool = False
     """The answer's text begins with the prompt's."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """What the answer must be: JSON of a schema, a regular expression, a grammar, one of some texts."""
     logits_processors: Sequence[LogitsProcessor] | None = field(default=(), repr=False)
     """Functions that change the logits before the samplers do, in this order; not part of the replay digest."""
 
@@ -129,6 +134,13 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "echo"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentTypeError(f"{name} must be true or false, got {_shown(getattr(self, name))}")
+        if self.structured_outputs is not None:
+            from llmcore.structured import StructuredOutputsParams
+
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise ArgumentTypeError(
+                    f"structured_outputs must be StructuredOutputsParams, got {_shown(self.structured_outputs)}"
+                )
         if self.n > 1 and self.temperature == 0:
             raise ArgumentError(
                 f"n is {self.n}, but temperature 0 gives the same answer each time: set n=1 or a temperature above 0"
