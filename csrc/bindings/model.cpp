@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -105,6 +106,39 @@ py::list forward_model(Model& model, const std::vector<IdArray>& sequences, cons
     forward(*model.decoder, kv_type, work, chunk_size, [&call] { call.poll(); });
   }
   return results;
+}
+
+Pooling pooling_from_name(const std::string& name) {
+  if (name == "mean") return Pooling::kMean;
+  if (name == "last") return Pooling::kLast;
+  if (name == "cls") return Pooling::kCls;
+  throw ArgumentError("pooling must be mean, last or cls, got " + name);
+}
+
+py::array_t<float> embed_model(Model& model, const std::vector<IdArray>& sequences, const std::string& kv_dtype,
+                               const std::string& pooling_name, bool normalize) {
+  const int64_t hidden = model.decoder->spec().hidden_size, count = static_cast<int64_t>(sequences.size());
+  const Pooling pooling = pooling_from_name(pooling_name);
+  const KvType kv_type = kv_type_from_name(kv_dtype);
+  std::vector<double> sums(static_cast<size_t>(count * hidden), 0.0);
+  std::vector<EmbedSequence> work;
+  for (const IdArray& ids : sequences) {
+    check_dims(ids, 1, "ids");
+    work.push_back({ids.data(), ids.shape(0), sums.data() + static_cast<int64_t>(work.size()) * hidden});
+  }
+  py::array_t<float> out({count, hidden});
+  float* to = out.mutable_data();
+  NativeCall call;
+  const std::lock_guard lock(model.mutex);
+  embed(*model.decoder, kv_type, work, pooling, [&call] { call.poll(); });
+  for (int64_t i = 0; i < count; ++i) {
+    const double* row = sums.data() + i * hidden;
+    double squares = 0.0;
+    for (int64_t h = 0; h < hidden; ++h) squares += row[h] * row[h];
+    const double scale = normalize && squares > 0.0 ? 1.0 / std::sqrt(squares) : 1.0;
+    for (int64_t h = 0; h < hidden; ++h) to[i * hidden + h] = static_cast<float>(row[h] * scale);
+  }
+  return out;
 }
 
 struct PyEngine {
@@ -212,6 +246,7 @@ void bind_model(py::module_& m) {
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def("forward", forward_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("chunk_size") = 0,
            py::arg("probe") = py::none())
+      .def("embed", embed_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("pooling"), py::arg("normalize"))
       .def_property_readonly("weight_bytes", [](const Model& model) { return model.decoder->weight_bytes(); })
       .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });

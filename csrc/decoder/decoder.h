@@ -47,6 +47,8 @@ class Decoder {
 
   /// Runs the layers over a batch; keys and values go to `cache`.
   void forward(const Batch& batch, KvCache& cache, const Poll& poll);
+  /// The last forward()'s rows [tokens, hidden] after the final norm, in the backend's memory.
+  const float* hidden() const { return normed_; }
   /// Logits [count, vocab] of rows of the last forward(), in the backend's memory; count <= max_logit_rows.
   const float* logits(const int32_t* rows, int64_t count);
 

@@ -102,6 +102,9 @@ class Model:
         chunk_size: int = 0,
         probe: Callable[[str, FloatArray], None] | None = None,
     ) -> list[FloatArray]: ...
+    def embed(
+        self, sequences: Sequence[npt.NDArray[np.int32]], kv_dtype: str, pooling: str, normalize: bool
+    ) -> FloatArray: ...
     @property
     def weight_bytes(self) -> int: ...
     @property

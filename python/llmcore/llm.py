@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llmcore.quantization import QuantConfig
+    from llmcore.scoring import Loglikelihood, Reranked
     from llmcore.structured import Guide
     from llmcore.tokenizer import DecodeStream, Tokenizer
 
@@ -211,14 +212,18 @@ class LLM:
         try:
             for prompt, one in work:
                 requests.append(self._submit(prompt, one, priority, cache_salt))
-            pending = [sequence for request in requests for sequence in request.sequences]
-            with Progress(len(pending), "generating", "answers", enabled=progress) as bar:
-                while any(not sequence.done for sequence in pending):
-                    self._step(pending)
-                    bar.update(sum(sequence.done for sequence in pending))
+            self._finish(requests, progress)
             return [request.output(self.model.fingerprint) for request in requests]
         finally:
             self._drop(requests)
+
+    def _finish(self, requests: Sequence[Request], progress: bool) -> None:
+        """Steps until all are answered."""
+        pending = [sequence for request in requests for sequence in request.sequences]
+        with Progress(len(pending), "generating", "answers", enabled=progress) as bar:
+            while any(not sequence.done for sequence in pending):
+                self._step(pending)
+                bar.update(sum(sequence.done for sequence in pending))
 
     def submit(
         self,
@@ -296,6 +301,53 @@ class LLM:
         prompts = [tokenizer.apply_chat_template(one, tools=tools, **template_kwargs) for one in conversations]
         return self.generate(cast(list[Prompt], prompts), params)
 
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True, progress: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings, float32 [n, hidden]: the last layer's states after the final norm, pooled.
+
+        texts: as `generate` takes prompts. pooling: "mean" over the tokens, "last" or "cls" (the first). normalize: to
+        Euclidean length 1. The bits of a row depend on its own text alone.
+        Raises ArgumentError, ContextLengthError (longer than the model's context), TokenizerError, ClosedError.
+        """
+        from llmcore.scoring import embed
+
+        self._require_engine()
+        return embed(self, _prompts(texts), pooling, normalize, progress)
+
+    def loglikelihood(self, pairs: Sequence[tuple[Prompt, Prompt]], *, progress: bool = False) -> list[Loglikelihood]:
+        """How likely the model finds each continuation after its context, for (context, continuation) pairs.
+
+        Contexts that begin alike are computed once, through the prefix cache. The tokens are those of both texts
+        together, cut where the context's end, as lm-evaluation-harness does. Raises as `generate`.
+        """
+        from llmcore.scoring import loglikelihood
+
+        self._require_engine()
+        return loglikelihood(self, pairs, progress)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        method: str = "likelihood",
+        instruction: str | None = None,
+        top_n: int | None = None,
+        progress: bool = False,
+    ) -> list[Reranked]:
+        """The documents by how well they answer the query, best first; `top_n` of them.
+
+        method: "likelihood": the mean log-likelihood of the query's tokens after the document (Sachan et al., 2022,
+        "Improving Passage Retrieval with Zero-Shot Question Generation"); for any model. "yes_no": the probability of
+        "yes" against "no" as a reranker of the Qwen3 family answers in its chat format. instruction: the sentence
+        between document and query, or the task of the reranker. Raises as `generate`.
+        """
+        from llmcore.scoring import rerank
+
+        self._require_engine()
+        return rerank(self, query, documents, method, instruction, top_n, progress)
+
     def stats(self) -> dict[str, int]:
         """Counts since the start, and what is so now.
 
@@ -360,6 +412,7 @@ class LLM:
         listener: Callable[[], None] | None = None,
         *,
         background: bool = False,
+        score_from: int = 1,
     ) -> Request:
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
             raise ArgumentError(f"priority must be an integer within [-2**31, 2**31), got {priority!r}"[:200])
@@ -375,7 +428,7 @@ class LLM:
             text = model.require_tokenizer().decode(ids)
         request = Request(self, text, ids, params, start, listener)
         seed = self.seed if params.seed is None else params.seed
-        native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority)
+        native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority, score_from=score_from)
         guides = self._guides(params, tokenizer, eos)
         with self._lock:
             self._next_request += 1

@@ -21,9 +21,18 @@ SAMPLER_NUMBERS = (
 
 
 def native_params(
-    params: SamplingParams, tokenizer: Tokenizer | None, *, seed: int, salt: tuple[int, int], priority: int
+    params: SamplingParams,
+    tokenizer: Tokenizer | None,
+    *,
+    seed: int,
+    salt: tuple[int, int],
+    priority: int,
+    score_from: int = 1,
 ) -> dict[str, object]:
-    """The native request of resolved parameters. Raises ArgumentError for texts without a tokenizer."""
+    """The native request of resolved parameters; prompt_logprobs begin at token `score_from`.
+
+    Raises ArgumentError for texts without a tokenizer.
+    """
     if tokenizer is None:
         if params.stop:
             raise ArgumentError("stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
@@ -35,7 +44,7 @@ def native_params(
         n=params.n,
         priority=priority,
         salt=salt,
-        score_from=0 if scores is None else 1,
+        score_from=0 if scores is None else score_from,
         score_logprobs=scores or 0,
         edits_logits=bool(params.logits_processors or params.structured_outputs),
         max_tokens=params.max_tokens,

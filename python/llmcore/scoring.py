@@ -1,0 +1,200 @@
+"""What a model thinks of given texts: embeddings, likelihoods, an order of documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
+from llmcore.model import STEP_TOKENS
+from llmcore.progress import Progress
+from llmcore.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM, Prompt, Request
+
+_EMBED_TOKENS = 4096  # whose keys and values are held at once
+_QUERY_INSTRUCTION = "Please write a question based on this passage."
+_RERANK_TASK = "Given a web search query, retrieve relevant passages that answer the query"
+_RERANK_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loglikelihood:
+    """Of a continuation after its context, in nats."""
+
+    logprob: float
+    """Sum over the continuation's tokens."""
+    is_greedy: bool
+    """Greedy decoding would give the continuation."""
+    token_ids: list[int]
+    token_logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """A document with its score; the higher, the better."""
+
+    index: int
+    """Its place in the list that was given."""
+    score: float
+    document: str
+
+
+def embed(
+    llm: LLM, prompts: Sequence[Prompt], pooling: str, normalize: bool, progress: bool
+) -> npt.NDArray[np.float32]:
+    """See LLM.embed."""
+    if pooling not in ("mean", "last", "cls"):
+        raise ArgumentError(f"pooling must be mean, last or cls, got {pooling!r}"[:200])
+    model = llm.model
+    sequences = [np.asarray(_ids(llm, prompt, special=True), np.int32) for prompt in prompts]
+    limit = model.spec.max_position_embeddings
+    for i, ids in enumerate(sequences):
+        if len(ids) == 0:
+            raise ArgumentError(f"texts[{i}] has no tokens: give at least one")
+        if len(ids) > limit:
+            raise ContextLengthError(f"texts[{i}] has {len(ids)} tokens, but the model's context holds {limit}")
+    rows = np.empty((len(sequences), model.spec.hidden_size), np.float32)
+    with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
+        for begin, end in _portions([len(ids) for ids in sequences]):
+            with llm._lock:  # the plan of the engine's steps serves
+                llm._require_engine()
+                rows[begin:end] = model.core.embed(sequences[begin:end], model.kv_dtype, pooling, normalize)
+            bar.update(end)
+    return rows
+
+
+def _portions(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring texts, as many as hold _EMBED_TOKENS tokens together."""
+    portions, begin, held = [], 0, 0
+    for i, length in enumerate(lengths):
+        if i > begin and held + length > max(_EMBED_TOKENS, STEP_TOKENS):
+            portions.append((begin, i))
+            begin, held = i, 0
+        held += length
+    return [*portions, (begin, len(lengths))] if lengths else []
+
+
+def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bool) -> list[Loglikelihood]:
+    """See LLM.loglikelihood."""
+    work = []
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ArgumentTypeError(f"pairs[{i}] must be (context, continuation)")
+        context, ids = _split(llm, *pair)
+        if not ids:
+            raise ArgumentError(f"pairs[{i}] has an empty continuation")
+        work.append((context, ids))
+    # The first of each context puts it into the prefix cache, where the others find it.
+    seen: set[tuple[int, ...]] = set()
+    waves: tuple[list[int], list[int]] = ([], [])
+    for i, (context, _) in enumerate(work):
+        waves[tuple(context) in seen].append(i)
+        seen.add(tuple(context))
+    results: dict[int, Loglikelihood] = {}
+    for wave in waves:
+        requests: list[Request] = []
+        try:
+            for i in wave:
+                context, ids = work[i]
+                params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
+                requests.append(llm._submit([*context, *ids], params, score_from=len(context)))
+            llm._finish(requests, progress)
+            for i, request in zip(wave, requests, strict=True):
+                request.raise_error()
+                results[i] = _likelihood(work[i][1], request)
+        finally:
+            llm._drop(requests)
+    return [results[i] for i in range(len(work))]
+
+
+def _likelihood(ids: list[int], request: Request) -> Loglikelihood:
+    entries = [entry for entry in request.prompt_logprobs or () if entry is not None]
+    chosen = [entry[token] for entry, token in zip(entries, ids, strict=True)]
+    logprobs = [one.logprob for one in chosen]
+    return Loglikelihood(math.fsum(logprobs), all(one.rank == 1 for one in chosen), ids, logprobs)
+
+
+def _split(llm: LLM, context: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
+    """Token ids of both. White space at the end of the context belongs to the continuation's first token."""
+    if not isinstance(context, str) or not isinstance(continuation, str):
+        before = _ids(llm, context, special=True)
+        after = _ids(llm, continuation, special=False)
+    else:
+        cut = len(context.rstrip())
+        context, continuation = context[:cut], context[cut:] + continuation
+        before, after = [], _ids(llm, continuation, special=False)
+        if context:
+            whole = _ids(llm, context + continuation, special=True)
+            length = min(len(_ids(llm, context, special=True)), len(whole) - 1)  # one token may span both
+            before, after = whole[:length], whole[length:] if continuation else []
+    if not before:
+        tokenizer = llm.tokenizer
+        start = tokenizer.bos_id if tokenizer.bos_id is not None else next(iter(tokenizer.eos_ids), None)
+        if start is None:
+            raise ArgumentError("an empty context needs a tokenizer with a token for the beginning or end of text")
+        before = [start]
+    return before, after
+
+
+def _ids(llm: LLM, prompt: Prompt, *, special: bool) -> list[int]:
+    if isinstance(prompt, str):
+        return llm.tokenizer.encode(prompt, add_special_tokens=special)
+    from llmcore.llm import _token_ids
+
+    return _token_ids(prompt, llm.model.spec.max_position_embeddings)
+
+
+def rerank(
+    llm: LLM,
+    query: str,
+    documents: Sequence[str],
+    method: str,
+    instruction: str | None,
+    top_n: int | None,
+    progress: bool,
+) -> list[Reranked]:
+    """See LLM.rerank."""
+    if not isinstance(query, str) or isinstance(documents, str) or not all(isinstance(d, str) for d in documents):
+        raise ArgumentTypeError("rerank takes a query and a list of documents, all of them texts")
+    if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+        raise ArgumentError(f"top_n must be at least 1, got {top_n!r}"[:200])
+    if method == "likelihood":
+        scores = _query_likelihoods(llm, query, documents, instruction or _QUERY_INSTRUCTION, progress)
+    elif method == "yes_no":
+        scores = _yes_probabilities(llm, query, documents, instruction or _RERANK_TASK, progress)
+    else:
+        raise ArgumentError(f"method must be likelihood or yes_no, got {method!r}"[:200])
+    ranked = [Reranked(i, score, document) for i, (score, document) in enumerate(zip(scores, documents, strict=True))]
+    return sorted(ranked, key=lambda one: (-one.score, one.index))[:top_n]
+
+
+def _query_likelihoods(llm: LLM, query: str, documents: Sequence[str], instruction: str, progress: bool) -> list[float]:
+    pairs = [(f"Passage: {document}\n{instruction}\n", query) for document in documents]
+    return [each.logprob / len(each.token_ids) for each in loglikelihood(llm, pairs, progress)]
+
+
+def _yes_probabilities(llm: LLM, query: str, documents: Sequence[str], instruction: str, progress: bool) -> list[float]:
+    tokenizer = llm.tokenizer
+    yes, no = (tokenizer.encode(word, add_special_tokens=False) for word in ("yes", "no"))
+    if len(yes) != 1 or len(no) != 1:
+        raise ArgumentError('this tokenizer has no single tokens "yes" and "no": use method="likelihood"')
+    pairs: list[tuple[Prompt, Prompt]] = []
+    for document in documents:
+        before = f"<|im_start|>system\n{_RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        said = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+        after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        places = range(len(before), len(before) + len(said))  # no control token begins in what is said
+        prompt = tokenizer.encode_rendered(before + said + after, places)
+        pairs += [(prompt, yes), (prompt, no)]
+    found = [one.logprob for one in loglikelihood(llm, pairs, progress)]
+    return [1.0 / (1.0 + math.exp(min(no - yes, 700.0))) for yes, no in zip(found[::2], found[1::2], strict=True)]
