@@ -22,6 +22,10 @@ Element scale_type_from_name(const std::string& name) {
   return Element::kF16;
 }
 
+const char* element_name(Element element) {
+  return element == Element::kF32 ? "f32" : element == Element::kBF16 ? "bf16" : "f16";
+}
+
 // values: [rows, K], or [K, rows] when transposed; float32, float16, or uint16 that holds bfloat16.
 void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transposed) {
   check_dims(values, 2, "values");
@@ -76,6 +80,11 @@ py::tuple codes(const Matrix& m) {
   return py::make_tuple(q, scales);
 }
 
+// The bytes themselves; the array keeps its matrix alive.
+py::array_t<uint8_t> raw(Buffer& buffer, const py::object& owner) {
+  return py::array_t<uint8_t>({buffer.size()}, {int64_t{1}}, buffer.data(), owner);
+}
+
 }  // namespace
 
 void bind_matrix(py::module_& m) {
@@ -88,6 +97,12 @@ void bind_matrix(py::module_& m) {
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"))
       .def("dequantize", dequantize)
       .def("codes", codes)
+      .def("check", &Matrix::check)
+      .def_property_readonly("raw_codes",
+                             [](const py::object& self) { return raw(self.cast<Matrix&>().codes_buffer(), self); })
+      .def_property_readonly("raw_scales",
+                             [](const py::object& self) { return raw(self.cast<Matrix&>().scales_buffer(), self); })
+      .def_property_readonly("scale_type", [](const Matrix& w) { return element_name(w.scale_type()); })
       .def_property_readonly("format", [](const Matrix& w) { return format_name(w.format()); })
       .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.N(), w.K()); })
       .def_property_readonly("group_size", &Matrix::group_size)

@@ -140,6 +140,22 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes) {
   Lines<Codec::kBits>::put_row(panel, static_cast<int>(n % kRowsPerPanel), codes, K_padded_);
 }
 
+void Matrix::check() const {
+  if (!is_integer(format_)) return;
+  visit_codec(format_, [&]<class Codec>() {
+    if constexpr (Codec::kMaxCode + 1 != 1 << Codec::kBits) {
+      using Parts = Lines<Codec::kBits>;
+      bool bad = false;
+      for (int64_t i = 0; i < codes_.size(); ++i) {
+        for (int part = 0; part < Parts::kParts; ++part) {
+          bad |= ((codes_.data()[i] >> (part * Codec::kBits)) & Parts::kMask) > static_cast<unsigned>(Codec::kMaxCode);
+        }
+      }
+      if (bad) throw QuantError(std::string("packed codes are out of range for ") + Codec::kName);
+    }
+  });
+}
+
 void Matrix::check_rows(int64_t first_row, int64_t rows) const {
   check_argument(first_row >= 0 && rows >= 0 && first_row <= N_ && rows <= N_ - first_row,
                  "matrix: rows [" + std::to_string(first_row) + ", " + std::to_string(first_row) + " + " +

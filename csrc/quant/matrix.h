@@ -36,6 +36,12 @@ class Matrix {
   /// is 1 per row). Throws QuantError when a code is out of range or the scale type can't hold a scale exactly.
   void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales);
 
+  /// The packed bytes, to fill from a file; check() afterwards throws QuantError for codes that the format doesn't
+  /// have.
+  Buffer& codes_buffer() { return codes_; }
+  Buffer& scales_buffer() { return scales_; }
+  void check() const;
+
   /// out: [K] float32, the exact value of row n.
   void decode_row(int64_t n, float* out) const;
   /// Copies row n of the quantised codes (signed) to codes [K] and its scales to scales [groups].

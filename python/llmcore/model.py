@@ -24,6 +24,7 @@ from llmcore.progress import Progress
 from llmcore.quantization import MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
+    from llmcore.checkpoint.readers import Checkpoint
     from llmcore.tokenizer import Tokenizer
 
 STEP_TOKENS = 256
@@ -81,6 +82,9 @@ class Model:
         self._planned = (0, 0, 0)
         self._kv_bytes = 0
         self._capture: Capture | None = None
+        self._weights: dict[str, Any] = {}
+        self._config: Mapping[str, Any] = {}
+        self._source: Path | None = None
 
     @property
     def core(self) -> _core.Model:
@@ -165,9 +169,24 @@ class Model:
         finally:
             self._capture = None
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the packed weights, as they lie in memory, with config and tokenizer files into the new folder `path`.
+
+        `llmcore.load(path)` then only reads: nothing is quantised or packed again, and the bits are the same. The
+        folder appears whole or not at all. Raises ArgumentError (it is there already, or the model has no checkpoint,
+        as random ones), StorageError, ClosedError.
+        """
+        from llmcore.packed import save_packed
+
+        self.core  # noqa: B018 - raises when closed
+        if self._source is None:
+            raise ArgumentError("this model was not loaded from a checkpoint, so it has no config.json to save")
+        save_packed(path, self._weights, self._config, self.generation_config, self._source)
+
     def close(self) -> None:
         """Gives the memory back, once no LLM uses the model any more. Any later call raises ClosedError."""
         self._core = None
+        self._weights = {}
 
     def __enter__(self) -> Self:
         return self
@@ -235,22 +254,34 @@ def load(
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
+    from llmcore.packed import PackedCheckpoint, is_packed
     from llmcore.packing import Packer, num_weights
 
     if device not in ("auto", "cpu"):
         raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
+        if is_packed(checkpoint.config):
+            _check_packed(recipe, floats)
+            packed = PackedCheckpoint(checkpoint)
+            tokenizer = _load_tokenizer(checkpoint.path, packed.spec)
+            weights = packed.load(progress)
+            return _make(packed.spec, weights, tokenizer, checkpoint, checkpoint.fingerprint[:32], threads)
         binding = bind(checkpoint)
         tokenizer = _load_tokenizer(checkpoint.path, binding.spec)
         total = sum(num_weights(slot) for slot in binding.slots.values())
-        weights: dict[str, object] = {}
+        weights = {}
         with Progress(total, "loading", "weights", enabled=progress) as bar:
             for name, slot in binding.slots.items():
                 weights[name] = Packer(binding, recipe, floats, check_finite).pack(slot)
                 bar.advance(num_weights(slot))
         fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
-        return _make(binding.spec, weights, tokenizer, checkpoint.generation_config, fingerprint, threads)
+        return _make(binding.spec, weights, tokenizer, checkpoint, fingerprint, threads)
+
+
+def _check_packed(recipe: QuantConfig | None, floats: str | None) -> None:
+    if recipe is not None or floats is not None:
+        raise ArgumentError("this model is packed already and keeps its values: load it without quantize and dtype")
 
 
 def plan(
@@ -269,16 +300,22 @@ def plan(
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
+    from llmcore.packed import PackedCheckpoint, is_packed
     from llmcore.packing import Packer
 
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
-        binding = bind(checkpoint)
-        packer = Packer(binding, recipe, floats, False)
-        weights = sum(packer.nbytes(slot) for slot in binding.slots.values())
-        formats = {packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)}
+        if is_packed(checkpoint.config):
+            _check_packed(recipe, floats)
+            packed = PackedCheckpoint(checkpoint)
+            spec, weights = packed.spec, packed.nbytes
+            formats = {matrix.format.format for matrix in packed.matrices.values()}
+        else:
+            binding = bind(checkpoint)
+            packer = Packer(binding, recipe, floats, False)
+            spec, weights = binding.spec, sum(packer.nbytes(slot) for slot in binding.slots.values())
+            formats = {packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)}
         kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
-    spec = binding.spec
     length = spec.max_position_embeddings if max_model_len is None else max_model_len
     if length < 1 or max_batch_size < 1:
         raise ArgumentError("max_model_len and max_batch_size must be at least 1")
@@ -315,7 +352,7 @@ def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *
             matrix.set_rows(row, np.ascontiguousarray(values))
         weights[name] = matrix
     fingerprint = _fingerprint(f"random {seed} {asdict(spec)}", recipe, None)
-    return _make(spec, weights, None, {}, fingerprint, None)
+    return _make(spec, weights, None, None, fingerprint, None)
 
 
 def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
@@ -349,7 +386,7 @@ def _make(
     spec: DecoderSpec,
     weights: dict[str, object],
     tokenizer: Tokenizer | None,
-    generation_config: Mapping[str, object],
+    checkpoint: Checkpoint | None,
     fingerprint: str,
     threads: int | None,
 ) -> Model:
@@ -367,15 +404,18 @@ def _make(
     }
     core = _core.Model(native, weights, threads)
     kv_dtype = _kv_dtype({w.format for w in weights.values() if isinstance(w, _core.Matrix)})
-    return Model(
+    model = Model(
         core,
         spec,
         tokenizer=tokenizer,
-        generation_config=generation_config,
+        generation_config=checkpoint.generation_config if checkpoint else {},
         fingerprint=fingerprint,
         kv_dtype=kv_dtype,
         threads=threads,
     )
+    if checkpoint is not None:
+        model._weights, model._config, model._source = weights, checkpoint.config.values, checkpoint.path
+    return model
 
 
 def _kv_dtype(formats: set[str]) -> str:

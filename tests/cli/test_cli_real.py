@@ -125,6 +125,23 @@ def test_bench_behind_a_context(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert (report["depth"], report["kv_dtype"]) == (64, "int8")
 
 
+def test_quantize_and_plan(run: Run, tmp_path: Path) -> None:
+    report = run("quantize", "tiny", "-o", str(tmp_path / "packed"), "--format", "none", "--json").json
+    plain = run("run", "--temperature", "0", "--max-tokens", "12", "-q", "The prince").out
+    assert (
+        run("run", "-m", str(tmp_path / "packed"), "--temperature", "0", "--max-tokens", "12", "-q", "The prince").out
+        == plain
+    )
+    planned = run("plan", str(tmp_path / "packed"), "--json", "--context", "64", "--kv-dtype", "int8").json
+    assert planned["weights"] == report["weight_bytes"] <= report["file_bytes"]
+    assert planned["total"] == planned["weights"] + planned["kv_cache"] + planned["activations"]
+    again = run("quantize", "tiny", "-o", str(tmp_path / "packed"))
+    assert (again.code, again.out) == (2, "")
+    assert "is there already" in again.err
+    assert run("quantize", "tiny", "-o", str(tmp_path / "x")).code == 2  # it is int8 already
+    assert not (tmp_path / "x").exists()
+
+
 def test_missing_model_is_one_line() -> None:
     done = llmcore("run", "no/such/model", "x")
     assert (done.returncode, done.stdout) == (1, "")

@@ -66,6 +66,10 @@ class HuggingFaceDirectory:
         """The tensor `name` in new memory, as `SafetensorsFile.read`."""
         return self._file(name).read(name)
 
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Puts the bytes of `name` into a buffer of their size."""
+        self._file(name).read_into(name, buffer)
+
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]:
         """Rows `start` to `stop` (exclusive) of `name` in new memory."""
         return self._file(name).read_rows(name, start, stop)

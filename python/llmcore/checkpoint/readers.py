@@ -34,6 +34,9 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> npt.NDArray[np.generic]:
         """The tensor `name` in new memory; BF16 as its bits in uint16."""
 
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Puts the bytes of `name` into a buffer of their size."""
+
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]:
         """Rows `start` to `stop` (exclusive) of `name` in new memory."""
 

@@ -72,6 +72,17 @@ class SafetensorsFile:
         info = self._info(name)
         return self._read(info, info.shape, info.offset)
 
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Puts the bytes of `name` into a buffer of their size. Raises as `read`."""
+        info = self._info(name)
+        if buffer.nbytes != info.nbytes:
+            raise ArgumentError(f"tensor {escape(name)} has {info.nbytes} bytes, the buffer {buffer.nbytes}")
+        if self._file.closed:
+            raise ClosedError(f"{shown(self.path)} was closed")
+        if info.nbytes:
+            self._file.read_into(buffer, info.offset)
+        self._file.check_unchanged()
+
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]:
         """Rows `start` to `stop` (exclusive) along the first axis of `name`; otherwise as `read`."""
         info = self._info(name)

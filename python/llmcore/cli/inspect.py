@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
     from llmcore.checkpoint.safetensors import TensorInfo
     from llmcore.models.binding import Binding
+    from llmcore.packed import PackedCheckpoint
 
 HELP = "Show what is in a checkpoint, without loading its weights"
 
@@ -84,22 +85,27 @@ def _report(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _bind(checkpoint: Checkpoint) -> Binding | str:
+def _bind(checkpoint: Checkpoint) -> Binding | PackedCheckpoint | str:
     """What the decoder would be loaded from, or why llmcore can't run this: its tensors are shown all the same."""
     from llmcore.models.binding import bind
+    from llmcore.packed import PackedCheckpoint, is_packed
 
     try:
-        return bind(checkpoint)
+        return PackedCheckpoint(checkpoint) if is_packed(checkpoint.config) else bind(checkpoint)
     except (UnsupportedModelError, CheckpointError) as error:
         return str(error)
 
 
-def _parameters(binding: Binding) -> int:
+def _parameters(binding: Binding | PackedCheckpoint) -> int:
     """Weights of the model: a tied matrix counts once, and so does a quantised one, without its scales."""
+    from llmcore.packed import PackedCheckpoint
+
+    if isinstance(binding, PackedCheckpoint):
+        return binding.num_weights
     return sum(math.prod(shape) for bound in binding.slots.values() for shape in bound.slot.shapes)
 
 
-def _context(binding: Binding, wanted: int | None) -> int:
+def _context(binding: Binding | PackedCheckpoint, wanted: int | None) -> int:
     longest = binding.spec.max_position_embeddings
     if wanted is not None and not 1 <= wanted <= longest:
         raise ArgumentError(f"--context must be from 1 to this model's {longest} tokens, got {wanted}")

@@ -1,0 +1,74 @@
+"""llmcore quantize: a checkpoint packed once, so that later loads only read."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from llmcore.cli._arguments import MODEL_HELP
+from llmcore.cli._terminal import print_facts, print_json
+from llmcore.progress import quantity
+
+HELP = "Pack a checkpoint's weights into a folder that loads at once"
+
+_EPILOG = """\
+examples:
+  llmcore quantize path/to/model -o model-int4 --format int4
+  llmcore quantize path/to/model -o model-int8                          int8, the default
+  llmcore quantize path/to/model -o mixed --format int4 --group-size 64 --skip "model.layers.0.*"
+  llmcore quantize path/to/model -o packed --format none                as stored, only laid out for this program
+  llmcore run model-int4 "Once upon a time"
+
+The folder holds config.json, the tokenizer's files and the weights as they lie in memory. It runs on every machine with
+the same bits as `--quantize` of the checkpoint itself.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `llmcore quantize`."""
+    parser.epilog = _EPILOG
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--format", default="int8", metavar="FORMAT", help="int8 (default), int4, ternary or none")
+    parser.add_argument("--group-size", type=int, metavar="N", help="weights of a row that share a scale: 32, 64, 128")
+    parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
+    parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="as stored; * matches any text")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `llmcore quantize`."""
+    import llmcore
+    from llmcore.packed import check_free
+
+    check_free(args.output)
+    recipe = None
+    if args.format != "none":
+        recipe = llmcore.QuantConfig(format=args.format, group_size=args.group_size, head=args.head, skip=args.skip)
+    start = time.perf_counter()
+    with llmcore.load(args.model, recipe) as model:
+        loaded = time.perf_counter()
+        model.save(args.output)
+        report = {
+            "model": args.model,
+            "output": args.output,
+            "format": args.format,
+            "weight_bytes": model.memory_usage()["weights"],
+            "file_bytes": sum(file.stat().st_size for file in Path(args.output).iterdir()),
+            "pack_seconds": loaded - start,
+            "write_seconds": time.perf_counter() - loaded,
+        }
+    if args.json:
+        print_json(report)
+        return 0
+    times = f"packed in {report['pack_seconds']:.1f} s, written in {report['write_seconds']:.1f} s"
+    print_facts(
+        [
+            ("written", args.output),
+            ("weights", f"{args.format}, {quantity(report['weight_bytes'], 'B')}"),
+            ("files", quantity(report["file_bytes"], "B")),
+            ("time", times),
+        ]
+    )
+    return 0

@@ -1,0 +1,230 @@
+"""Packed models: the weights as they lie in memory, so that loading is reading.
+
+A folder like any checkpoint's: config.json, the tokenizer's files, and model.safetensors, which holds for each matrix
+of the decoder `NAME.codes` and `NAME.scales` as bytes (layouts: csrc/quant) and each vector as float32. What the bytes
+are stands in config.json under `quantization_config`, whose `quant_method` is "llmcore", so that no other program takes
+them for weights.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore import _core
+from llmcore.checkpoint.config import Config
+from llmcore.checkpoint.files import open_inside, shown, storage_error
+from llmcore.checkpoint.hf_dir import SINGLE_NAME
+from llmcore.checkpoint.readers import Checkpoint
+from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, write_atomically
+from llmcore.errors import ArgumentError, QuantError, UnsupportedModelError, escape
+from llmcore.models.registry import describe
+from llmcore.models.spec import DecoderSpec
+from llmcore.progress import Progress
+from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, MatrixFormat
+
+METHOD = "llmcore"
+VERSION = 1
+_MAX_TOKENIZER_BYTES = 256 << 20
+_SCALES = ("f32", "f16", "bf16")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedMatrix:
+    """How a packed matrix is stored."""
+
+    rows: int
+    columns: int
+    format: MatrixFormat
+    scales: str
+
+    @property
+    def nbytes(self) -> int:
+        return _core.matrix_bytes(self.format.format, self.rows, self.columns, self.format.group_size) + self._wider
+
+    @property
+    def _wider(self) -> int:
+        """matrix_bytes counts scales of groups as two bytes each."""
+        groups = math.ceil(self.columns / self.format.group_size) if self.format.group_size else 0
+        return 2 * groups * (-(-self.rows // 16) * 16) if self.scales == "f32" else 0
+
+
+class PackedCheckpoint:
+    """A packed model in an open checkpoint, checked against its own description before anything is allocated.
+
+    Raises ConfigError, QuantError, UnsupportedModelError.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        section = checkpoint.config.section("quantization_config")
+        assert section is not None
+        version = section.integer("version", minimum=1, maximum=1 << 31)
+        if version != VERSION:
+            problem = section.error("version", "was packed by another llmcore: pack it again", allowed=str(VERSION))
+            raise UnsupportedModelError(str(problem))
+        generation = Config(checkpoint.generation_config, file=checkpoint.path / "generation_config.json")
+        described = section.get("matrices")
+        if not isinstance(described, Mapping):
+            raise section.error("matrices", "is not an object")
+        self.matrices = {str(name): _matrix(section, str(name), value) for name, value in described.items()}
+        module, spec = describe(checkpoint.config, generation)
+        self.spec: DecoderSpec = replace(spec, tie_word_embeddings="lm_head" not in self.matrices)
+        self.vectors = self._check_tensors()
+        if spec.num_layers > len(checkpoint.tensors):  # bounds the loop over the layers
+            raise QuantError("the file holds fewer layers than config.json says", file=checkpoint.path)
+        slots = {slot.name for slot in module.slots(self.spec)}
+        extra = sorted((self.matrices.keys() | self.vectors.keys()) - slots)
+        if extra:
+            raise QuantError("has no place in a model of this config.json", file=checkpoint.path, field=extra[0])
+
+    def _check_tensors(self) -> dict[str, int]:
+        """The tensors must be those of the matrices, of their sizes, and vectors. Returns the vectors' lengths."""
+        tensors = dict(self._checkpoint.tensors)
+        for name, matrix in self.matrices.items():
+            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales")]
+            found = sum(part.nbytes for part in parts if part is not None)
+            if parts[0] is None or found != matrix.nbytes:
+                raise QuantError(
+                    "the packed bytes are not those of its shape", field=name, value=found, allowed=str(matrix.nbytes)
+                )
+        for name, info in tensors.items():
+            if info.dtype != "F32" or len(info.shape) != 1 or not info.shape[0]:
+                raise QuantError("neither a matrix of this packed model nor a vector", field=name)
+        return {name: info.shape[0] for name, info in tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return sum(matrix.nbytes for matrix in self.matrices.values()) + 4 * sum(self.vectors.values())
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights there are."""
+        return sum(matrix.rows * matrix.columns for matrix in self.matrices.values()) + sum(self.vectors.values())
+
+    def load(self, progress: bool) -> dict[str, object]:
+        """The weights by slot, in native memory."""
+        weights: dict[str, object] = {}
+        with Progress(self.nbytes, "loading", "bytes", enabled=progress) as bar:
+            for name, length in self.vectors.items():
+                vector = np.empty(length, np.float32)
+                self._checkpoint.read_into(name, vector.view(np.uint8).data)
+                weights[name] = vector
+                bar.advance(vector.nbytes)
+            for name, matrix in self.matrices.items():
+                form = matrix.format
+                native = _core.Matrix(form.format, matrix.rows, matrix.columns, form.group_size, matrix.scales)
+                self._read(name + ".codes", native.raw_codes)
+                if native.raw_scales.size:
+                    self._read(name + ".scales", native.raw_scales)
+                native.check()
+                weights[name] = native
+                bar.advance(native.nbytes)
+        return weights
+
+    def _read(self, name: str, target: npt.NDArray[np.uint8]) -> None:
+        if self._checkpoint.tensors[name].nbytes != target.nbytes:
+            raise QuantError("the packed bytes are not those of its shape", field=name, allowed=str(target.nbytes))
+        self._checkpoint.read_into(name, target.data)
+
+
+def is_packed(config: Config) -> bool:
+    """Whether a config.json is a packed model's."""
+    section = config.values.get("quantization_config")
+    return isinstance(section, Mapping) and section.get("quant_method") == METHOD
+
+
+def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
+    entry = value if isinstance(value, Mapping) else {}
+    format, shape, group, scales = (entry.get(key) for key in ("format", "shape", "group_size", "scales"))
+    sizes: list[Any] = shape if isinstance(shape, list) and len(shape) == 2 else []
+    integers = [*sizes, group]
+    known = (
+        len(sizes) == 2
+        and all(type(size) is int and 0 <= size <= 1 << 31 for size in integers)
+        and min(sizes) >= 1
+        and sizes[1] <= 1 << 24
+        and isinstance(format, str)
+        and (format in INTEGER_FORMATS or (format in FLOAT_FORMATS and group == 0))
+        and group in GROUP_SIZES
+        and scales in _SCALES
+    )
+    if not known:
+        raise QuantError("is no description of a packed matrix", file=section.file, field=name, value=repr(value)[:120])
+    form = MatrixFormat(format=str(format), group_size=int(str(group)))
+    return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, scales=str(scales))
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raises ArgumentError unless there is nothing at `path`, or an empty folder."""
+    target = Path(path)
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise ArgumentError(f"{shown(target)} is there already: give a new folder, or remove it first")
+
+
+def save_packed(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, Any],
+    config: Mapping[str, Any],
+    generation_config: Mapping[str, object],
+    source: Path,
+) -> None:
+    """Writes a packed model as the new folder `path`, which appears whole or not at all.
+
+    weights: native matrices and float32 vectors by slot; config: config.json of the checkpoint in the folder `source`,
+    whose tokenizer files are copied. Raises ArgumentError when `path` is there already, StorageError.
+    """
+    check_free(path)
+    target = Path(path)
+    tensors: dict[str, npt.NDArray[np.generic] | RawTensor] = {}
+    matrices: dict[str, object] = {}
+    for name, weight in weights.items():
+        if not isinstance(weight, _core.Matrix):
+            tensors[name] = np.asarray(weight, np.float32)
+            continue
+        tensors[name + ".codes"] = weight.raw_codes
+        if weight.raw_scales.size:
+            tensors[name + ".scales"] = weight.raw_scales
+        entry = {"format": weight.format, "shape": list(weight.shape), "group_size": weight.group_size}
+        matrices[name] = entry | {"scales": weight.scale_type}
+    method = {"quant_method": METHOD, "version": VERSION, "matrices": matrices}
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name in [*_TOKENIZER_FILES, *sorted(file.name for file in source.glob("*.tiktoken"))]:
+            _copy(source, name, temporary)
+        if generation_config:
+            save_json(temporary / "generation_config.json", dict(generation_config))
+        save_safetensors(temporary / SINGLE_NAME, tensors, {"format": METHOD})
+        save_json(temporary / "config.json", {**config, "quantization_config": method})
+        if target.is_dir():
+            target.rmdir()
+        temporary.rename(target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and type(error).__module__ == "builtins":
+            raise storage_error("write", target, error) from None
+        raise
+
+
+def _copy(source: Path, name: str, target: Path) -> None:
+    if not os.path.lexists(source / name):
+        return
+    with open_inside(source, name) as file:
+        if file.size > _MAX_TOKENIZER_BYTES:
+            raise ArgumentError(f"{escape(name)} has {file.size} bytes, which is no tokenizer's file")
+        write_atomically(target / name, [file.read(file.size, 0)])
