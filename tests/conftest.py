@@ -1,13 +1,20 @@
-"""Where the tests find the real data that lies beside the project."""
+"""Where the tests find the real data that lies beside the project, and what they all stand on."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell without job control starts what it puts into the background deaf to Ctrl-C, and so are its children: the tests
+# that interrupt a process would wait for nothing.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
