@@ -10,10 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
+from llmcore.chat_formats import chat_format as named_format
 from llmcore.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -286,11 +288,13 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_format: str | None = None,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Answers a conversation, or a list of them, through the model's chat template; always a list.
 
-        messages: [{"role": "user", "content": "..."}, ...]. `template_kwargs` go to the template.
+        messages: [{"role": "user", "content": "..."}, ...]. `template_kwargs` go to the template. chat_format: as in
+        Tokenizer.apply_chat_template, for a model without a template; an answer then ends at the format's texts too.
         Raises TemplateError (no template, or it failed), ArgumentError, and as `generate`.
         """
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
@@ -298,7 +302,15 @@ class LLM:
         several = len(messages) > 0 and not isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Mapping[str, Any]]], messages if several else [messages])
         tokenizer = self.tokenizer
-        prompts = [tokenizer.apply_chat_template(one, tools=tools, **template_kwargs) for one in conversations]
+        prompts = [
+            tokenizer.apply_chat_template(one, tools=tools, chat_format=chat_format, **template_kwargs)
+            for one in conversations
+        ]
+        if chat_format is not None:
+            stops = named_format(chat_format).stops
+            several_params = [params] if params is None or isinstance(params, SamplingParams) else list(params)
+            ended = [replace(one, stop=(*(one.stop or ()), *stops)) for one in map(_or_default, several_params)]
+            params = ended[0] if params is None or isinstance(params, SamplingParams) else ended
         return self.generate(cast(list[Prompt], prompts), params)
 
     def embed(
@@ -737,6 +749,10 @@ def _ranked(
     if token not in ranked:
         ranked[token] = Logprob(logprob, None, piece(token))
     return ranked
+
+
+def _or_default(params: SamplingParams | None) -> SamplingParams:
+    return params or SamplingParams()
 
 
 def _draft_tokens(speculative: str | int | None) -> int:

@@ -306,19 +306,37 @@ class Tokenizer:
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         tokenize: bool = True,
+        *,
+        chat_format: str | None = None,
         **template_kwargs: Any,
     ) -> list[int] | str:
         """The prompt for a conversation: ids, or the text when not `tokenize`.
 
         Control tokens come from the template alone: what messages and tools say stays text, whatever it looks like.
-        Raises TemplateError when there is no template or it fails, LimitError when it uses too much.
+        chat_format: one of the built-in formats (chatml, llama-2, llama-3, alpaca, gemma, mistral, phi-3, plain)
+        instead of the checkpoint's template, for models that bring none.
+        Raises TemplateError when there is no template or it fails, LimitError when it uses too much, ArgumentError.
         """
         from llmcore.chat import render_ids, required
 
-        template = required(self._chat_template)
+        template = required(self._chat_template) if chat_format is None else self._format(chat_format)
         if not tokenize:
             return template.render(messages, tools, add_generation_prompt, **template_kwargs)
         return render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
+
+    @property
+    def template_variables(self) -> dict[str, str]:
+        """bos_token, eos_token and what else tokenizer_config.json gives a template to read."""
+        ends = {"bos_token": self._bos_id, "eos_token": next(iter(self._eos_ids), None)}
+        texts = {key: self.id_to_token(id) for key, id in ends.items() if id is not None}
+        own = {} if self._chat_template is None else self._chat_template.variables
+        return {**{key: text for key, text in texts.items() if text is not None}, **own}
+
+    def _format(self, name: str) -> ChatTemplate:
+        from llmcore.chat import ChatTemplate
+        from llmcore.chat_formats import chat_format
+
+        return ChatTemplate(chat_format(name).source, self.template_variables)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={len(self._special)})"

@@ -36,6 +36,7 @@ class FakeTokenizer:
     bos_id = None
     eos_ids = (0,)
     special_tokens: dict[str, int] = {"<end>": 0}  # noqa: RUF012
+    template_variables: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, chat_template: str | None = "fake") -> None:
         self.chat_template = chat_template

@@ -39,7 +39,8 @@ examples:
   echo "What is a fjord?" | llmcore chat path/to/model
 
 in the conversation: /help, /reset, /system TEXT, /exit; Ctrl-C stops an answer, Ctrl-D leaves.
-templates for models without their own: chatml, plain, or a file with a Jinja template.
+templates for models without their own: chatml, llama-2, llama-3, alpaca, gemma, mistral, phi-3, plain, or a file with
+a Jinja template.
 """
 
 _HELP_IN_CHAT = """\
@@ -51,28 +52,13 @@ _HELP_IN_CHAT = """\
 Ctrl-C          stop the answer
 """
 
-# Templates for models that bring none: their Jinja source, and the text at which an answer ends.
-_TEMPLATES = {
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        ("<|im_end|>", "<|im_start|>"),
-    ),
-    "plain": (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}"
-        "User: {{ m['content'] }}\n{% else %}Assistant: {{ m['content'] }}\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}Assistant:{% endif %}",
-        ("\nUser:", "\nAssistant:"),
-    ),
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `llmcore chat`."""
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument("--template", metavar="NAME", help="chatml, plain, or a file with a Jinja template")
+    parser.add_argument("--template", metavar="NAME", help="a name listed below, or a file with a Jinja template")
     add_loading(parser)
     add_sampling(parser, max_tokens=None)
     parser.add_argument("--stats", action="store_true", help="tokens and speed after each answer")
@@ -96,7 +82,8 @@ class Conversation:
             return cast("list[int]", self.tokenizer.apply_chat_template(messages))
         from llmcore.chat import ChatTemplate, render_ids
 
-        ids = render_ids(self.tokenizer, ChatTemplate(self.template), messages, None, True, {})
+        template = ChatTemplate(self.template, self.tokenizer.template_variables)
+        ids = render_ids(self.tokenizer, template, messages, None, True, {})
         bos = self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -121,9 +108,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _template(name: str | None) -> tuple[str | None, tuple[str, ...]]:
+    from llmcore.chat_formats import CHAT_FORMATS
+
     if name is None:
         return None, ()
-    return _TEMPLATES[name] if name in _TEMPLATES else (read_file(name), ())
+    found = CHAT_FORMATS.get(name)
+    return (read_file(name), ()) if found is None else (found.source, found.stops)
 
 
 def _check_template(conversation: Conversation) -> None:
