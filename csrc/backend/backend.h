@@ -102,6 +102,9 @@ class Backend {
                       const uint8_t* values, Slices slices, const LayerAttention& layer, float* out) = 0;
   /// Copies bytes within the backend's memory.
   virtual void copy(const uint8_t* from, int64_t bytes, uint8_t* to) = 0;
+  /// Between the backend's memory and the host's.
+  virtual void download(const uint8_t* from, int64_t bytes, uint8_t* host) = 0;
+  virtual void upload(const uint8_t* host, int64_t bytes, uint8_t* to) = 0;
   /// y[i] = x[rows[i]], n columns.
   virtual void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) = 0;
 };

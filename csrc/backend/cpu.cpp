@@ -139,6 +139,9 @@ class CpuBackend final : public Backend {
     std::memcpy(to, from, static_cast<size_t>(bytes));
   }
 
+  void download(const uint8_t* from, int64_t bytes, uint8_t* host) override { copy(from, bytes, host); }
+  void upload(const uint8_t* host, int64_t bytes, uint8_t* to) override { copy(host, bytes, to); }
+
   void gather_rows(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y) override {
     for (int64_t i = 0; i < count; ++i) std::memcpy(y + i * n, x + rows[i] * n, static_cast<size_t>(n * 4));
   }

@@ -210,6 +210,27 @@ py::list step(PyEngine& e, const py::object& editor) {
   return results;
 }
 
+py::array_t<uint8_t> export_prefix(PyEngine& e, const std::vector<int32_t>& tokens,
+                                   const std::pair<uint64_t, uint64_t>& salt) {
+  std::vector<uint8_t> bytes;
+  {
+    const NativeCall call;
+    const std::lock_guard lock(e.model->mutex);
+    bytes = e.engine->export_prefix(tokens, {salt.first, salt.second});
+  }
+  return py::array_t<uint8_t>(static_cast<int64_t>(bytes.size()), bytes.data());
+}
+
+int64_t import_prefix(PyEngine& e, const std::vector<int32_t>& tokens, const std::pair<uint64_t, uint64_t>& salt,
+                      const py::array_t<uint8_t, py::array::c_style>& data) {
+  check_argument(data.size() % e.engine->page_bytes() == 0, "the bytes are no whole pages");
+  const uint8_t* bytes = data.data();
+  const int64_t pages = data.size() / e.engine->page_bytes();
+  const NativeCall call;
+  const std::lock_guard lock(e.model->mutex);
+  return e.engine->import_prefix(tokens, {salt.first, salt.second}, bytes, pages);
+}
+
 py::dict stats(PyEngine& e) {
   EngineStats s;
   {
@@ -265,6 +286,9 @@ void bind_model(py::module_& m) {
           },
           py::arg("request"))
       .def("step", step, py::arg("editor") = py::none())
+      .def("export_prefix", export_prefix, py::arg("tokens"), py::arg("salt"))
+      .def("import_prefix", import_prefix, py::arg("tokens"), py::arg("salt"), py::arg("data").noconvert())
+      .def_property_readonly("page_bytes", [](const PyEngine& e) { return e.engine->page_bytes(); })
       .def("stats", stats)
       .def_property_readonly("kv_bytes", [](const PyEngine& e) { return e.engine->kv_bytes(); });
 }

@@ -271,6 +271,49 @@ FinishReason Engine::finish_reason(const Sequence& s, int32_t token) const {
   return s.output_tokens() >= s.request.max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
+std::vector<uint8_t> Engine::export_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt) {
+  std::vector<int32_t> pages;
+  int64_t entry = 0;
+  const int64_t whole = static_cast<int64_t>(tokens.size()) / kPageTokens;
+  for (int64_t i = 0; i < whole; ++i) {
+    const int32_t page = cache_.prefixes().find(entry, salt, tokens.data() + i * kPageTokens);
+    if (page < 0) break;
+    pages.push_back(page);
+    entry = cache_.prefixes().serial(page);
+  }
+  std::vector<uint8_t> bytes(pages.size() * static_cast<size_t>(cache_.page_bytes()));
+  for (size_t i = 0; i < pages.size(); ++i) {
+    cache_.read_page(pages[i], bytes.data() + i * static_cast<size_t>(cache_.page_bytes()));
+  }
+  return bytes;
+}
+
+int64_t Engine::import_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt, const uint8_t* data,
+                              int64_t pages) {
+  check_argument(limits_.prefix_cache, "engine: there is no prefix cache to put pages into");
+  check_argument(pages >= 0 && pages * kPageTokens <= static_cast<int64_t>(tokens.size()),
+                 "engine: more pages than the tokens fill");
+  // Each page stays held until all are in, so that none of them makes place for a later one.
+  std::vector<int32_t> held;
+  int64_t entry = 0;
+  for (int64_t i = 0; i < pages; ++i) {
+    const int32_t* of_page = tokens.data() + i * kPageTokens;
+    int32_t page = cache_.prefixes().find(entry, salt, of_page);
+    if (page >= 0) {
+      cache_.pool().share(page);
+    } else {
+      page = cache_.prefixes().take();
+      if (page < 0) break;
+      cache_.write_page(page, data + i * cache_.page_bytes());
+      cache_.prefixes().insert(entry, salt, of_page, page);
+    }
+    held.push_back(page);
+    entry = cache_.prefixes().serial(page);
+  }
+  for (size_t i = held.size(); i-- > 0;) cache_.pool().release(held[i]);
+  return static_cast<int64_t>(held.size());
+}
+
 EngineStats Engine::stats() const {
   EngineStats s = counters_;
   s.pages_total = cache_.pool().total();

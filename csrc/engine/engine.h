@@ -80,6 +80,11 @@ class Engine {
   /// One step. An exception from `poll` leaves the engine as it was before the step.
   std::vector<Output> step(const Poll& poll, const LogitsEditor& editor = nullptr);
   EngineStats stats() const;
+  /// What the prefix cache holds of a text: the bytes of its first pages, one after the other.
+  std::vector<uint8_t> export_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt);
+  /// Puts such pages into the prefix cache, as many as there is room for, and returns how many it has of them then.
+  int64_t import_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt, const uint8_t* data, int64_t pages);
+  int64_t page_bytes() const { return cache_.page_bytes(); }
   const EngineLimits& limits() const { return limits_; }
   int64_t kv_bytes() const { return cache_.nbytes(); }
 

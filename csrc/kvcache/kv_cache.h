@@ -23,6 +23,10 @@ class KvCache {
   PrefixCache& prefixes() { return prefixes_; }
   /// Copies a page's keys and values of all layers.
   void copy_page(int32_t from, int32_t to);
+  /// Bytes of a page's keys and values of all layers, as they go to host memory and come from it: by layer, keys first.
+  int64_t page_bytes() const { return layers_ * (layout_.key_page_bytes() + layout_.value_page_bytes()); }
+  void read_page(int32_t page, uint8_t* out);
+  void write_page(int32_t page, const uint8_t* data);
 
  private:
   Backend& backend_;

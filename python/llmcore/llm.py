@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from llmcore.quantization import QuantConfig
     from llmcore.scoring import Loglikelihood, Reranked
+    from llmcore.session import Session
     from llmcore.structured import Guide
     from llmcore.tokenizer import DecodeStream, Tokenizer
 
@@ -156,6 +157,8 @@ class LLM:
             draft_tokens=drafts,
         )
         self._kv_bytes = self._engine.kv_bytes
+        self.kv_dtype = kv
+        self.enable_prefix_caching = enable_prefix_caching
         self.model._kv_bytes += self._kv_bytes
 
     def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int | None) -> tuple[int, int]:
@@ -359,6 +362,24 @@ class LLM:
 
         self._require_engine()
         return rerank(self, query, documents, method, instruction, top_n, progress)
+
+    def session(self, *, cache_salt: str | None = None) -> Session:
+        """A conversation, or a text that grows, to be forked, saved and restored. cache_salt: as for `generate`."""
+        from llmcore.session import Session
+
+        self._require_engine()
+        return Session(self, cache_salt=cache_salt)
+
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """The session that `Session.save` wrote, its keys and values put into the prefix cache as far as there is room.
+
+        What comes after has the bits it would have had without the break, in this process or another. Raises
+        CheckpointError (SafetensorsError) for a file that is broken or of another model, LimitError, StorageError.
+        """
+        from llmcore.session import restore
+
+        self._require_engine()
+        return restore(self, path)
 
     def stats(self) -> dict[str, int]:
         """Counts since the start, and what is so now.

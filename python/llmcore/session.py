@@ -1,0 +1,165 @@
+"""Sessions: a text that grows by prompts and answers, whose keys and values can go to a file and come back.
+
+A session itself is the ids of its tokens. Their keys and values lie in the prefix cache, where the next prompt finds
+them, and what has left the cache is computed again, with the same bits; so a session never holds memory that others
+need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from llmcore.checkpoint.safetensors import SafetensorsFile
+from llmcore.checkpoint.write import save_safetensors
+from llmcore.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM, Prompt
+    from llmcore.outputs import RequestOutput
+    from llmcore.sampling import SamplingParams
+
+_FORMAT = "llmcore-session"
+_VERSION = "1"
+
+
+class Session:
+    """One conversation with an LLM. Made by `LLM.session` and `LLM.restore`; not for several threads at once.
+
+    token_ids: everything so far, answers and their end tokens included. messages: those of `chat`.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        cache_salt: str | None = None,
+        token_ids: Sequence[int] = (),
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self._llm = llm
+        self._cache_salt = cache_salt
+        self.token_ids = list(token_ids)
+        self.messages = [dict(message) for message in messages]
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """Puts the prompt behind what there is and answers it; the answer becomes part of the session.
+
+        Raises as `LLM.generate`, and ArgumentError for n > 1; the session is then as it was.
+        """
+        ids = self._ids(prompt)
+        return self._answer([*self.token_ids, *ids], params)
+
+    def chat(
+        self, message: str | Mapping[str, Any], params: SamplingParams | None = None, **template: Any
+    ) -> RequestOutput:
+        """Answers the next message (a text: the user's) through the chat template, with all before it.
+
+        Raises as `LLM.chat`; the session is then as it was.
+        """
+        said = {"role": "user", "content": message} if isinstance(message, str) else dict(message)
+        messages = [*self.messages, said]
+        ids = cast("list[int]", self._llm.tokenizer.apply_chat_template(messages, **template))
+        out = self._answer(ids, params)
+        self.messages = [*messages, {"role": "assistant", "content": out.text}]
+        return out
+
+    def fork(self) -> Session:
+        """A second session with the same past, whose keys and values they share."""
+        return Session(self._llm, cache_salt=self._cache_salt, token_ids=self.token_ids, messages=self.messages)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes tokens, messages, and the keys and values that the prefix cache has of them, atomically.
+
+        For `LLM.restore` of the same model with the same kv_dtype. Raises StorageError, ClosedError.
+        """
+        from llmcore.llm import _salt
+
+        llm = self._llm
+        with llm._lock:
+            engine = llm._require_engine()
+            pages = engine.export_prefix(self.token_ids, _salt(self._cache_salt))
+            page_bytes = engine.page_bytes
+        about = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": llm.model.fingerprint,
+            "kv_dtype": llm.kv_dtype,
+            "sha256": hashlib.sha256(pages.data).hexdigest(),
+            "messages": json.dumps(self.messages, ensure_ascii=True),
+            "cache_salt": json.dumps(self._cache_salt),
+        }
+        ids = np.asarray(self.token_ids, np.int32)
+        save_safetensors(path, {"token_ids": ids, "pages": pages.reshape(-1, page_bytes)}, about)
+
+    def __repr__(self) -> str:
+        return f"<llmcore.Session of {len(self.token_ids)} tokens>"
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        from llmcore.llm import _token_ids
+
+        if isinstance(prompt, str):
+            return self._llm.tokenizer.encode(prompt, add_special_tokens=not self.token_ids)
+        return _token_ids(prompt, self._llm.max_model_len)
+
+    def _answer(self, ids: list[int], params: SamplingParams | None) -> RequestOutput:
+        if params is not None and params.n != 1:
+            raise ArgumentError(f"a session goes on with one answer, got n={params.n}; fork it for several")
+        (out,) = self._llm.generate(ids, params, cache_salt=self._cache_salt)
+        self.token_ids = [*ids, *out.token_ids]
+        return out
+
+
+def restore(llm: LLM, path: str | os.PathLike[str]) -> Session:
+    """See LLM.restore."""
+    from llmcore.llm import _salt
+
+    with SafetensorsFile.open(path) as file:
+        about = file.metadata
+        if about.get("format") != _FORMAT or about.get("version") != _VERSION:
+            raise CheckpointError("is no saved session, or of another version of llmcore", file=path)
+        for key, mine, what in (("model", llm.model.fingerprint, "model"), ("kv_dtype", llm.kv_dtype, "kv_dtype")):
+            if about.get(key) != mine:
+                raise CheckpointError(f"was saved with another {what}", file=path, value=about.get(key), allowed=mine)
+        ids, pages = (file.tensors.get(name) for name in ("token_ids", "pages"))
+        engine = llm._require_engine()
+        known = (
+            ids is not None
+            and ids.dtype == "I32"
+            and len(ids.shape) == 1
+            and pages is not None
+            and pages.dtype == "U8"
+            and len(pages.shape) == 2
+            and pages.shape[1] == engine.page_bytes
+            and 16 * pages.shape[0] <= ids.shape[0]
+        )
+        if not known:
+            raise CheckpointError("does not hold the tokens and pages of a session of this model", file=path)
+        token_ids = cast("list[int]", file.read("token_ids").tolist())
+        data = file.read("pages")
+    if hashlib.sha256(data.data).hexdigest() != about.get("sha256"):
+        raise CheckpointError("its keys and values are not those that were saved", file=path)
+    if not all(0 <= id < llm.model.spec.vocab_size for id in token_ids):
+        raise CheckpointError("holds a token outside the vocabulary", file=path)
+    messages, salt = _json(about.get("messages"), path), _json(about.get("cache_salt"), path)
+    valid = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    if not valid or not (salt is None or isinstance(salt, str)):
+        raise CheckpointError("its messages can't be read", file=path)
+    session = Session(llm, cache_salt=salt, token_ids=token_ids, messages=messages)
+    if llm.enable_prefix_caching and len(data):
+        with llm._lock:
+            native = np.ascontiguousarray(data, np.uint8).reshape(-1)
+            llm._require_engine().import_prefix(token_ids, _salt(salt), native)
+    return session
+
+
+def _json(text: str | None, path: str | os.PathLike[str]) -> Any:
+    try:
+        return json.loads(text or "")
+    except (ValueError, RecursionError):
+        raise CheckpointError("its messages can't be read", file=path) from None
