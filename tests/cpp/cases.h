@@ -9,6 +9,12 @@
 #include "check.h"
 #include "kernels/select.h"
 
+#ifdef LLMCORE_AVX512_TWIN
+extern "C" {
+extern const llmcore::KernelTable llmcore_kernels_avx512_twin;
+}
+#endif
+
 namespace llmcore::test {
 
 struct Shape {
@@ -27,12 +33,16 @@ constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 33};
 constexpr int64_t kLengths[] = {1,  2,  3,  7,  8,  15,  16,  17,  20,  31,  32,
                                 33, 47, 63, 64, 65, 100, 127, 128, 129, 256, 300};
 
-/// The tables beside the scalar one that this CPU can run. Each must give the scalar table's bits.
+/// The tables beside the scalar one that this CPU can run, and the twin (avx512_twin.cpp) of one it can't. Each must
+/// give the scalar table's bits.
 inline std::vector<const KernelTable*> other_tables() {
   std::vector<const KernelTable*> tables;
   for (const std::string& name : available_isas()) {
     if (name != "scalar") tables.push_back(&kernels_named(name));
   }
+#ifdef LLMCORE_AVX512_TWIN
+  if (tables.size() == 1) tables.push_back(&llmcore_kernels_avx512_twin);  // needs AVX2
+#endif
   return tables;
 }
 inline const KernelTable& scalar_table() { return kernels_named("scalar"); }

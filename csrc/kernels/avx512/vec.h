@@ -118,7 +118,11 @@ constexpr int dot4_zero() {
 // Written in assembly because gcc 12 spills the accumulators of the intrinsic in unrolled loops.
 template <int kMaxCode>
 LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
+#ifdef LLMCORE_TEST_TWIN  // tests/cpp/avx512_twin.cpp
+  acc.v = _mm512_dpbusd_epi32(acc.v, w.v, x.v);
+#else
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
+#endif
   return acc;
 }
 LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
