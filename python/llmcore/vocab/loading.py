@@ -47,8 +47,25 @@ def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
         return _load_folder(where, pattern)
     if not where.exists():
         raise TokenizerError(f"{escape(path, 200)[1:-1]}: no such file or folder")
+    with PlainFile(where) as file:
+        is_gguf = bytes(file.read(min(file.size, 4), 0)) in (b"GGUF", b"FUGG")
+    if is_gguf:
+        return _load_gguf(where, pattern)
     spec = _load_file(where, pattern, {})
     return Parts(spec, *_guess_ids(spec))
+
+
+def _load_gguf(path: Path, pattern: str | None) -> Parts:
+    from llmcore.chat import ChatTemplate
+    from llmcore.vocab.gguf import read_gguf
+
+    if pattern is not None:
+        raise TokenizerError("pattern= is for rank files; this file says itself how text is split")
+    spec, bos_id, eos_ids, template = read_gguf(path)
+    named = {"bos_token": bos_id, "eos_token": eos_ids[0] if eos_ids else None}
+    contents = {token.id: token.content for token in spec.added} | spec.names
+    variables = {key: contents[id] for key, id in named.items() if id in contents}
+    return Parts(spec, bos_id, eos_ids, None if template is None else ChatTemplate(template, variables))
 
 
 def _load_folder(folder: Path, pattern: str | None) -> Parts:
@@ -77,8 +94,6 @@ def _load_file(path: Path, pattern: str | None, config: dict[str, Any]) -> Vocab
         if size > limit:
             raise LimitError(f"{escape(path, 200)[1:-1]}: {size} bytes; at most {limit} are read")
         data = bytes(file.read(size, 0))
-    if head[:4] == b"GGUF":
-        raise TokenizerError(f"{escape(path, 200)[1:-1]}: a tokenizer inside of a GGUF file can't be read yet")
     try:
         return _parse(data, path, pattern, config)
     except (TokenizerError, LimitError) as error:

@@ -110,7 +110,7 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
     if not pieces:
         raise TokenizerError("not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model with pieces")
     _check_kind(trainer, normalizer)
-    return _spec(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
+    return spec_of_pieces(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
 
 
 def _check_kind(trainer: dict[int, Any], normalizer: dict[int, Any]) -> None:
@@ -128,7 +128,7 @@ def _check_kind(trainer: dict[int, Any], normalizer: dict[int, Any]) -> None:
         raise refuse("escape_whitespaces=false", where)
 
 
-def _spec(
+def spec_of_pieces(
     pieces: list[tuple[str, float, int]], byte_fallback: bool, dummy_prefix: bool, config: dict[str, Any]
 ) -> VocabSpec:
     size = len(pieces)
