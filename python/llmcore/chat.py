@@ -60,7 +60,7 @@ class ChatTemplate:
 def required(template: ChatTemplate | None) -> ChatTemplate:
     """`template`, or TemplateError when there is none."""
     if template is None:
-        raise TemplateError("this tokenizer has no chat template; put a chat_template.jinja beside it")
+        raise TemplateError("this tokenizer has no chat template: say chat_format=, or add a chat_template.jinja")
     return template
 
 
