@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from llmcore import ops as ops
     from llmcore.async_llm import AsyncLLM
+    from llmcore.beam import BeamSearchParams
     from llmcore.errors import (
         AdapterError,
         ArgumentError,
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "AdapterError": "llmcore.errors",
     "ArgumentError": "llmcore.errors",
     "AsyncLLM": "llmcore.async_llm",
+    "BeamSearchParams": "llmcore.beam",
     "BusyError": "llmcore.errors",
     "CheckpointError": "llmcore.errors",
     "ClosedError": "llmcore.errors",
@@ -89,6 +91,7 @@ __all__ = [
     "AdapterError",
     "ArgumentError",
     "AsyncLLM",
+    "BeamSearchParams",
     "BusyError",
     "CheckpointError",
     "ClosedError",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from llmcore.beam import BeamSearchOutput, BeamSearchParams
     from llmcore.quantization import QuantConfig
     from llmcore.scoring import Loglikelihood, Reranked
     from llmcore.session import Session
@@ -315,6 +316,18 @@ class LLM:
             ended = [replace(one, stop=(*(one.stop or ()), *stops)) for one in map(_or_default, several_params)]
             params = ended[0] if params is None or isinstance(params, SamplingParams) else ended
         return self.generate(cast(list[Prompt], prompts), params)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, progress: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The likeliest sequences after each prompt, found by beam search; always a list, in the prompts' order.
+
+        Raises as `generate`, and ContextLengthError when prompt and max_tokens don't fit together.
+        """
+        from llmcore.beam import beam_search
+
+        self._require_engine()
+        return beam_search(self, _prompts(prompts), params, progress)
 
     def embed(
         self, texts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True, progress: bool = False
