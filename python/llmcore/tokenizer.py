@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError
 from llmcore.vocab.nfc import is_nfc, nfc_with_origin
@@ -23,10 +25,11 @@ from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import Source, train_spec
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from llmcore.chat import ChatTemplate
+
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
 class Tokenizer:
@@ -127,7 +130,6 @@ class Tokenizer:
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
     ) -> npt.NDArray[np.uint32]:
         """As `encode`, as an array uint32 [T]."""
-        import numpy as np
 
         ready = self._ready(text)
         if ready is None:
@@ -167,6 +169,61 @@ class Tokenizer:
             next(batch) if fast is not None else self.encode(text, add_special_tokens, allow_special)
             for text, fast in zip(items, ready, strict=True)
         ]
+
+    def encode_batch_padded(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        padding: str = "longest",
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        pad_id: int | None = None,
+        add_special_tokens: bool = True,
+        threads: int | None = None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Ids and attention mask (1 for tokens, 0 for padding), both int64 [texts, length].
+
+        Texts beyond `max_length` tokens lose tokens on `truncation_side`; the tokens that go around a text stay.
+        padding: "longest" to the longest of the batch, "max_length" to that. pad_id: by default that of a token named
+        for it, else the end of text. Raises ArgumentError, and as `encode_batch`.
+        """
+        for name, value, known in (
+            ("padding", padding, ("longest", "max_length")),
+            ("padding_side", padding_side, ("left", "right")),
+            ("truncation_side", truncation_side, ("left", "right")),
+        ):
+            if value not in known:
+                raise ArgumentError(f"{name} must be {' or '.join(known)}, got {value!r}"[:200])
+        prefix = list(self._spec.prefix_ids) if add_special_tokens else []
+        suffix = list(self._spec.suffix_ids) if add_special_tokens else []
+        around = len(prefix) + len(suffix)
+        if max_length is None and padding == "max_length":
+            raise ArgumentError("padding to max_length needs max_length")
+        if max_length is not None and _integer(max_length, "max_length") < max(1, around):
+            raise ArgumentError(f"max_length must be at least {max(1, around)}, got {max_length}")
+        pad = self._pad_id() if pad_id is None else _integer(pad_id, "pad_id")
+        if not 0 <= pad < self.vocab_size:
+            raise ArgumentError(f"pad_id must be below {self.vocab_size}, got {pad}")
+        rows = self.encode_batch(texts, add_special_tokens=False, threads=threads)
+        if max_length is not None:
+            room = max_length - around
+            rows = [row[:room] if truncation_side == "right" else row[max(len(row) - room, 0) :] for row in rows]
+        rows = [[*prefix, *row, *suffix] for row in rows]
+        width = max_length if max_length is not None and padding == "max_length" else max(map(len, rows), default=0)
+        ids = np.full((len(rows), width), pad, np.int64)
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(rows):
+            places = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
+            ids[i, places], mask[i, places] = row, 1
+        return ids, mask
+
+    def _pad_id(self) -> int:
+        named = (self.token_to_id(name) for name in _PAD_NAMES)
+        found = next((id for id in named if id is not None), next(iter(self._eos_ids), None))
+        if found is None:
+            raise ArgumentError("this vocabulary has no token for padding: give pad_id")
+        return found
 
     def _ready(self, text: str) -> str | None:
         """`text` as the core takes it, or None when the normaliser would change it."""
@@ -383,7 +440,6 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _id_array(ids: Iterable[int]) -> npt.NDArray[np.uint32]:
-    import numpy as np
 
     array = np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else list(ids))
     if array.size == 0:
