@@ -26,6 +26,10 @@ RECIPES: tuple[tuple[str, llmcore.QuantConfig | None], ...] = (
     ("as stored", None),
     *((f"int8, {group or 'row'}", llmcore.QuantConfig(format="int8", group_size=group)) for group in (0, 128, 32)),
     *((f"int4, {group or 'row'}", llmcore.QuantConfig(format="int4", group_size=group)) for group in (0, 128, 64, 32)),
+    *(
+        (f"int4, {group}, mse", llmcore.QuantConfig(format="int4", group_size=group, scale="mse"))
+        for group in (128, 32)
+    ),
     *((f"ternary, {group or 'row'}", llmcore.QuantConfig(format="ternary", group_size=group)) for group in (0, 64)),
 )
 

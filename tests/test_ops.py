@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -322,3 +323,38 @@ def test_a_packed_tensor_is_not_pickled() -> None:
 
     with pytest.raises(TypeError, match="codes"):
         pickle.dumps(W)
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+@pytest.mark.parametrize(("format", "group"), [("int8", 0), ("int4", 32), ("int4", 128), ("ternary", 0), ("int8", 64)])
+def test_searched_scales_never_have_the_larger_error(format: str, group: int, tails: str) -> None:
+    rng = np.random.default_rng(2)
+    weights = rng.standard_normal((33, 300)) if tails == "normal" else rng.standard_t(3, (33, 300))
+    values = weights.astype(np.float32)
+
+    def errors(scale: str) -> np.ndarray:
+        decoded = ops.quantize(values, format, group_size=group, scale=scale).dequantize().astype(np.float64)
+        squares = (decoded - values) ** 2
+        width = group or 300
+        return np.add.reduceat(squares, np.arange(0, 300, width), axis=1)
+
+    plain, searched = errors("max"), errors("mse")
+    assert (searched <= plain).all()
+    assert searched.sum() < (0.97 if format == "int4" else 1.0) * plain.sum()
+    with pytest.raises(llmcore.ArgumentError):
+        ops.quantize(values, "int4", scale="min")
+
+
+def test_a_model_takes_searched_scales(tmp_path: Path) -> None:
+    import bits_hash
+
+    bits_hash.write_model(tmp_path)
+    plain, searched = (
+        llmcore.load(tmp_path, llmcore.QuantConfig(format="int4", group_size=32, scale=scale), progress=False)
+        for scale in ("max", "mse")
+    )
+    stored = llmcore.load(tmp_path, progress=False)
+    logits = [np.asarray(model.forward([3, 5, 200])) for model in (stored, plain, searched)]
+    assert not (logits[1] == logits[2]).all()
+    assert np.linalg.norm(logits[2] - logits[0]) < 1.1 * np.linalg.norm(logits[1] - logits[0])
+    assert plain.fingerprint != searched.fingerprint

@@ -27,7 +27,7 @@ const char* element_name(Element element) {
 }
 
 // values: [rows, K], or [K, rows] when transposed; float32, float16, or uint16 that holds bfloat16.
-void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transposed) {
+void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transposed, bool search) {
   check_dims(values, 2, "values");
   check_argument(values.flags() & py::array::c_style, "values must be C-contiguous");
   Element element;
@@ -47,7 +47,7 @@ void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transp
                  "values must have K = " + std::to_string(m.K()) + " columns, got " + std::to_string(columns));
   const void* data = values.data();
   const NativeCall call;
-  m.set_rows(first_row, rows, data, element, transposed, default_pool());
+  m.set_rows(first_row, rows, data, element, transposed, default_pool(), search);
 }
 
 void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const FloatArray& scales) {
@@ -93,7 +93,8 @@ void bind_matrix(py::module_& m) {
              return std::make_shared<Matrix>(format_from_name(format), N, K, group_size, scale_type_from_name(scales));
            }),
            py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("scales") = "f16")
-      .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false)
+      .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false,
+           py::arg("search") = false)
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"))
       .def("dequantize", dequantize)
       .def("codes", codes)

@@ -29,9 +29,10 @@ class Matrix {
   /// type `scale_type`. Throws ArgumentError, LimitError, OutOfMemoryError.
   Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type = Element::kF16);
 
-  /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed.
-  void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed,
-                ThreadPool& pool);
+  /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed. search:
+  /// each scale is the one of some near the format's own that leaves the smallest squared error.
+  void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed, ThreadPool& pool,
+                bool search = false);
   /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups
   /// is 1 per row). Throws QuantError when a code is out of range or the scale type can't hold a scale exactly.
   void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales);
@@ -65,7 +66,7 @@ class Matrix {
 
  private:
   template <class Codec>
-  void encode_row(int64_t n, const float* w, uint8_t* codes);
+  void encode_row(int64_t n, const float* w, uint8_t* codes, bool search);
   void check_rows(int64_t first_row, int64_t rows) const;
   int64_t scale_index(int64_t n, int64_t group) const;
   float scale(int64_t n, int64_t group) const;

@@ -66,24 +66,28 @@ class QuantizedTensor:
         raise TypeError("a QuantizedTensor holds native memory and can't be pickled; keep codes() and scales instead")
 
 
-def quantize(weight: npt.ArrayLike, format: str, *, group_size: int | None = None) -> QuantizedTensor:
+def quantize(
+    weight: npt.ArrayLike, format: str, *, group_size: int | None = None, scale: str = "max"
+) -> QuantizedTensor:
     """Packs a weight matrix.
 
     weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "ternary" (per row), "f32", "bf16", "f16";
-    group_size: 0 for one scale per row, 32, 64 or 128, None for the format's default. Raises ArgumentError.
+    group_size: 0 for one scale per row, 32, 64 or 128, None for the format's default. scale: "max" or "mse", as in
+    QuantConfig. Raises ArgumentError.
     """
     values = np.ascontiguousarray(weight, np.float32)
     if values.ndim != 2:
         raise ArgumentError(f"weight must be [N, K], got {values.ndim} dimensions")
     if format in FLOAT_FORMATS:
-        group = group_size or 0
+        group, search = group_size or 0, False
     elif format in INTEGER_FORMATS:
-        group = QuantConfig(format=format, group_size=group_size).own().group_size
+        own = QuantConfig(format=format, group_size=group_size, scale=scale).own()
+        group, search = own.group_size, own.search
     else:
         known = ", ".join(INTEGER_FORMATS + FLOAT_FORMATS)
         raise ArgumentError(f"format must be one of {known}, got {escape(format)}")
     matrix = _core.Matrix(format, values.shape[0], values.shape[1], group)
-    matrix.set_rows(0, values)
+    matrix.set_rows(0, values, search=search)
     return QuantizedTensor(matrix)
 
 

@@ -74,13 +74,15 @@ class Packer:
         matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales)
         at = 0
         for part in slot.parts:
-            at += self._pack_part(matrix, at, part, slot.slot.transpose)
+            at += self._pack_part(matrix, at, part, slot.slot.transpose, wanted.search)
         return matrix
 
-    def _pack_part(self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool) -> int:
+    def _pack_part(
+        self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool, search: bool
+    ) -> int:
         """Packs one tensor from row `at` on; returns how many rows that were."""
         if transposed:
-            matrix.set_rows(at, self._read(part, 0, part.shape[0]), True)
+            matrix.set_rows(at, self._read(part, 0, part.shape[0]), True, search)
             return part.shape[1]
         step = max(1, _CHUNK_BYTES // (4 * part.shape[1]))
         for row in range(0, part.shape[0], step):
@@ -90,7 +92,7 @@ class Packer:
                 self._check(scales, part.module)
                 matrix.set_codes(at + row, part.codes(row, stop), scales)
             else:
-                matrix.set_rows(at + row, self._read(part, row, stop))
+                matrix.set_rows(at + row, self._read(part, row, stop), search=search)
         return part.shape[0]
 
     def _read(self, part: DenseTensor | PackedTensor, start: int, stop: int) -> npt.NDArray[Any]:
