@@ -35,7 +35,7 @@ SANITIZED_TESTS = [
 # Its limit of 200 ms is of plain code; the checks make every step several times as long.
 NOT_SANITIZED = ["--deselect=tests/test_llm.py::test_control_c_stops_within_200_ms_and_leaves_all_usable"]
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
-CHECKED_FLAGS = "-O1 -g1 -DNDEBUG"  # instrumented code takes twice as long to compile at -O2, and runs as long
+CHECKED_FLAGS = "-O1 -DNDEBUG"  # instrumented code takes twice as long to compile at -O2, and runs as long
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
 
 
