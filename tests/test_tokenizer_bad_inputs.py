@@ -75,7 +75,13 @@ def nest(root: dict[str, Any]) -> None:
 EDITS: dict[str, tuple[Edit, type[LlmcoreError], str]] = {
     "no model": (lambda root: root.pop("model"), TokenizerError, "model"),
     "unknown model": (model(type="LSTM"), TokenizerError, "LSTM"),
-    "unigram": (model(type="Unigram"), TokenizerError, "Unigram"),
+    "unigram without scores": (model(type="Unigram"), TokenizerError, "array"),
+    "unigram score": (model(type="Unigram", vocab=[["a", "b"]]), TokenizerError, r"vocab\[0\]"),
+    "unigram score of nothing": (model(type="Unigram", vocab=[["a", float("nan")]]), TokenizerError, "finite|NaN"),
+    "unigram score above 0": (model(type="Unigram", vocab=[["a", 1.5]]), TokenizerError, "1.5"),
+    "unigram token twice": (model(type="Unigram", vocab=[["a", 0], ["a", -1]]), TokenizerError, "twice"),
+    "unigram unknown id": (model(type="Unigram", vocab=[["a", 0]], unk_id=1), TokenizerError, "unk_id"),
+    "word limit": (model(type="WordPiece", max_input_chars_per_word="x"), TokenizerError, "max_input"),
     "vocab is a list": (model(vocab=[]), TokenizerError, "vocab"),
     "merge of an unknown token": (model(merges=["a b", "ab zz"]), TokenizerError, r"merges\[1\]"),
     "merge to an unknown token": (model(merges=["b a"]), TokenizerError, r"merges\[0\]"),
@@ -97,12 +103,34 @@ EDITS: dict[str, tuple[Edit, type[LlmcoreError], str]] = {
     "added token of a megabyte": (added(content="x" * (1 << 20)), LimitError, "bytes"),
     "added id collides": (added(id=5), TokenizerError, "5"),
     "added twice": (added(content="<s>>"), TokenizerError, "added before"),
-    "catastrophic pattern": (regex("(a+)+$"), TokenizerError, "pattern"),
-    "long pattern": (regex("a" * 1_000_000), TokenizerError, "pattern"),
-    "back-reference": (regex(r"(a)\1"), TokenizerError, "pattern"),
+    "long pattern": (regex("a" * 1_000_000), LimitError, "65,536"),
+    "large pattern": (regex("(?:(?:(?:ab){100}){100}){100}"), LimitError, "large"),
+    "nested pattern": (regex("(" * 10_000 + "a" + ")" * 10_000), LimitError, "deep"),
+    "back-reference": (regex(r"(a)\1"), TokenizerError, "supported"),
+    "unknown property": (regex(r"\p{Klingon}"), TokenizerError, "Klingon"),
+    "open group": (regex("(a"), TokenizerError, r"\)"),
+    "open set": (regex("[a"), TokenizerError, r"\]"),
+    "nothing to repeat": (regex("*a"), TokenizerError, "repeat"),
+    "unknown behaviour": (
+        part("pre_tokenizer", {"type": "Split", "pattern": {"String": "a"}, "behavior": "Eaten"}),
+        TokenizerError,
+        "Eaten",
+    ),
+    "fixed length of nothing": (part("pre_tokenizer", {"type": "FixedLength", "length": 0}), TokenizerError, "length"),
+    "replaces nothing": (
+        part("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+        TokenizerError,
+        "nothing",
+    ),
+    "character map": (part("normalizer", {"type": "Precompiled", "precompiled_charsmap": "!"}), TokenizerError, "64"),
+    "short character map": (
+        part("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        TokenizerError,
+        "character map",
+    ),
     "unknown pre-tokenizer": (part("pre_tokenizer", {"type": "Magic"}), TokenizerError, "Magic"),
-    "unknown normalizer": (part("normalizer", {"type": "NFKC"}), TokenizerError, "NFKC"),
-    "unknown decoder": (part("decoder", {"type": "CTC"}), TokenizerError, "CTC"),
+    "unknown normalizer": (part("normalizer", {"type": "Magic"}), TokenizerError, "Magic"),
+    "unknown decoder": (part("decoder", {"type": "Magic"}), TokenizerError, "Magic"),
     "unknown post-processor": (part("post_processor", {"type": "X"}), TokenizerError, "X"),
     "many normalizers": (
         part("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100_000}),
@@ -131,7 +159,6 @@ EDITS: dict[str, tuple[Edit, type[LlmcoreError], str]] = {
         "9999",
     ),
     "dropout": (model(dropout=0.1), TokenizerError, "dropout"),
-    "prefix of subwords": (model(continuing_subword_prefix="##"), TokenizerError, "continuing"),
 }
 
 
@@ -143,6 +170,37 @@ def test_broken_tokenizer_json(good: dict[str, Any], tmp_path: Path, name: str) 
     with pytest.raises(error, match=match) as caught:
         load(root, tmp_path)
     assert len(str(caught.value).encode()) <= 1024
+
+
+def test_normalizer_that_grows_text(good: dict[str, Any], tmp_path: Path) -> None:
+    root = copy.deepcopy(good)
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    root["normalizer"] = {"type": "Sequence", "normalizers": [double] * 60}
+    with pytest.raises(LimitError, match="more than"):
+        load(root, tmp_path).encode("a" * 100)
+    root["normalizer"] = {**double, "content": "x" * 1_000_000}
+    with pytest.raises(LimitError, match="more than"):
+        load(root, tmp_path).encode("a" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(\s*)*x", " " * 100_000),
+        ("(a+)+$", "a" * 40 + "b"),
+        ("(a|a)*b", "a" * 60),
+        ("(?:a*)*c", "a" * 100_000),
+        ("a*b|a", "a" * 1_000_000),
+    ],
+)
+def test_pattern_that_backtracks_without_end(good: dict[str, Any], tmp_path: Path, pattern: str, text: str) -> None:
+    root = copy.deepcopy(good)
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "use_regex": False}]}
+    tokenizer = load(root, tmp_path)
+    assert tokenizer.encode("abc")
+    with pytest.raises(LimitError, match="regular expression"):
+        tokenizer.encode(text)
 
 
 def test_the_good_file_loads(good: dict[str, Any], tmp_path: Path) -> None:

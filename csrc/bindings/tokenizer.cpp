@@ -46,6 +46,52 @@ std::vector<Pattern> to_stages(const py::handle& value) {
   return stages;
 }
 
+/// (kind, flags, first, second)
+std::vector<NormalizerSpec> to_normalizers(const py::handle& value) {
+  std::vector<NormalizerSpec> parts;
+  for (const py::handle item : value.cast<py::list>()) {
+    auto t = item.cast<std::tuple<uint8_t, uint32_t, std::string, std::string>>();
+    parts.push_back({static_cast<NormalizerKind>(std::get<0>(t)), std::get<1>(t), std::move(std::get<2>(t)),
+                     std::move(std::get<3>(t))});
+  }
+  return parts;
+}
+
+/// (kind, behavior, inverted, dialect, flags, number, text)
+std::vector<PreTokenizerSpec> to_pre_tokenizers(const py::handle& value) {
+  std::vector<PreTokenizerSpec> parts;
+  for (const py::handle item : value.cast<py::list>()) {
+    auto t = item.cast<std::tuple<uint8_t, uint8_t, bool, uint8_t, uint32_t, uint32_t, std::string>>();
+    check_argument(std::get<1>(t) <= 4 && std::get<3>(t) <= 1, "tokenizer: unknown way to split");
+    parts.push_back({static_cast<PreTokenizerKind>(std::get<0>(t)), static_cast<SplitBehavior>(std::get<1>(t)),
+                     std::get<2>(t), static_cast<RegexDialect>(std::get<3>(t)), std::get<4>(t), std::get<5>(t),
+                     std::move(std::get<6>(t))});
+  }
+  return parts;
+}
+
+ModelSpec to_model(const py::dict& fields) {
+  ModelSpec model;
+  const int kind = fields["kind"].cast<int>();
+  check_argument(kind >= 0 && kind < static_cast<int>(ModelKind::kCount), "tokenizer: unknown kind of model");
+  model.kind = static_cast<ModelKind>(kind);
+  const std::string_view text = fields["text"].cast<std::string_view>();
+  model.text.assign(text.begin(), text.end());
+  model.text_ends = to_vector<uint32_t>(fields["text_ends"]);
+  model.usable = to_vector<uint8_t>(fields["usable"]);
+  model.scores = to_vector<double>(fields["scores"]);
+  model.byte_ids = to_vector<uint32_t>(fields["byte_ids"]);
+  model.merges = to_vector<uint32_t>(fields["merges"]);
+  model.unk_id = fields["unk_id"].cast<uint32_t>();
+  model.fuse_unk = fields["fuse_unk"].cast<bool>();
+  model.single_precision = fields["single_precision"].cast<bool>();
+  model.min_score = fields["min_score"].cast<double>();
+  model.max_characters = fields["max_characters"].cast<uint32_t>();
+  model.prefix = fields["prefix"].cast<std::string>();
+  model.suffix = fields["suffix"].cast<std::string>();
+  return model;
+}
+
 py::list to_list(const std::vector<uint32_t>& ids) {
   py::list list(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -74,6 +120,12 @@ std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields) {
   spec.bpe.merges = to_vector<uint32_t>(fields["merges"]);
   spec.bpe.ranks = to_vector<uint32_t>(fields["ranks"]);
   spec.stages = to_stages(fields["stages"]);
+  spec.normalizers = to_normalizers(fields["normalizers"]);
+  spec.pre_tokenizers = to_pre_tokenizers(fields["pre_tokenizers"]);
+  if (!fields["model"].is_none()) spec.model = to_model(fields["model"]);
+  const std::string_view decoded = fields["decoded"].cast<std::string_view>();
+  spec.decoded.assign(decoded.begin(), decoded.end());
+  spec.decoded_ends = to_vector<uint32_t>(fields["decoded_ends"]);
   for (const py::handle item : fields["added"].cast<py::list>()) {
     const auto t = item.cast<std::tuple<std::string, uint32_t, bool, bool, bool, bool, bool>>();
     spec.added.push_back({std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t), std::get<4>(t),
@@ -169,6 +221,28 @@ void bind_tokenizer(py::module_& m) {
                         bool allow_control) { return to_list(encode(self, text, add_special, allow_control)); })
       .def("encode_array", [](const Tokenizer& self, const py::str& text, bool add_special,
                               bool allow_control) { return to_array(encode(self, text, add_special, allow_control)); })
+      .def("encode_dropout",
+           [](const Tokenizer& self, const py::str& text, bool add_special, bool allow_control, double rate,
+              uint64_t seed) {
+             const std::string_view view = utf8(text);
+             std::vector<uint32_t> ids;
+             Dropout dropout{rate, std::mt19937_64(seed)};
+             {
+               const py::gil_scoped_release release;
+               self.encode(view, add_special, allow_control, ids, nullptr, nullptr, &dropout);
+             }
+             return to_list(ids);
+           })
+      .def("normalized",
+           [](const Tokenizer& self, const py::str& text) {
+             const std::string_view view = utf8(text);
+             std::string changed;
+             {
+               const py::gil_scoped_release release;
+               changed = self.normalized(view);
+             }
+             return py::str(changed);
+           })
       .def("encode_guarded",
            [](const Tokenizer& self, const py::str& text, const std::vector<uint32_t>& guarded) {
              const std::string_view view = utf8(text);
@@ -185,7 +259,7 @@ void bind_tokenizer(py::module_& m) {
       .def("token",
            [](const Tokenizer& self, uint32_t id) -> py::object {
              if (id >= self.size() || self.bpe().kind(id) == TokenKind::kGap) return py::none();
-             return py::bytes(std::string(self.bpe().token(id)));
+             return py::bytes(std::string(self.token(id)));
            })
       .def("find",
            [](const Tokenizer& self, std::string_view text) -> py::object {
@@ -206,6 +280,31 @@ void bind_tokenizer(py::module_& m) {
              return parts;
            })
       .def("pieces", [](const Tokenizer& self, const py::str& text) { return self.pieces(utf8(text)); });
+
+  py::class_<Regex>(m, "Regex")
+      .def(py::init([](std::string_view pattern, int dialect) {
+        return std::make_unique<Regex>(pattern, dialect ? RegexDialect::kFancy : RegexDialect::kOniguruma);
+      }))
+      .def("find_all",
+           [](const Regex& self, const py::str& text) {
+             std::vector<Regex::Match> matches;
+             self.find_all(utf8(text), matches);
+             py::list places;
+             for (const auto& [begin, end] : matches) places.append(py::make_tuple(begin, end));
+             return places;
+           })
+      .def("replace", [](const Regex& self, const py::str& text, std::string_view by) {
+        const std::string_view view = utf8(text);
+        std::vector<Regex::Match> matches;
+        self.find_all(view, matches);
+        std::string out;
+        size_t done = 0;
+        for (const auto& [begin, end] : matches) {
+          out.append(view, done, begin - done).append(by);
+          done = end;
+        }
+        return py::str(out.append(view, done));
+      });
 
   py::class_<PieceCounter>(m, "PieceCounter")
       .def(py::init([](const py::object& stages) { return std::make_unique<PieceCounter>(to_stages(stages)); }))

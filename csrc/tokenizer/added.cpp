@@ -30,7 +30,7 @@ bool is_word_char(std::string_view text, size_t at) {
 
 bool Guard::holds(size_t i) const noexcept {
   if (!places) return false;
-  const size_t place = origin ? origin[i] : begin + i;
+  const size_t place = origins ? origins[i].begin : begin + i;
   return std::binary_search(places->begin(), places->end(), place);
 }
 

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/mapped_text.h"
+
 namespace llmcore {
 
 struct AddedToken {
@@ -27,10 +29,10 @@ struct Segment {
 };
 
 /// Places where no control token may begin. A place counts in bytes of the caller's text; byte i of a stretch that is
-/// searched is its byte origin[i], or begin + i when there is no origin.
+/// searched is its byte origins[i].begin, or begin + i when there are none.
 struct Guard {
   const std::vector<uint32_t>* places = nullptr;  // in order; null: none
-  const uint32_t* origin = nullptr;
+  const Origin* origins = nullptr;
   size_t begin = 0;
 
   bool holds(size_t i) const noexcept;

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <random>
 #include <string_view>
 #include <vector>
 
@@ -119,6 +120,8 @@ class Bpe {
   /// Cuts pieces at every place that no token's text spans, if that can be told from the two bytes there: merging can't
   /// cross it. Only where a vocabulary has no words that merging doesn't reach.
   void refine(const char* text, std::vector<uint32_t>& ends, std::vector<uint32_t>& finer) const;
+  /// The symbols of one piece, with lengths, in state.symbols; merges are left out with the probability `dropout`.
+  void encode_with_dropout(std::string_view piece, double dropout, std::mt19937_64& random, EncodeState& state) const;
   /// The symbols of one piece, with lengths, in state.symbols.
   void encode_symbols(std::string_view piece, EncodeState& state) const;
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/models.h"
 #include "tokenizer/unicode.h"
 
 namespace llmcore {
@@ -63,6 +64,13 @@ void Bpe::merge(std::string_view piece, EncodeState& state) const {
   } else {
     merge_heap(state);
   }
+}
+
+void Bpe::encode_with_dropout(std::string_view piece, double dropout, std::mt19937_64& random,
+                              EncodeState& state) const {
+  state.symbols.resize(piece.size());
+  state.symbols.resize(start_symbols(piece, state.symbols.data()));
+  merge_with_dropout(pairs_, dropout, random, state.symbols);
 }
 
 void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const {

@@ -21,34 +21,49 @@ bool begins_with_space(std::string_view text, bool metaspace) {
 
 /// Byte places to character places. A token that holds a part of a character covers the character.
 void to_characters(std::string_view text, std::vector<Span>& spans, size_t first) {
-  const auto leads = [&](size_t& at, uint32_t& count, size_t to) {
-    for (; at < to; ++at) count += (static_cast<uint8_t>(text[at]) & 0xC0) != 0x80;
-  };
-  size_t begin_at = 0, end_at = 0;
-  uint32_t begin_count = 0, end_count = 0;
-  for (Span& span : std::span(spans).subspan(first)) {
-    if (span.begin == span.end) {
-      leads(end_at, end_count, span.end);
-      span = {end_count, end_count};
-      continue;
+  struct Counter {
+    std::string_view text;
+    size_t at = 0;
+    uint32_t count = 0;
+    uint32_t characters(size_t to) {
+      if (to < at) at = count = 0;  // normalisation may have changed the order
+      for (; at < to; ++at) count += (static_cast<uint8_t>(text[at]) & 0xC0) != 0x80;
+      return count;
     }
-    leads(begin_at, begin_count, span.begin + 1);
-    leads(end_at, end_count, span.end);
-    span = {begin_count - 1, end_count};
+  };
+  Counter begins{text}, ends{text};
+  for (Span& span : std::span(spans).subspan(first)) {
+    const uint32_t end = ends.characters(span.end);
+    span = {span.begin == span.end ? end : begins.characters(span.begin + 1) - 1, end};
   }
 }
 
 }  // namespace
 
-/// Text ready to be encoded: a stretch of the caller's text, or a normalised copy in Output::buffer. Byte i of it is
-/// byte origin[i] of the caller's text, or begin + i when there is no origin.
+/// Text ready to be encoded: a stretch of the caller's text, or a changed copy. Byte i of it comes from origins[i], or
+/// is byte begin + i of the caller's text when there are none.
 struct Tokenizer::View {
   std::string_view text;
   size_t begin;
-  const uint32_t* origin;
+  const Origin* origins;
   const char* readable_end;
 
-  size_t place(size_t i) const { return origin ? origin[i] : begin + i; }
+  static View of(const MappedText& text, size_t begin) {
+    return {text.text, begin, text.mapped ? text.origins.data() : nullptr, text.text.data() + text.text.size()};
+  }
+  View part(size_t from, size_t to) const {
+    return {text.substr(from, to - from), begin + from, origins ? origins + from : nullptr, readable_end};
+  }
+  Span span(size_t from, size_t to) const {
+    if (!origins) return {static_cast<uint32_t>(begin + from), static_cast<uint32_t>(begin + to)};
+    if (from == to) return {origins[from].begin, origins[from].begin};
+    Span span{origins[from].begin, origins[to - 1].end};
+    for (size_t i = from; i < to; ++i) {  // normalisation may have changed the order
+      span.begin = std::min(span.begin, origins[i].begin);
+      span.end = std::max(span.end, origins[i].end);
+    }
+    return span;
+  }
 };
 
 struct Tokenizer::Output {
@@ -56,23 +71,41 @@ struct Tokenizer::Output {
   std::vector<Span>* spans;
   EncodeState& state;
   const std::vector<uint32_t>* guarded;
-  std::string buffer;
-  std::vector<uint32_t> origin;
+  Dropout* dropout;
+  std::vector<Symbol> symbols = {};
 
-  void push(uint32_t id, size_t begin, size_t end) {
+  bool mapped() const { return spans || guarded; }
+  void push(uint32_t id, Span span) {
     ids.push_back(id);
-    if (spans) spans->push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(end)});
+    if (spans) spans->push_back(span);
   }
 };
 
-Tokenizer::Tokenizer(TokenizerSpec spec) : bpe_(std::move(spec.bpe)), spec_(std::move(spec)) {
+Tokenizer::Tokenizer(TokenizerSpec spec)
+    : bpe_(std::move(spec.bpe)), spec_(std::move(spec)), model_(make_model(std::move(spec_.model))) {
   for (const std::vector<uint32_t>* ids : {&spec_.prefix_ids, &spec_.suffix_ids}) {
     for (const uint32_t id : *ids) {
       if (id >= size()) throw TokenizerError("tokenizer: the template names id " + std::to_string(id) + ", not there");
     }
   }
-  for (const AddedToken& token : spec_.added) {
+  if (!spec_.decoded_ends.empty() && spec_.decoded_ends.size() != size()) {
+    throw TokenizerError("tokenizer: one end of decoded text per id is needed");
+  }
+  uint32_t end = 0;
+  for (const uint32_t e : spec_.decoded_ends) {
+    if (e < end || e > spec_.decoded.size()) throw TokenizerError("tokenizer: ends of decoded text aren't in order");
+    end = e;
+  }
+  for (NormalizerSpec& part : spec_.normalizers) normalizers_.emplace_back(std::move(part));
+  for (PreTokenizerSpec& part : spec_.pre_tokenizers) {
+    const bool first = part.kind == PreTokenizerKind::kMetaspace && (part.flags & kMetaspaceFirst);
+    needs_origins_ = needs_origins_ || first;
+    pre_tokenizers_.emplace_back(std::move(part));
+  }
+  for (AddedToken& token : spec_.added) {
     if (token.id >= size()) throw TokenizerError("tokenizer: added id " + std::to_string(token.id) + " is not there");
+    if (token.normalized) token.content = normalized(token.content);
+    if (token.content.empty()) continue;  // of a token that normalisation takes away
     for (const int allow : {0, 1}) {
       if (token.control && !allow) continue;
       (token.normalized ? normalized_ : raw_)[allow].add(token);
@@ -82,6 +115,18 @@ Tokenizer::Tokenizer(TokenizerSpec spec) : bpe_(std::move(spec.bpe)), spec_(std:
     raw_[allow].build();
     normalized_[allow].build();
   }
+}
+
+std::string_view Tokenizer::token(uint32_t id) const noexcept {
+  if (spec_.decoded_ends.empty()) return bpe_.token(id);
+  const uint32_t begin = id ? spec_.decoded_ends[id - 1] : 0;
+  return {spec_.decoded.data() + begin, spec_.decoded_ends[id] - begin};
+}
+
+std::string Tokenizer::normalized(std::string_view text) const {
+  MappedText changed(text, 0, false);
+  normalize(normalizers_, changed);
+  return std::move(changed.text);
 }
 
 std::unique_ptr<EncodeState> Tokenizer::borrow() const {
@@ -101,89 +146,159 @@ void Tokenizer::give_back(std::unique_ptr<EncodeState> state) const {
   if (states_.size() < kIdleStates) states_.push_back(std::move(state));
 }
 
-Tokenizer::View Tokenizer::normalise(const View& part, Output& out) const {
+/// `part` with the space before it and the spaces for marks that SentencePiece's vocabularies want.
+Tokenizer::View Tokenizer::prefixed(const View& part, bool mapped, MappedText& changed) const {
   const bool wanted = spec_.space_prefix == SpacePrefix::kEverySegment ||
                       (spec_.space_prefix == SpacePrefix::kTextStart && part.begin == 0);
   const bool prefix = wanted && (spec_.prefix_even_if_space || !begins_with_space(part.text, spec_.metaspace));
   size_t mark = spec_.metaspace ? part.text.find(kMetaspace) : part.text.npos;
   if (!prefix && mark == part.text.npos) return part;
-  out.buffer.assign(prefix ? 1 : 0, ' ');
-  const bool mapped = out.spans || out.guarded;
-  out.origin.assign(mapped && prefix ? 1 : 0, static_cast<uint32_t>(part.begin));
-  const auto note = [&](size_t from, size_t to) {
-    for (size_t i = from; mapped && i < to; ++i) out.origin.push_back(static_cast<uint32_t>(part.begin + i));
+  changed.mapped = mapped;
+  changed.text.reserve(part.text.size() + 1);
+  const auto keep = [&](size_t from, size_t to) {
+    changed.text.append(part.text, from, to - from);
+    for (size_t i = from; changed.mapped && i < to; ++i) {
+      const Span whole = part.span(i, i + 1);
+      changed.origins.push_back({whole.begin, whole.end});
+    }
   };
+  if (prefix) {
+    const Span first = part.span(0, 0);
+    changed.push(' ', {first.begin, first.begin});
+  }
   size_t done = 0;
   for (; mark != part.text.npos; mark = part.text.find(kMetaspace, done)) {
-    out.buffer.append(part.text, done, mark - done).push_back(' ');
-    note(done, mark + 1);
+    keep(done, mark);
     done = mark + kMetaspace.size();
+    const Span whole = part.span(mark, done);
+    changed.push(' ', {whole.begin, whole.end});
   }
-  out.buffer.append(part.text, done);
-  note(done, part.text.size() + 1);
-  return {out.buffer, part.begin, mapped ? out.origin.data() : nullptr, out.buffer.data() + out.buffer.size()};
+  keep(done, part.text.size());
+  return View::of(changed, part.begin);
 }
 
-void Tokenizer::encode_plain(const View& view, Output& out) const {
+void Tokenizer::push_symbols(const View& view, size_t begin, const std::vector<Symbol>& symbols, Output& out) const {
+  for (const Symbol& s : symbols) {
+    out.push(s.id, out.spans ? view.span(begin, begin + s.len) : Span{0, 0});
+    begin += s.len;
+  }
+}
+
+/// Cuts with scanners, a batch of pieces at a time.
+void Tokenizer::encode_scanned(const View& view, Output& out) const {
   EncodeState& state = out.state;
   for (size_t at = 0; at < view.text.size();) {
     const std::string_view rest = view.text.substr(at);
     state.batch.next(spec_.stages, rest);
-    bpe_.refine(rest.data(), state.batch.ends, state.finer);
-    if (!out.spans) bpe_.encode_pieces(rest.data(), state.batch.ends, view.readable_end, state, out.ids);
+    const bool whole = !out.spans && !out.dropout;
+    if (!out.dropout) bpe_.refine(rest.data(), state.batch.ends, state.finer);
+    if (whole) bpe_.encode_pieces(rest.data(), state.batch.ends, view.readable_end, state, out.ids);
     size_t begin = 0;
-    for (size_t i = 0; out.spans && i < state.batch.ends.size(); ++i) {
+    for (size_t i = 0; !whole && i < state.batch.ends.size(); ++i) {
       const size_t end = state.batch.ends[i];
-      bpe_.encode_symbols(rest.substr(begin, end - begin), state);
-      for (const Symbol& s : state.symbols) {
-        out.push(s.id, view.place(at + begin), view.place(at + begin + s.len));
-        begin += s.len;
+      const std::string_view piece = rest.substr(begin, end - begin);
+      if (out.dropout) {
+        bpe_.encode_with_dropout(piece, out.dropout->rate, out.dropout->random, state);
+      } else {
+        bpe_.encode_symbols(piece, state);
       }
+      push_symbols(view, at + begin, state.symbols, out);
+      begin = end;
     }
     at += state.batch.ends.back();
   }
 }
 
-void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const {
-  if (spec_.prefix_before_added) view = normalise(view, out);
-  const AddedMatcher& matcher = normalized_[allow_control];
-  if (matcher.empty()) {
-    encode_plain(spec_.prefix_before_added ? view : normalise(view, out), out);
+/// Cuts with pre-tokenisers, which may change what they cut, and encodes with whatever model there is.
+void Tokenizer::encode_cut(const View& view, Output& out) const {
+  Pieces pieces;
+  MappedText& text = pieces.text;
+  text.mapped = out.mapped() || needs_origins_;
+  text.text = view.text;
+  for (size_t i = 0; text.mapped && i < view.text.size(); ++i) {
+    const Span whole = view.span(i, i + 1);
+    text.origins.push_back({whole.begin, whole.end});
+  }
+  pieces.ends.assign(1, static_cast<uint32_t>(view.text.size()));
+  for (const PreTokenizer& part : pre_tokenizers_) part.apply(pieces);
+  const View cut = View::of(text, view.begin);
+  if (!model_ && !out.spans && !out.dropout) {
+    bpe_.encode_pieces(cut.text.data(), pieces.ends, cut.readable_end, out.state, out.ids);
     return;
   }
+  size_t begin = 0;
+  for (const uint32_t end : pieces.ends) {
+    const std::string_view piece = cut.text.substr(begin, end - begin);
+    std::vector<Symbol>& symbols = model_ ? out.symbols : out.state.symbols;
+    if (model_) {
+      symbols.clear();
+      model_->encode(piece, symbols);
+    } else if (out.dropout) {
+      bpe_.encode_with_dropout(piece, out.dropout->rate, out.dropout->random, out.state);
+    } else {
+      bpe_.encode_symbols(piece, out.state);
+    }
+    push_symbols(cut, begin, symbols, out);
+    begin = end;
+  }
+}
+
+void Tokenizer::encode_part(const View& view, Output& out) const {
+  if (view.text.empty()) return;
+  if (model_ || !pre_tokenizers_.empty()) {
+    encode_cut(view, out);
+  } else if (spec_.prefix_before_added) {
+    encode_scanned(view, out);
+  } else {
+    MappedText with_prefix;
+    encode_scanned(prefixed(view, out.mapped(), with_prefix), out);
+  }
+}
+
+void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const {
+  MappedText changed;
+  const auto leaves = [&](const Normalizer& n) { return n.leaves(view.text); };
+  if (!std::all_of(normalizers_.begin(), normalizers_.end(), leaves)) {
+    changed = MappedText(view.text, view.begin, out.mapped() || needs_origins_);
+    normalize(normalizers_, changed);
+    view = View::of(changed, view.begin);
+  }
+  MappedText with_prefix;
+  if (spec_.prefix_before_added) view = prefixed(view, out.mapped(), with_prefix);
+  const AddedMatcher& matcher = normalized_[allow_control];
+  if (matcher.empty()) return encode_part(view, out);
   std::vector<Segment> segments;
-  matcher.split(view.text, 0, view.text.size(), {out.guarded, view.origin, view.begin}, segments);
+  matcher.split(view.text, 0, view.text.size(), {out.guarded, view.origins, view.begin}, segments);
   for (const Segment& s : segments) {
     if (s.id != kNoId) {
-      out.push(s.id, view.place(s.begin), view.place(s.end));
-      continue;
+      out.push(s.id, view.span(s.begin, s.end));
+    } else {
+      encode_part(view.part(s.begin, s.end), out);
     }
-    const View part{view.text.substr(s.begin, s.end - s.begin), view.begin + s.begin,
-                    view.origin ? view.origin + s.begin : nullptr, view.readable_end};
-    encode_plain(spec_.prefix_before_added ? part : normalise(part, out), out);
   }
 }
 
 void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded) const {
+                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded, Dropout* dropout) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
+  if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
   std::unique_ptr<EncodeState> state = borrow();
-  Output out{ids, spans, *state, guarded, {}, {}};
+  Output out{ids, spans, *state, guarded, dropout};
   if (add_special) {
-    for (const uint32_t id : spec_.prefix_ids) out.push(id, 0, 0);
+    for (const uint32_t id : spec_.prefix_ids) out.push(id, {0, 0});
   }
   const size_t first = spans ? spans->size() : 0;
   const char* const end = text.data() + text.size();
   for (const Segment& s : split_added(text, allow_control, guarded)) {
     if (s.id != kNoId) {
-      out.push(s.id, s.begin, s.end);
+      out.push(s.id, {static_cast<uint32_t>(s.begin), static_cast<uint32_t>(s.end)});
     } else {
       encode_segment({text.substr(s.begin, s.end - s.begin), s.begin, nullptr, end}, allow_control, out);
     }
   }
   if (spans) to_characters(text, *spans, first);
   if (add_special) {
-    for (const uint32_t id : spec_.suffix_ids) out.push(id, 0, 0);
+    for (const uint32_t id : spec_.suffix_ids) out.push(id, {0, 0});
   }
   give_back(std::move(state));
 }
@@ -221,7 +336,7 @@ void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool
                           " is not in the vocabulary of " + std::to_string(size()) + " ids");
     }
     if (id < skip.size() && skip[id]) continue;
-    out.append(bpe_.token(id));
+    out.append(token(id));
   }
 }
 
@@ -232,10 +347,24 @@ std::vector<Segment> Tokenizer::split_added(std::string_view text, bool allow_co
   return segments;
 }
 
-std::vector<size_t> Tokenizer::pieces(std::string_view text) const {
-  std::vector<size_t> ends;
-  split_pieces(spec_.stages, text, ends);
-  return ends;
+std::vector<std::string> Tokenizer::pieces(std::string_view text) const {
+  Pieces pieces{MappedText(text, 0, true), {}};
+  normalize(normalizers_, pieces.text);
+  const std::string_view normal = pieces.text.text;
+  if (!normal.empty()) pieces.ends.push_back(static_cast<uint32_t>(normal.size()));
+  if (pre_tokenizers_.empty()) {
+    std::vector<size_t> ends;
+    split_pieces(spec_.stages, normal, ends);
+    pieces.ends.assign(ends.begin(), ends.end());
+  }
+  for (const PreTokenizer& part : pre_tokenizers_) part.apply(pieces);
+  std::vector<std::string> found;
+  size_t begin = 0;
+  for (const uint32_t end : pieces.ends) {
+    found.push_back(pieces.text.text.substr(begin, end - begin));
+    begin = end;
+  }
+  return found;
 }
 
 }  // namespace llmcore

@@ -9,6 +9,9 @@
 
 #include "tokenizer/added.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/models.h"
+#include "tokenizer/normalize.h"
+#include "tokenizer/pretokenize.h"
 #include "tokenizer/scan.h"
 
 namespace llmcore {
@@ -17,8 +20,14 @@ namespace llmcore {
 enum class SpacePrefix : uint8_t { kNever = 0, kEverySegment = 1, kTextStart = 2 };
 
 struct TokenizerSpec {
-  BpeSpec bpe;
-  std::vector<Pattern> stages;
+  BpeSpec bpe;      // also what the ids of another model decode to
+  ModelSpec model;  // of a kind other than kBpe: what text is encoded with
+  std::vector<NormalizerSpec> normalizers;
+  std::vector<Pattern> stages;                   // how text is cut where only known patterns cut it,
+  std::vector<PreTokenizerSpec> pre_tokenizers;  // or else the parts that cut it
+  // What ids decode to where that is other than the text they match (bpe.text); empty: the same.
+  std::vector<char> decoded;
+  std::vector<uint32_t> decoded_ends;
   std::vector<AddedToken> added;
   std::vector<uint32_t> prefix_ids, suffix_ids;  // around the text when special tokens are asked for (BOS, EOS)
   SpacePrefix space_prefix = SpacePrefix::kNever;
@@ -32,17 +41,28 @@ struct Span {
   uint32_t begin, end;
 };
 
+/// BPE dropout: merges are left out with this probability, at random.
+struct Dropout {
+  double rate;
+  std::mt19937_64 random;
+};
+
 class Tokenizer {
  public:
   explicit Tokenizer(TokenizerSpec spec);
 
   const Bpe& bpe() const noexcept { return bpe_; }
   size_t size() const noexcept { return bpe_.size(); }
+  /// The bytes that an id decodes to.
+  std::string_view token(uint32_t id) const noexcept;
+  /// `text` after all normalisers.
+  std::string normalized(std::string_view text) const;
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
   /// No control token begins at a byte that `guarded` (in order) names.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-              std::vector<Span>* spans = nullptr, const std::vector<uint32_t>* guarded = nullptr) const;
+              std::vector<Span>* spans = nullptr, const std::vector<uint32_t>* guarded = nullptr,
+              Dropout* dropout = nullptr) const;
   /// The same for each text, on `threads` threads.
   std::vector<std::vector<uint32_t>> encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                   bool allow_control, int threads) const;
@@ -51,20 +71,27 @@ class Tokenizer {
   /// Splits raw text at the added tokens that are looked for before normalisation.
   std::vector<Segment> split_added(std::string_view text, bool allow_control,
                                    const std::vector<uint32_t>* guarded = nullptr) const;
-  /// Ends in bytes of the pieces that pre-tokenisation makes of `text`.
-  std::vector<size_t> pieces(std::string_view text) const;
+  /// The pieces that normalisation and pre-tokenisation make of `text`.
+  std::vector<std::string> pieces(std::string_view text) const;
 
  private:
   struct View;
   struct Output;
   std::unique_ptr<EncodeState> borrow() const;
   void give_back(std::unique_ptr<EncodeState> state) const;
-  View normalise(const View& part, Output& out) const;
+  View prefixed(const View& part, bool mapped, MappedText& changed) const;
   void encode_segment(View view, bool allow_control, Output& out) const;
-  void encode_plain(const View& view, Output& out) const;
+  void encode_part(const View& view, Output& out) const;
+  void encode_scanned(const View& view, Output& out) const;
+  void encode_cut(const View& view, Output& out) const;
+  void push_symbols(const View& view, size_t begin, const std::vector<Symbol>& symbols, Output& out) const;
 
   Bpe bpe_;
-  TokenizerSpec spec_;  // its bpe part has moved to bpe_
+  TokenizerSpec spec_;  // its bpe and model parts have moved
+  std::unique_ptr<PieceModel> model_;
+  std::vector<Normalizer> normalizers_;
+  std::vector<PreTokenizer> pre_tokenizers_;
+  bool needs_origins_ = false;  // a pre-tokeniser asks where the text begins
   // Indexed by allow_control: tokens looked for in raw text, and those looked for in normalised text.
   AddedMatcher raw_[2], normalized_[2];
   mutable std::mutex states_mutex_;

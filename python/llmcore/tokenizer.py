@@ -19,7 +19,6 @@ import numpy as np
 
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError
-from llmcore.vocab.nfc import is_nfc, nfc_with_origin
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import Source, train_spec
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from llmcore.chat import ChatTemplate
 
+_MODEL_NAMES = {1: "Unigram", 2: "WordPiece", 3: "WordLevel", 4: "BPE with marked words"}
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -59,10 +59,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], pattern: str | None = None) -> Tokenizer:
-        """The tokenizer at `path`: a checkpoint folder, tokenizer.json, tokenizer.model, or a .tiktoken file.
+        """The tokenizer at `path`: a checkpoint folder, or a file.
+
+        Files: tokenizer.json, tokenizer.model, tekken.json, vocab.json beside merges.txt, .tiktoken, .gguf.
 
         Contents decide, not names: a tokenizer.model of base64 ranks is Llama-3's. `pattern` (gpt2, r50k, p50k,
-        cl100k, llama3, qwen2, o200k) says how a file of ranks splits text, where its vocabulary isn't a known one.
+        cl100k, llama3, qwen2, o200k, or a regular expression as tiktoken takes it) says how a file of ranks splits
+        text, where its vocabulary isn't a known one.
         Raises TokenizerError when there is no tokenizer or it can't be reproduced exactly, LimitError when it is too
         large, StorageError when a file can't be read.
         """
@@ -115,26 +118,35 @@ class Tokenizer:
 
     # --- text to ids --------------------------------------------------------------------------------------------
 
-    def encode(self, text: str, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        allow_special: bool = False,
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
         """The ids of `text`. `add_special_tokens`: with what the vocabulary puts around a text (BOS, EOS).
 
         Unless `allow_special`, text never becomes a control token: "<|eot_id|>" is then encoded as the letters it is
-        written with. Lone surrogates count as U+FFFD. Raises ArgumentError when `text` is no str.
+        written with. Lone surrogates count as U+FFFD. With `dropout`, each merge is left out with that probability when
+        its turn comes (BPE dropout, for training data), by the random numbers of `seed`.
+        Raises ArgumentError when `text` is no str or dropout is not from 0 to 1, TokenizerError for dropout with a
+        vocabulary that merges nothing.
         """
-        ready = self._ready(text)
-        if ready is None:
-            return [i for i, _, _ in self._encode_changing(text, add_special_tokens, allow_special)]
-        return self._core.encode(ready, add_special_tokens, allow_special)
+        if dropout:
+            if not 0.0 <= float(dropout) <= 1.0:
+                raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
+            at = _integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
+            return self._core.encode_dropout(_ready(text), add_special_tokens, allow_special, float(dropout), at)
+        return self._core.encode(_ready(text), add_special_tokens, allow_special)
 
     def encode_to_numpy(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
     ) -> npt.NDArray[np.uint32]:
         """As `encode`, as an array uint32 [T]."""
-
-        ready = self._ready(text)
-        if ready is None:
-            return np.array(self.encode(text, add_special_tokens, allow_special), np.uint32)
-        return self._core.encode_array(ready, add_special_tokens, allow_special)
+        return self._core.encode_array(_ready(text), add_special_tokens, allow_special)
 
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
@@ -144,11 +156,7 @@ class Tokenizer:
         A token that holds a part of a character covers the character; where normalisation changes text, a token
         covers the whole changed stretch; what isn't from the text (BOS) has an empty place.
         """
-        ready = self._ready(text)
-        if ready is None:
-            found = self._encode_changing(text, add_special_tokens, allow_special)
-            return [i for i, _, _ in found], [(start, end) for _, start, end in found]
-        return self._core.encode_spans(ready, add_special_tokens, allow_special)
+        return self._core.encode_spans(_ready(text), add_special_tokens, allow_special)
 
     def encode_batch(
         self,
@@ -161,14 +169,8 @@ class Tokenizer:
         """As `encode` for each text, on `threads` threads (default: all of this process's cores)."""
         if isinstance(texts, str | bytes):
             raise ArgumentError("texts: must be a sequence of str, found a single string")
-        items = list(texts)
-        ready = [self._ready(text) for text in items]
-        usable = [text for text in ready if text is not None]
-        batch = iter(self._core.encode_batch(usable, add_special_tokens, allow_special, _threads(threads)))
-        return [
-            next(batch) if fast is not None else self.encode(text, add_special_tokens, allow_special)
-            for text, fast in zip(items, ready, strict=True)
-        ]
+        ready = [_ready(text) for text in texts]
+        return self._core.encode_batch(ready, add_special_tokens, allow_special, _threads(threads))
 
     def encode_batch_padded(
         self,
@@ -225,13 +227,6 @@ class Tokenizer:
             raise ArgumentError("this vocabulary has no token for padding: give pad_id")
         return found
 
-    def _ready(self, text: str) -> str | None:
-        """`text` as the core takes it, or None when the normaliser would change it."""
-        if not isinstance(text, str):
-            raise ArgumentError(f"text: must be str, found {type(text).__name__}")
-        text = clean(text) if not text.isascii() else text
-        return None if self._spec.nfc and not is_nfc(text) else text
-
     def encode_rendered(self, text: str, guarded: Sequence[int]) -> list[int]:
         """The ids of a rendered chat: control tokens count, except where `guarded` (places in characters) says no.
 
@@ -242,38 +237,28 @@ class Tokenizer:
         for at in guarded:
             lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
             done = at
-        ready = self._ready(text)
-        if ready is None:
-            return [i for i, _, _ in self._encode_changing(text, False, True, lengths[1:])]
-        return self._core.encode_guarded(ready, lengths[1:])
-
-    def _encode_changing(
-        self, text: str, add_special: bool, allow: bool, guarded: Sequence[int] = ()
-    ) -> list[tuple[int, int, int]]:
-        """(id, start, end) for text that NFC changes: added tokens are found first, the rest is normalised alone."""
-        at = 0
-        found: list[tuple[int, int, int]] = [(i, 0, 0) for i in self._spec.prefix_ids] if add_special else []
-        for part, token in self._core.split_added(clean(text), allow, guarded):
-            if token is not None:
-                found.append((token, at, at + len(part)))
-            else:
-                changed, starts, ends = nfc_with_origin(part)
-                ids, places = self._core.encode_spans(changed, False, allow and not guarded)
-                for i, (start, end) in zip(ids, places, strict=True):
-                    begin = starts[start] if start < len(starts) else len(part)
-                    found.append((i, at + begin, at + (ends[end - 1] if end > start else begin)))
-            at += len(part)
-        return found + ([(i, at, at) for i in self._spec.suffix_ids] if add_special else [])
+        return self._core.encode_guarded(_ready(text), lengths[1:])
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
     def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
         """The bytes of `ids`. Raises ArgumentError for an id that isn't in the vocabulary."""
         array = _id_array(ids)
+        if self._spec.decoders is not None:
+            return self._decode_by_parts(array, skip_special_tokens).encode("utf-8")
         data = self._core.decode(array, self._skipped if skip_special_tokens else [])
         if self._spec.strip_prefix and data.startswith(b" ") and self._first_is_text(array, skip_special_tokens):
-            return data[1:]
+            first = next(int(i) for i in array if not (skip_special_tokens and int(i) in self._skipped_set))
+            size = len(self._spec.tokens[first]) if self._spec.strip_first else 1
+            return data[:size].replace(b" ", b"") + data[size:]
         return data
+
+    def _decode_by_parts(self, ids: npt.NDArray[np.uint32], skip: bool) -> str:
+        from llmcore.vocab.decoders import decode_tokens
+
+        self._core.decode(ids, [])  # every id is one
+        names, parts = self._spec.names, self._spec.decoders or ()
+        return decode_tokens(parts, [names[int(i)] for i in ids if not (skip and int(i) in self._skipped_set)])
 
     def _first_is_text(self, ids: npt.NDArray[np.uint32], skip: bool) -> bool:
         first = next((int(i) for i in ids if not (skip and int(i) in self._skipped_set)), None)
@@ -291,7 +276,9 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """What the vocabulary is, in the field's words: "byte-level BPE" or "SentencePiece BPE"."""
+        """What the vocabulary is, in the field's words: "byte-level BPE", "Unigram", "WordPiece" and the like."""
+        if self._spec.model is not None:
+            return _MODEL_NAMES[self._spec.model.kind]
         return "byte-level BPE" if self._spec.byte_level else "SentencePiece BPE"
 
     @property
@@ -407,6 +394,8 @@ class DecodeStream:
         self._skipped = tokenizer._skipped_set if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = tokenizer._spec.strip_prefix
+        self._ids: list[int] = []  # of the last texts, for decoders that look at neighbours
+        self._given = 0
 
     def step(self, id: int) -> str:
         """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
@@ -419,15 +408,35 @@ class DecodeStream:
             raise ArgumentError(f"decode: id {at} is not in the vocabulary of {core.size} ids")
         if at in self._skipped:
             return ""
+        if self._tokenizer._spec.decoders is not None:
+            return self._step_by_parts(at)
         if self._at_start:
             self._at_start = False
             if data.startswith(b" ") and self._tokenizer._spec.kinds[at] == Kind.NORMAL:
-                data = data[1:]
+                data = data.replace(b" ", b"") if self._tokenizer._spec.strip_first else data[1:]
         return self._decoder.decode(data)
+
+    def _step_by_parts(self, id: int) -> str:
+        """What `id` adds to the text of the ids since the last whole text."""
+        before = self._tokenizer.decode(self._ids[: self._given])
+        self._ids.append(id)
+        text = self._tokenizer.decode(self._ids)
+        if len(text) <= len(before) or text.endswith("\ufffd"):
+            return ""
+        self._ids = self._ids[self._given :] if self._given else self._ids
+        self._given = len(self._ids)
+        return text[len(before) :]
 
     def finish(self) -> str:
         """What is left: U+FFFD for an incomplete character, else ""."""
         return self._decoder.decode(b"", True)
+
+
+def _ready(text: str) -> str:
+    """`text` as the core takes it: without halves of surrogate pairs."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"text: must be str, found {type(text).__name__}")
+    return text if text.isascii() else clean(text)
 
 
 def _integer(value: Any, name: str) -> int:

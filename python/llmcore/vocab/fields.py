@@ -53,9 +53,10 @@ def token_id(value: object, where: str) -> int:
     return value
 
 
-def refuse(what: str, where: str) -> TokenizerError:
+class UnsupportedPartError(TokenizerError):
+    """A part that can't be reproduced exactly by what was asked to."""
+
+
+def refuse(what: str, where: str) -> UnsupportedPartError:
     """The error for a part that can't be reproduced exactly."""
-    return TokenizerError(
-        f"{where}: {what} is not supported, so the ids could not be exact; "
-        "supported is BPE with the patterns of GPT-2, cl100k, Llama-3, Qwen2 and o200k, or in SentencePiece's form"
-    )
+    return UnsupportedPartError(f"{where}: {what} is not supported, so the ids could not be exact")

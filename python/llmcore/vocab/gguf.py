@@ -15,8 +15,10 @@ from llmcore.vocab import sentencepiece
 from llmcore.vocab.bpe_model import byte_level_fields
 from llmcore.vocab.fields import shown
 from llmcore.vocab.hf import read_merges
-from llmcore.vocab.patterns import Stage
-from llmcore.vocab.spec import AddedToken, VocabSpec
+from llmcore.vocab.hf_general import WORD_PIECE
+from llmcore.vocab.hf_parts import ONIGURUMA, NormalizerCode, PreTokenizerCode, plain_part, regex_part
+from llmcore.vocab.patterns import DEEPSEEK_REGEXES, TEKKEN_REGEX, Stage
+from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, VocabSpec
 
 _MAX_TOKENS = 1 << 22
 _MAX_TOKEN_CHARACTERS = 1 << 16
@@ -30,7 +32,11 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone"), _DIGITS_APART),
     "falcon": (Stage.PUNCTUATION, Stage.GPT2, Stage.BYTE_DIGIT_RUNS, Stage.THREE_DIGITS),
 }
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3"}
+_REGEXES: dict[str, tuple[str, ...]] = {
+    "tekken": (TEKKEN_REGEX,),
+    **dict.fromkeys(("deepseek-v3", "deepseek-r1"), DEEPSEEK_REGEXES),
+}
+_WHOLE_WORDS = {"tekken", "llama-bpe", "llama3", "llama-v3"}
 
 
 def read_gguf(path: str | os.PathLike[str]) -> tuple[VocabSpec, int | None, list[int], str | None]:
@@ -40,8 +46,8 @@ def read_gguf(path: str | os.PathLike[str]) -> tuple[VocabSpec, int | None, list
     """
     values = read_metadata(path)
     model = _get(values, "tokenizer.ggml.model", "str")
-    if model not in ("gpt2", "llama"):
-        raise TokenizerError(f"GGUF: the tokenizer model {shown(model)} can't be reproduced; gpt2 and llama can")
+    if model not in _READERS:
+        raise TokenizerError(f"GGUF: the tokenizer model {shown(model)} can't be reproduced; {', '.join(_READERS)} can")
     tokens: list[str] = _get(values, "tokenizer.ggml.tokens", "[str]")
     if not 1 <= len(tokens) <= _MAX_TOKENS:
         raise TokenizerError(f"GGUF: {len(tokens)} tokens; 1 to {_MAX_TOKENS} can be read")
@@ -54,8 +60,7 @@ def read_gguf(path: str | os.PathLike[str]) -> tuple[VocabSpec, int | None, list
     special = {
         name: _id(values, f"tokenizer.ggml.{name}_token_id", len(tokens)) for name in ("bos", "eos", "eot", "unknown")
     }
-    read = _byte_level if model == "gpt2" else _sentencepiece
-    spec = read(values, tokens, types, special)
+    spec = _READERS[model](values, tokens, types, special)
     eos = [id for id in (special["eos"], special["eot"]) if id is not None]
     template = _get(values, "tokenizer.chat_template", "str", None)
     return spec, special["bos"], list(dict.fromkeys(eos)), template
@@ -65,8 +70,9 @@ def _byte_level(
     values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
 ) -> VocabSpec:
     pre = _get(values, "tokenizer.ggml.pre", "str", "default")
-    if pre not in _STAGES:
-        raise TokenizerError(f"GGUF: the way {shown(pre)} to split text can't be reproduced; {', '.join(_STAGES)} can")
+    if pre not in _STAGES and pre not in _REGEXES:
+        known = ", ".join([*_STAGES, *_REGEXES])
+        raise TokenizerError(f"GGUF: the way {shown(pre)} to split text can't be reproduced; {known} can")
     vocab: dict[str, int] = {}
     for id, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind in (_NORMAL, _BYTE) and vocab.setdefault(text, id) != id:
@@ -80,7 +86,8 @@ def _byte_level(
     return VocabSpec(
         **fields,
         merges=merges,
-        stages=_STAGES[pre],
+        stages=_STAGES.get(pre, ()),
+        pre_tokenizers=tuple(regex_part(regex, ONIGURUMA) for regex in _REGEXES.get(pre, ())),
         added=added,
         whole_words=pre in _WHOLE_WORDS,
         prefix_ids=(bos,) if add_bos and bos is not None else (),
@@ -113,6 +120,61 @@ def _sentencepiece(
         types[unknown] = _UNKNOWN
     pieces = list(zip(tokens, scores, types, strict=True))
     return sentencepiece.spec_of_pieces(pieces, _BYTE in types, prefix, config)
+
+
+def _unigram(
+    values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
+) -> VocabSpec:
+    scores = _get(values, "tokenizer.ggml.scores", "[f32]")
+    if len(scores) != len(tokens):
+        raise TokenizerError("GGUF: tokenizer.ggml.scores does not fit the tokens")
+    fields = {
+        2: bytes(_get(values, "tokenizer.ggml.precompiled_charsmap", "[u8]", b"")),
+        3: _get(values, "tokenizer.ggml.add_space_prefix", "bool", True),
+        4: _get(values, "tokenizer.ggml.remove_extra_whitespaces", "bool", True),
+    }
+    config = {
+        "add_bos_token": _get(values, "tokenizer.ggml.add_bos_token", "bool", False),
+        "add_eos_token": _get(values, "tokenizer.ggml.add_eos_token", "bool", True),
+    }
+    pieces = list(zip(tokens, scores, types, strict=True))
+    return sentencepiece.unigram_of_pieces(pieces, fields, config)
+
+
+def _word_piece(
+    values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
+) -> VocabSpec:
+    """BERT's: the converter took "##" from the tokens within words and put U+2581 before the others."""
+    names, matched, kinds, usable = {}, [], bytearray(), bytearray()
+    added = tuple(token for token in _added(tokens, types) if token.special)
+    control = {token.id for token in added}
+    for id, text in enumerate(tokens):
+        first = text.startswith("\u2581")
+        names[id] = text if id in control else text[1:] if first else "##" + text
+        matched.append(names[id].encode())
+        kinds.append(Kind.ADDED if id in control else Kind.NORMAL)
+        usable.append(id not in control)
+    ends = [_id(values, f"tokenizer.ggml.{name}_token_id", len(tokens)) for name in ("cls", "seperator")]
+    around = [(id,) if id is not None else () for id in (ends[0] or special["bos"], ends[1] or special["eos"])]
+    return VocabSpec(
+        tokens=list(matched),
+        matched=matched,
+        kinds=kinds,
+        names=names,
+        byte_ids=[NO_ID] * 256,
+        byte_level=False,
+        unk_id=special["unknown"],
+        added=added,
+        normalizers=((int(NormalizerCode.BERT), 15, b"", b""),),
+        pre_tokenizers=(plain_part(PreTokenizerCode.BERT),),
+        model=ModelSpec(WORD_PIECE, bytes(usable), prefix="##"),
+        decoders=({"type": "WordPiece", "prefix": "##", "cleanup": True},),
+        prefix_ids=around[0],
+        suffix_ids=around[1],
+    )
+
+
+_READERS = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram, "bert": _word_piece}
 
 
 def _id(values: dict[str, GGUFValue], key: str, size: int) -> int | None:

@@ -1,6 +1,7 @@
-"""tokenizer.json of Hugging Face tokenizers -> VocabSpec, for BPE models whose every part can be reproduced exactly.
+"""tokenizer.json of Hugging Face tokenizers -> VocabSpec.
 
-Source: the JSON that tokenizers 0.9 to 0.23 write. Anything else in the file raises TokenizerError and names the part.
+Source: the JSON that tokenizers 0.9 to 0.23 write. What can't be reproduced exactly raises TokenizerError and names the
+part.
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab import bytelevel
 from llmcore.vocab.bpe_model import byte_level_fields, character_fields, space_stage
-from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, array, flag, obj, refuse, shown, text, token_id
+from llmcore.vocab.fields import (
+    JSON_LIMIT_BYTES,
+    MAX_ITEMS,
+    MAX_KEYS,
+    UnsupportedPartError,
+    array,
+    flag,
+    obj,
+    refuse,
+    shown,
+    text,
+    token_id,
+)
+from llmcore.vocab.hf_general import from_parts, model_kind
 from llmcore.vocab.hf_pipeline import read_decoder, read_normalizer, read_post_processor, read_pre_tokenizer
 from llmcore.vocab.spec import AddedToken, VocabSpec
 
@@ -29,16 +43,23 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> VocabSpec:
 
 def from_json(root: dict[str, Any]) -> VocabSpec:
     """The vocabulary in the parsed tokenizer.json `root`."""
-    model = obj(root.get("model"), "model")
-    kind = model.get("type")
-    if kind is None and "merges" in model:  # files from before the type was written
-        kind = "BPE"
-    if kind != "BPE":
-        raise refuse(f"model type {shown(kind)}", "model")
-    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(name):
-            raise refuse(f"{name} {shown(model[name])}", "model")
     added = read_added(root.get("added_tokens"))
+    if obj(root.get("model"), "model").get("dropout"):
+        raise refuse("dropout as a part of the model (see the `dropout` of Tokenizer.encode)", "model")
+    try:
+        return _usual(root, added)
+    except UnsupportedPartError:
+        return from_parts(root, added)
+
+
+def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
+    """A BPE vocabulary in one of the forms that most have. Raises UnsupportedPartError for another."""
+    model = obj(root.get("model"), "model")
+    if model_kind(model) != "BPE":
+        raise refuse("another model than BPE", "model")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise refuse(name, "model")
     normalizer = read_normalizer(root.get("normalizer"))
     splitter = read_pre_tokenizer(root.get("pre_tokenizer"))
     decoder = read_decoder(root.get("decoder"))
@@ -57,6 +78,8 @@ def from_json(root: dict[str, Any]) -> VocabSpec:
     else:
         metaspace = normalizer.metaspace or splitter.metaspace
         byte_fallback = flag(model.get("byte_fallback") or False, "model.byte_fallback")
+        if byte_fallback and not decoder.byte_fallback:
+            raise refuse("byte fallback that isn't undone", "decoder")
         fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
         fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
     stages = splitter.stages
@@ -76,6 +99,7 @@ def from_json(root: dict[str, Any]) -> VocabSpec:
         prefix_before_added=normalizer.metaspace,
         metaspace=normalizer.metaspace or splitter.metaspace,
         strip_prefix=decoder.strip_prefix,
+        strip_first=decoder.strip_first,
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,
     )
@@ -115,8 +139,13 @@ def read_vocab(value: object) -> dict[str, int]:
     return vocab
 
 
-def read_merges(value: object, vocab: dict[str, int], control: set[str]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The merges as [n, 3] ids. A rule that spells a control token is left out: text must never become one."""
+def read_merges(
+    value: object, vocab: dict[str, int], control: set[str], skip: int = 0
+) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The merges as [n, 3] ids. A rule that spells a control token is left out: text must never become one.
+
+    `skip`: characters at the start of the right side that the result lacks (the prefix of tokens within words).
+    """
     items = array(value, "model.merges")
     flat: list[int] = []
     seen: set[tuple[int, int]] = set()
@@ -125,7 +154,7 @@ def read_merges(value: object, vocab: dict[str, int], control: set[str]) -> np.n
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
             raise TokenizerError(f"model.merges[{i}]: must be two tokens, found {shown(item)}")
         left, right = parts
-        whole = left + right
+        whole = left + right[skip:]
         try:
             a, b, c = vocab[left], vocab[right], vocab[whole]
         except KeyError as missing:

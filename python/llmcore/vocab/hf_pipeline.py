@@ -42,13 +42,19 @@ class Splitter:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What the decoder comes down to. `strip_prefix`: one space at the very start of a text is dropped."""
+    """What the decoder comes down to, when it only joins tokens.
+
+    `strip_prefix`: one space at the very start of a text is dropped; `strip_first`: every space of the first token.
+    `byte_fallback`: byte tokens decode to their bytes.
+    """
 
     byte_level: bool = False
     strip_prefix: bool = False
+    strip_first: bool = False
+    byte_fallback: bool = False
 
 
-def _flatten(value: object, children: str, where: str) -> list[dict[str, Any]]:
+def flatten(value: object, children: str, where: str) -> list[dict[str, Any]]:
     """The parts of a possibly nested Sequence, in order."""
     parts: list[dict[str, Any]] = []
     pending: list[tuple[object, int]] = [] if value is None else [(value, 0)]
@@ -74,7 +80,7 @@ def _replaces(part: dict[str, Any], old: str, new: str) -> bool:
 
 def read_normalizer(value: object) -> Normalizer:
     """NFC, or SentencePiece's Prepend and Replace of the space mark."""
-    parts = _flatten(value, "normalizers", "normalizer")
+    parts = flatten(value, "normalizers", "normalizer")
     kinds = [part.get("type") for part in parts]
     if not parts:
         return Normalizer()
@@ -91,7 +97,7 @@ def read_normalizer(value: object) -> Normalizer:
 
 def read_pre_tokenizer(value: object) -> Splitter:
     """The splitting stages; every part must be one that a scanner reproduces."""
-    parts = _flatten(value, "pretokenizers", "pre_tokenizer")
+    parts = flatten(value, "pretokenizers", "pre_tokenizer")
     stages: list[Stage] = []
     byte_level = False
     metaspace = False
@@ -140,31 +146,36 @@ def _stage(part: dict[str, Any]) -> Stage:
         return Stage.DIGITS_EACH if each else Stage.DIGIT_RUNS
     if kind == "Punctuation" and part.get("behavior") == "Contiguous":
         return Stage.PUNCTUATION
-    if kind == "Split":
-        pattern = obj(part.get("pattern"), "pre_tokenizer.pattern")
-        regex = pattern.get("Regex")
-        stage = STAGE_OF_REGEX.get(regex) if isinstance(regex, str) else None
-        inverted = flag(part.get("invert", False), "pre_tokenizer.invert")
-        # All but the digit pattern match the whole text, so removing what doesn't match removes nothing.
-        whole = (part.get("behavior"), inverted) in (("Isolated", False), ("Removed", True))
-        if stage is None or not (whole if stage != Stage.THREE_DIGITS else (whole and not inverted)):
-            raise refuse(f"pre-tokenizer pattern {shown(pattern)} ({shown(part.get('behavior'))})", "pre_tokenizer")
-        return stage
-    raise refuse(f"pre-tokenizer {shown(kind)}", "pre_tokenizer")
+    stage = stage_of(part) if kind == "Split" else None
+    if stage is None:
+        raise refuse(f"pre-tokenizer {shown(kind)}", "pre_tokenizer")
+    return stage
+
+
+def stage_of(part: dict[str, Any]) -> Stage | None:
+    """The stage that is equal to the Split `part`, if there is one."""
+    pattern = obj(part.get("pattern"), "pre_tokenizer.pattern")
+    regex = pattern.get("Regex")
+    stage = STAGE_OF_REGEX.get(regex) if isinstance(regex, str) else None
+    inverted = flag(part.get("invert", False), "pre_tokenizer.invert")
+    # All but the digit pattern match the whole text, so removing what doesn't match removes nothing.
+    whole = (part.get("behavior"), inverted) in (("Isolated", False), ("Removed", True))
+    return stage if whole and not (stage == Stage.THREE_DIGITS and inverted) else None
 
 
 def read_decoder(value: object) -> Decoder:
     """ByteLevel, Metaspace, or the sequence that undoes SentencePiece's normalizer."""
-    parts = _flatten(value, "decoders", "decoder")
+    parts = flatten(value, "decoders", "decoder")
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"]:
         return Decoder(byte_level=True)
     if kinds == ["Metaspace"]:
-        return Decoder(strip_prefix=_metaspace_prefix(parts[0]) != SpacePrefix.NEVER)
+        strips = _metaspace_prefix(parts[0]) != SpacePrefix.NEVER
+        return Decoder(strip_prefix=strips, strip_first=strips)
     if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and _replaces(parts[0], _MARK, " "):
         rest = [[part.get(name) for name in ("type", "content", "start", "stop")] for part in parts[3:]]
         if rest in ([], [["Strip", " ", 1, 0]]):
-            return Decoder(strip_prefix=bool(rest))
+            return Decoder(strip_prefix=bool(rest), byte_fallback=True)
     raise refuse(f"decoder {shown(value)}", "decoder")
 
 
@@ -172,7 +183,7 @@ def read_post_processor(value: object, size: int) -> tuple[tuple[int, ...], tupl
     """The ids that go before and after a single text."""
     before: list[int] = []
     after: list[int] = []
-    for part in _flatten(value, "processors", "post_processor"):
+    for part in flatten(value, "processors", "post_processor"):
         kind = part.get("type")
         if kind == "ByteLevel":  # trims offsets; ids stay
             continue

@@ -22,6 +22,8 @@ def to_json(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> str:
 
 def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
     """The file as an object."""
+    if spec.source is not None:
+        return spec.source
     names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
     model_vocab = {name: at for at, name in names.items()}
     return {

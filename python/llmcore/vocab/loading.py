@@ -15,7 +15,9 @@ from llmcore.vocab import sentencepiece, tiktoken
 from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, obj, shown
 from llmcore.vocab.hf import from_json
 from llmcore.vocab.merges import read_vocab_and_merges
+from llmcore.vocab.patterns import STAGE_OF_NAME
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.tekken import read_tekken
 from llmcore.vocab.training import stages_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _log = logging.getLogger("llmcore")
 _CONFIG_LIMIT_BYTES = 1 << 24
 _MODEL_LIMIT_BYTES = 1 << 26
 # Tried in this order; the first that is there is the vocabulary.
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>")
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|end|>")
 
@@ -77,7 +79,7 @@ def _load_folder(folder: Path, pattern: str | None) -> Parts:
             f"{escape(folder, 200)[1:-1]}: no tokenizer here; looked for {', '.join(_FILES)} and *.tiktoken"
         )
     spec = _load_file(folder / names[0], pattern, config)
-    if names[0] != "tokenizer.json":
+    if names[0] not in ("tokenizer.json", "tekken.json"):
         spec = _add_config_tokens(spec, config, folder)
     bos_id, eos_ids = _configured_ids(spec, config, folder)
     from llmcore.chat import find_template
@@ -107,6 +109,8 @@ def _parse(data: bytes, path: Path, pattern: str | None, config: dict[str, Any])
         raise TokenizerError("pattern= is for rank files; this file says itself how text is split")
     if data.lstrip()[:1] in (b"{", b"[") or data.startswith(b"\xef\xbb\xbf"):
         root = obj(parse_json(data, max_keys=MAX_KEYS, max_items=MAX_ITEMS, error=TokenizerError), "the file")
+        if isinstance(root.get("config"), dict) and isinstance(root.get("vocab"), list):
+            return read_tekken(root)
         if isinstance(root.get("model"), dict) or not (root and all(type(at) is int for at in root.values())):
             return from_json(root)
         return read_vocab_and_merges(root, path)
@@ -119,13 +123,17 @@ def _ranks(data: bytes, path: Path, pattern: str | None) -> VocabSpec:
         stem = path.name.split(".")[0].removesuffix("_base")
         name = stem if path.suffix == ".tiktoken" and stem in tiktoken.ENCODINGS else None
     ranks = tiktoken.read_ranks(data)
-    if name is None and pattern is None:
-        raise TokenizerError("not a rank file of a known vocabulary: say pattern= (gpt2, cl100k, llama3, qwen2, o200k)")
     known = tiktoken.ENCODINGS[name] if name is not None else None
-    stage = stages_of(pattern)[0] if pattern is not None else known.stage if known is not None else None
-    if stage is None:
-        raise TokenizerError("a rank file needs a pattern")
-    spec = tiktoken.spec_of_ranks(ranks, stage, {} if known is None else known.special)
+    if pattern is not None:
+        is_regex = pattern not in STAGE_OF_NAME and any(sign in pattern for sign in "\\[(|+*?")
+        cut = tiktoken.cut_by(pattern) if is_regex else stages_of(pattern)[0]
+    elif known is not None:
+        cut = known.stage
+    else:
+        raise TokenizerError(
+            "not a rank file of a known vocabulary: say pattern= (gpt2, cl100k, llama3, qwen2, o200k, or an expression)"
+        )
+    spec = tiktoken.spec_of_ranks(ranks, cut, {} if known is None else known.special)
     if name == "llama3":
         return spec.changed(prefix_ids=(128000,))
     return spec

@@ -1,4 +1,4 @@
-"""tokenizer.model of SentencePiece (a protobuf message) -> VocabSpec, for BPE models without a character map.
+"""tokenizer.model of SentencePiece (a protobuf message) -> VocabSpec, for BPE and Unigram models.
 
 Source: sentencepiece_model.proto. The reader is bounded: one level of nesting, no recursion, every length checked.
 """
@@ -15,12 +15,15 @@ import numpy as np
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.bpe_model import BYTE_NAMES, space_stage
 from llmcore.vocab.fields import refuse, shown
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, SpacePrefix, VocabSpec
+from llmcore.vocab.hf_general import UNIGRAM
+from llmcore.vocab.hf_parts import NormalizerCode
+from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
 
 _MAX_PIECES = 1 << 20
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
+_UNIGRAM, _BPE = 1, 2
+_MODEL_TYPES = {3: "Word", 4: "Char"}
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -109,27 +112,82 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
             normalizer = _message(value, {2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _BYTES})
     if not pieces:
         raise TokenizerError("not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model with pieces")
-    _check_kind(trainer, normalizer)
-    return spec_of_pieces(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
-
-
-def _check_kind(trainer: dict[int, Any], normalizer: dict[int, Any]) -> None:
     where = "SentencePiece model"
-    kind = trainer.get(3, 1)
-    if kind != 2:
+    kind = trainer.get(3, _UNIGRAM)
+    if kind not in (_UNIGRAM, _BPE):
         raise refuse(f"model type {_MODEL_TYPES.get(kind, kind)}", where)
     if trainer.get(24):
         raise refuse("treat_whitespace_as_suffix", where)
-    if normalizer.get(2) or normalizer.get(6):
-        raise refuse("a normaliser with a character map (NFKC and the like)", where)
-    if normalizer.get(4, 1):
-        raise refuse("remove_extra_whitespaces", where)
-    if not normalizer.get(5, 1):
-        raise refuse("escape_whitespaces=false", where)
+    if kind == _UNIGRAM:
+        return unigram_of_pieces(pieces, normalizer, config, bool(trainer.get(35)))
+    spec = spec_of_pieces(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
+    plain = not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
+    return spec if plain else _with_normalizer(spec, pieces, normalizer)
+
+
+def _with_normalizer(spec: VocabSpec, pieces: list[tuple[str, float, int]], normalizer: dict[int, Any]) -> VocabSpec:
+    """`spec` with SentencePiece's own normaliser before it."""
+    dummy, remove, escape = (bool(normalizer.get(field, 1)) for field in (3, 4, 5))
+    spared = [text for text, _, kind in pieces if kind == _USER_DEFINED]
+    flags = dummy | remove << 1 | escape << 2
+    part = (
+        int(NormalizerCode.SENTENCEPIECE),
+        flags,
+        normalizer.get(2, b""),
+        b"".join(s.encode() + b"\0" for s in spared),
+    )
+    return spec.changed(
+        matched=[
+            data if kind == Kind.BYTE else text.encode()
+            for data, kind, (text, _, _) in zip(spec.tokens, spec.kinds, pieces, strict=True)
+        ],
+        normalizers=(part,),
+        stages=(),
+        space_prefix=SpacePrefix.NEVER,
+        prefix_even_if_space=False,
+        prefix_before_added=False,
+        metaspace=False,
+        strip_prefix=dummy or remove,
+    )
+
+
+def unigram_of_pieces(
+    pieces: list[tuple[str, float, int]],
+    normalizer: dict[int, Any],
+    config: dict[str, Any],
+    byte_fallback: bool = False,
+) -> VocabSpec:
+    """A Unigram model; `normalizer` are the fields of the file's normalizer_spec."""
+    spec = spec_of_pieces(pieces, byte_fallback, bool(normalizer.get(3, 1)), config, allow_unused=True)
+    spec = _with_normalizer(spec, pieces, normalizer)
+    use = {_NORMAL: 1, _USER_DEFINED: 2}
+    normal = [score for _, score, kind in pieces if kind == _NORMAL]
+    ends = str(config.get("tokenizer_class", "")).startswith(("T5", "MT5", "UMT5"))
+    by_text = {text: at for at, (text, _, _) in enumerate(pieces)}
+    bos, eos = by_text.get("<s>"), by_text.get("</s>")
+    return spec.changed(
+        ranks=None,
+        added=tuple(t for t in spec.added if t.control),
+        model=ModelSpec(
+            UNIGRAM,
+            bytes(use.get(kind, 0) for _, _, kind in pieces),
+            np.array([score for _, score, _ in pieces], np.float64),
+            fuse_unk=True,
+            byte_fallback=byte_fallback,
+            single_precision=True,
+            min_score=min(normal, default=0.0),
+        ),
+        prefix_ids=(bos,) if bos is not None and config.get("add_bos_token", False) else (),
+        suffix_ids=(eos,) if eos is not None and config.get("add_eos_token", ends) else (),
+    )
 
 
 def spec_of_pieces(
-    pieces: list[tuple[str, float, int]], byte_fallback: bool, dummy_prefix: bool, config: dict[str, Any]
+    pieces: list[tuple[str, float, int]],
+    byte_fallback: bool,
+    dummy_prefix: bool,
+    config: dict[str, Any],
+    allow_unused: bool = False,
 ) -> VocabSpec:
     size = len(pieces)
     tokens, kinds = [b""] * size, bytearray(size)
@@ -159,8 +217,10 @@ def spec_of_pieces(
         elif kind == _USER_DEFINED:
             tokens[at] = text.replace("\u2581", " ").encode()
             added.append(AddedToken(text.replace("\u2581", " "), at, special=False, normalized=True))
-        else:
+        elif not allow_unused:  # merging would make it and take it apart again
             raise refuse(f"the unused piece {at}", "SentencePiece model")
+        else:  # never made, but can be decoded
+            tokens[at], kinds[at] = text.replace("\u2581", " ").encode(), Kind.UNUSED
     if len(unknown) != 1:
         raise TokenizerError(f"SentencePiece model: {len(unknown)} unknown pieces, must be one")
     if byte_fallback and NO_ID in byte_ids:

@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.errors import LimitError, TokenizerError
-from llmcore.vocab.nfc import nfc
 from llmcore.vocab.patterns import Stage
 
 NO_ID = 0xFFFFFFFF
+# (kind, flags, first, second), as in csrc/tokenizer/normalize.h
+NormalizerPart = tuple[int, int, bytes, bytes]
+# (kind, behavior, inverted, dialect, flags, number, text), as in csrc/tokenizer/pretokenize.h
+PreTokenizerPart = tuple[int, int, bool, int, int, int, bytes]
 _MAX_IDS = 1 << 24
 
 
@@ -59,11 +62,31 @@ class AddedToken:
 
 
 @dataclass(frozen=True)
+class ModelSpec:
+    """A model other than byte-pair encoding proper; `kind` and the fields are those of csrc/tokenizer/models.h."""
+
+    kind: int
+    usable: bytes
+    scores: npt.NDArray[np.float64] | None = None
+    fuse_unk: bool = False
+    byte_fallback: bool = False
+    single_precision: bool = False
+    min_score: float = 0.0
+    max_characters: int = 100
+    prefix: str = ""
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
 class VocabSpec:
     """One vocabulary. `tokens` holds by id the bytes that an id decodes to, `kinds` a `Kind` each.
 
     Merging is given either as `merges` (uint32 [n, 3]: left, right, result, in order of rank) or as `ranks` (uint32 by
     id; any two neighbours whose concatenation is a token merge, lowest rank first; NO_ID: never).
+
+    `matched` holds by id the bytes that text is compared with, where those differ from `tokens`. `normalizers` and
+    `pre_tokenizers` are the parts of a pipeline as vocab/hf_parts.py makes them; `decoders` are the parts of a decoder
+    that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
     """
 
     tokens: list[bytes]
@@ -86,21 +109,40 @@ class VocabSpec:
     strip_prefix: bool = False
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+    strip_first: bool = False
+    matched: list[bytes] | None = None
+    model: ModelSpec | None = None
+    normalizers: tuple[NormalizerPart, ...] = ()
+    pre_tokenizers: tuple[PreTokenizerPart, ...] = ()
+    decoders: tuple[dict[str, Any], ...] | None = None
+    source: dict[str, Any] | None = None
 
     def core_fields(self) -> dict[str, Any]:
         """The arguments of `_core.Tokenizer`."""
-        lengths = np.fromiter(map(len, self.tokens), np.uint32, len(self.tokens))
+        text, text_ends = joined(self.tokens)
+        decoded, decoded_ends = b"", np.empty(0, np.uint32)
+        if self.matched is not None and self.model is None:
+            decoded, decoded_ends = text, text_ends
+            text, text_ends = joined(self.matched)
         empty = np.empty(0, np.uint32)
+        kinds = bytes(self.kinds)
+        if self.model is not None:  # byte-pair encoding has no part in it
+            kinds = bytes(Kind.GAP if kind == Kind.GAP else Kind.UNUSED for kind in kinds)
         return {
-            "text": b"".join(self.tokens),
-            "text_ends": np.cumsum(lengths, dtype=np.uint64).astype(np.uint32),
-            "kinds": np.frombuffer(bytes(self.kinds), np.uint8),
+            "text": text,
+            "text_ends": text_ends,
+            "decoded": decoded,
+            "decoded_ends": decoded_ends,
+            "model": None if self.model is None else self._model_fields(self.model),
+            "normalizers": [*([(0, 0, b"", b"")] if self.nfc else []), *self.normalizers],
+            "pre_tokenizers": list(self.pre_tokenizers),
+            "kinds": np.frombuffer(kinds, np.uint8),
             "byte_ids": np.array(self.byte_ids, np.uint32),
             "characters": not self.byte_level,
             "whole_words": self.whole_words,
             "unk_id": NO_ID if self.unk_id is None else self.unk_id,
             "fuse_unk": self.fuse_unk,
-            "merges": empty if self.merges is None else self.merges.reshape(-1),
+            "merges": empty if self.merges is None or self.model is not None else self.merges.reshape(-1),
             "ranks": empty if self.ranks is None else self.ranks,
             "stages": [int(s) for s in self.stages],
             "added": [
@@ -124,28 +166,60 @@ class VocabSpec:
         }
 
     def added_text(self, token: AddedToken) -> bytes:
-        """The bytes that `token` is looked for by: normalised tokens go through the normaliser themselves."""
+        """The bytes that `token` is looked for by; the core puts those of normalised tokens through the normalisers."""
         content = token.content
-        if token.normalized and self.nfc:
-            content = nfc(content)
         if token.normalized and self.prefix_before_added and self.prefix_even_if_space:
             content = " " + content.replace("\u2581", " ")
         return content.encode("utf-8")
 
+    def _model_fields(self, model: ModelSpec) -> dict[str, Any]:
+        text, text_ends = joined(self.tokens if self.matched is None else self.matched)
+        empty = np.empty(0, np.uint32)
+        return {
+            "kind": model.kind,
+            "text": text,
+            "text_ends": text_ends,
+            "usable": np.frombuffer(model.usable, np.uint8),
+            "scores": np.empty(0) if model.scores is None else model.scores,
+            "byte_ids": np.array(self.byte_ids if model.byte_fallback else [], np.uint32),
+            "merges": empty if self.merges is None else self.merges.reshape(-1),
+            "unk_id": NO_ID if self.unk_id is None else self.unk_id,
+            "fuse_unk": model.fuse_unk,
+            "single_precision": model.single_precision,
+            "min_score": model.min_score,
+            "max_characters": model.max_characters,
+            "prefix": model.prefix,
+            "suffix": model.suffix,
+        }
+
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids and text, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
-        for key, value in self.core_fields().items():
-            digest.update(f"{key}:".encode())
-            if isinstance(value, np.ndarray):
-                value = value.astype(value.dtype.newbyteorder("<")).tobytes()
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
-        digest.update(repr((self.nfc, self.strip_prefix, sorted(self.names.items()))).encode())
+        _digest(digest, self.core_fields())
+        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()))
+        digest.update(repr(shown).encode())
         return digest.hexdigest()
 
     def changed(self, **fields: Any) -> VocabSpec:
         """A copy with other fields."""
         return replace(self, **fields)
+
+
+def joined(texts: list[bytes]) -> tuple[bytes, npt.NDArray[np.uint32]]:
+    """All of `texts` together, and where each of them ends."""
+    lengths = np.fromiter(map(len, texts), np.uint32, len(texts))
+    return b"".join(texts), np.cumsum(lengths, dtype=np.uint64).astype(np.uint32)
+
+
+def _digest(digest: Any, fields: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        digest.update(f"{key}:".encode())
+        if isinstance(value, dict):
+            _digest(digest, value)
+            continue
+        if isinstance(value, np.ndarray):
+            value = value.astype(value.dtype.newbyteorder("<")).tobytes()
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
 
 
 def check_ids(ids: list[int], what: str) -> int:

@@ -11,8 +11,9 @@ import numpy as np
 
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.fields import shown
-from llmcore.vocab.patterns import Stage
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, VocabSpec, check_ids
+from llmcore.vocab.hf_parts import FANCY, regex_part
+from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
+from llmcore.vocab.spec import NO_ID, AddedToken, Kind, PreTokenizerPart, VocabSpec, check_ids
 
 _MAX_LINES = 1 << 22
 _FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?(\n|\Z)")
@@ -93,8 +94,14 @@ def identify(data: bytes) -> str | None:
     return KNOWN_FILES.get(hashlib.sha256(data).hexdigest())
 
 
-def spec_of_ranks(ranks: dict[bytes, int], stage: Stage, special: dict[str, int]) -> VocabSpec:
-    """The vocabulary of rank file and special tokens."""
+def cut_by(pattern: str) -> Stage | PreTokenizerPart:
+    """How the regular expression `pattern`, as tiktoken takes it, splits text."""
+    stage = STAGE_OF_REGEX.get(pattern)
+    return regex_part(pattern, FANCY) if stage is None else stage
+
+
+def spec_of_ranks(ranks: dict[bytes, int], cut: Stage | PreTokenizerPart, special: dict[str, int]) -> VocabSpec:
+    """The vocabulary of rank file and special tokens; `cut`: how text is split."""
     in_file = check_ids(list(ranks.values()), "rank file")
     # p50k leaves one rank out for <|endoftext|>; any other gap means that lines are missing.
     missing = in_file - len(ranks) - sum(at < in_file for at in special.values())
@@ -120,7 +127,8 @@ def spec_of_ranks(ranks: dict[bytes, int], stage: Stage, special: dict[str, int]
         byte_ids=byte_ids,
         ranks=by_id,
         whole_words=True,
-        stages=(stage,),
+        stages=(cut,) if isinstance(cut, Stage) else (),
+        pre_tokenizers=() if isinstance(cut, Stage) else (cut,),
         added=tuple(AddedToken(name, at) for name, at in special.items()),
         names={at: name for name, at in special.items()},
     )

@@ -1,0 +1,142 @@
+"""tokenizer.model files: every id as the sentencepiece package gives it, for BPE and Unigram, with each normaliser."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcore.errors import TokenizerError
+from llmcore.tokenizer import Tokenizer
+
+sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
+CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "300"))
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "unigram": {},
+    "unigram bytes": {"byte_fallback": True},
+    "unigram identity": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "unigram folded": {"normalization_rule_name": "nmt_nfkc_cf", "add_dummy_prefix": False},
+    "unigram own symbols": {"user_defined_symbols": ["<sep>", "\u216b", "ab", "10"]},
+    "bpe": {"model_type": "bpe"},
+    "bpe bytes": {"model_type": "bpe", "byte_fallback": True},
+    "bpe folded": {"model_type": "bpe", "normalization_rule_name": "nmt_nfkc_cf"},
+    "bpe plain": {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(data_dir: Path) -> list[str]:
+    with zipfile.ZipFile(data_dir / "text" / "udhr2.zip") as files:
+        names = [name for name in sorted(files.namelist()) if name.endswith(".txt")][::50]
+        found = [files.read(name).decode("utf-8", "replace")[:4000] for name in names]
+    return [line for text in found for line in text.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def models(corpus: list[str]) -> dict[str, bytes]:
+    trained = {}
+    for name, options in OPTIONS.items():
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus),
+            model_writer=out,
+            vocab_size=1200,
+            minloglevel=2,
+            **{"model_type": "unigram", "hard_vocab_limit": False, **options},
+        )
+        trained[name] = out.getvalue()
+    return trained
+
+
+def texts(count: int) -> list[str]:
+    rng = random.Random(5)
+    pieces = [
+        "the ",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\u3000",
+        "\u200b",
+        "\ufb01",
+        "\u216b",
+        "\u00bd",
+        "e\u0301",
+        "\uff21",
+        "\u2581",
+    ]
+    pieces += [
+        "<sep>",
+        "ab",
+        "10",
+        "human rights",
+        "\u65e5\u672c",
+        "\U0001f600",
+        "\u0130",
+        "\x01",
+        "\u00ad",
+        "\uac00",
+        "x",
+    ]
+
+    def one() -> str:
+        if rng.random() < 0.8:
+            return rng.choice(pieces)
+        code = rng.randrange(1, 0x110000)
+        return "?" if 0xD800 <= code < 0xE000 else chr(code)
+
+    return ["".join(one() for _ in range(rng.randrange(12))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_ids(name: str, models: dict[str, bytes], corpus: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(models[name])
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=models[name])
+    ours = Tokenizer.load(path)
+    assert ours.vocab_size == theirs.vocab_size()
+    for text in [*corpus[::3], *texts(CASES)]:
+        ids = ours.encode(text, add_special_tokens=False)
+        assert ids == theirs.encode(text), repr(text)
+        assert ours.encode_with_offsets(text, add_special_tokens=False)[0] == ids
+        if theirs.unk_id() not in ids:  # its text is a sign of its own
+            assert ours.decode(ids).lstrip(" ") == theirs.decode(ids).lstrip(" "), repr(text)
+
+
+@pytest.mark.parametrize("name", ["test_model.model", "test_ja_model.model"])
+def test_published_models(name: str, data_dir: Path, corpus: list[str]) -> None:
+    path = data_dir / "tokenizers" / "sentencepiece-test" / name
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ours = Tokenizer.load(path)
+    for text in [*corpus[::3], *texts(CASES)]:
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), repr(text)
+
+
+def test_control_pieces_are_not_made_from_text(models: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(models["unigram"])
+    ours = Tokenizer.load(path)
+    assert not {1, 2} & set(ours.encode("<s> a </s>", add_special_tokens=False))
+    assert 2 in ours.encode("a </s>", add_special_tokens=False, allow_special=True)
+
+
+@pytest.mark.parametrize("cut", [5, 200, -1])
+def test_broken_character_map(models: dict[str, bytes], tmp_path: Path, cut: int) -> None:
+    """The map is in front of nothing else that matters: a length that runs beyond it is found."""
+    path = tmp_path / "tokenizer.model"
+    data = models["unigram"]
+    at = data.rfind(b"nmt_nfkc") + len(b"nmt_nfkc")
+    path.write_bytes(data[:at] + data[at + 1 :][:cut])
+    with pytest.raises(TokenizerError):
+        Tokenizer.load(path)
