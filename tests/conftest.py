@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# Tests build what they test; those of the cache say where it is.
+os.environ["LLMCORE_CACHE_DIR"] = ""
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell without job control starts what it puts into the background deaf to Ctrl-C, and so are its children: the tests

@@ -106,26 +106,33 @@ py::array_t<uint32_t> to_array(std::vector<uint32_t> ids) {
   return array;
 }
 
-std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields) {
-  TokenizerSpec spec;
+void read_bpe(const py::dict& fields, BpeSpec& bpe) {
   const std::string_view text = fields["text"].cast<std::string_view>();
-  spec.bpe.text.assign(text.begin(), text.end());
-  spec.bpe.text_ends = to_vector<uint32_t>(fields["text_ends"]);
-  spec.bpe.kinds = to_vector<uint8_t>(fields["kinds"]);
-  spec.bpe.byte_ids = to_vector<uint32_t>(fields["byte_ids"]);
-  spec.bpe.characters = fields["characters"].cast<bool>();
-  spec.bpe.whole_words = fields["whole_words"].cast<bool>();
-  spec.bpe.unk_id = fields["unk_id"].cast<uint32_t>();
-  spec.bpe.fuse_unk = fields["fuse_unk"].cast<bool>();
-  spec.bpe.merges = to_vector<uint32_t>(fields["merges"]);
-  spec.bpe.ranks = to_vector<uint32_t>(fields["ranks"]);
+  bpe.text.assign(text.begin(), text.end());
+  bpe.text_ends = to_vector<uint32_t>(fields["text_ends"]);
+  bpe.kinds = to_vector<uint8_t>(fields["kinds"]);
+  bpe.byte_ids = to_vector<uint32_t>(fields["byte_ids"]);
+  bpe.characters = fields["characters"].cast<bool>();
+  bpe.whole_words = fields["whole_words"].cast<bool>();
+  bpe.unk_id = fields["unk_id"].cast<uint32_t>();
+  bpe.fuse_unk = fields["fuse_unk"].cast<bool>();
+  bpe.merges = to_vector<uint32_t>(fields["merges"]);
+  bpe.ranks = to_vector<uint32_t>(fields["ranks"]);
+}
+
+/// With an archive, which is of a vocabulary without another model, `fields` are those of the pipeline alone.
+std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::object& archive) {
+  TokenizerSpec spec;
+  if (archive.is_none()) {
+    read_bpe(fields, spec.bpe);
+    if (!fields["model"].is_none()) spec.model = to_model(fields["model"]);
+    const std::string_view decoded = fields["decoded"].cast<std::string_view>();
+    spec.decoded.assign(decoded.begin(), decoded.end());
+    spec.decoded_ends = to_vector<uint32_t>(fields["decoded_ends"]);
+  }
   spec.stages = to_stages(fields["stages"]);
   spec.normalizers = to_normalizers(fields["normalizers"]);
   spec.pre_tokenizers = to_pre_tokenizers(fields["pre_tokenizers"]);
-  if (!fields["model"].is_none()) spec.model = to_model(fields["model"]);
-  const std::string_view decoded = fields["decoded"].cast<std::string_view>();
-  spec.decoded.assign(decoded.begin(), decoded.end());
-  spec.decoded_ends = to_vector<uint32_t>(fields["decoded_ends"]);
   for (const py::handle item : fields["added"].cast<py::list>()) {
     const auto t = item.cast<std::tuple<std::string, uint32_t, bool, bool, bool, bool, bool>>();
     spec.added.push_back({std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t), std::get<4>(t),
@@ -139,8 +146,14 @@ std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields) {
   spec.prefix_even_if_space = fields["prefix_even_if_space"].cast<bool>();
   spec.prefix_before_added = fields["prefix_before_added"].cast<bool>();
   spec.metaspace = fields["metaspace"].cast<bool>();
+  if (archive.is_none()) {
+    const py::gil_scoped_release release;
+    return std::make_unique<Tokenizer>(std::move(spec));
+  }
+  const py::buffer_info saved = archive.cast<py::buffer>().request();
   const py::gil_scoped_release release;
-  return std::make_unique<Tokenizer>(std::move(spec));
+  const std::string_view data(static_cast<const char*>(saved.ptr), static_cast<size_t>(saved.size * saved.itemsize));
+  return std::make_unique<Tokenizer>(std::move(spec), data);
 }
 
 std::vector<uint32_t> encode(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
@@ -215,7 +228,7 @@ py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequ
 
 void bind_tokenizer(py::module_& m) {
   py::class_<Tokenizer>(m, "Tokenizer")
-      .def(py::init(&make_tokenizer))
+      .def(py::init(&make_tokenizer), py::arg("fields"), py::arg("archive") = py::none())
       .def_property_readonly("size", &Tokenizer::size)
       .def("encode", [](const Tokenizer& self, const py::str& text, bool add_special,
                         bool allow_control) { return to_list(encode(self, text, add_special, allow_control)); })
@@ -268,6 +281,14 @@ void bind_tokenizer(py::module_& m) {
            })
       .def_property_readonly("joins_before_space",
                              [](const Tokenizer& self) { return self.bpe().joins_before_space(); })
+      .def("save_vocabulary", [](const Tokenizer& self) { return py::bytes(self.save_vocabulary()); })
+      .def_property_readonly("kinds",
+                             [](const Tokenizer& self) {
+                               const std::vector<uint8_t>& kinds = self.bpe().kinds();
+                               return py::bytes(reinterpret_cast<const char*>(kinds.data()), kinds.size());
+                             })
+      .def_property_readonly("byte_ids", [](const Tokenizer& self) { return to_list(self.bpe().byte_ids()); })
+      .def_property_readonly("ranks", [](const Tokenizer& self) { return to_array(self.bpe().ranks()); })
       .def_property_readonly("merges", [](const Tokenizer& self) { return to_array(self.bpe().merges()); })
       .def("split_added",
            [](const Tokenizer& self, const py::str& text, bool allow_control, const std::vector<uint32_t>& guarded) {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "tokenizer/archive.h"
 #include "tokenizer/unicode.h"
 
 namespace llmcore {
@@ -31,6 +32,53 @@ Bpe::Bpe(BpeSpec spec) : spec_(std::move(spec)) {
   bytes_merge_ = spec_.characters && std::any_of(rules_.begin(), rules_.end(), is_byte);
   classify_words();
   find_neighbours();
+}
+
+void Bpe::save(ArchiveWriter& out) const {
+  const std::array<uint32_t, 7> flags{spec_.characters,    spec_.whole_words, spec_.unk_id, spec_.fuse_unk,
+                                      joins_before_space_, refines_,          bytes_merge_};
+  out.put(flags);
+  out.put(spec_.text);
+  out.put(spec_.text_ends);
+  out.put(spec_.kinds);
+  out.put(spec_.byte_ids);
+  out.put(spec_.ranks);
+  words_.save(out);
+  pairs_.save(out);
+  out.put(byte_pairs_);
+  out.put(byte_symbols_);
+  out.put(rules_);
+  out.put(neighbours_);
+}
+
+Bpe::Bpe(ArchiveReader& in) {
+  std::vector<uint32_t> flags, byte_symbols;
+  in.get(flags);
+  in.get(spec_.text);
+  in.get(spec_.text_ends);
+  in.get(spec_.kinds);
+  in.get(spec_.byte_ids);
+  in.get(spec_.ranks);
+  check();
+  words_.load(in, {spec_.text.data(), spec_.text.size()});
+  pairs_.load(in);
+  in.get(byte_pairs_);
+  in.get(byte_symbols);
+  in.get(rules_);
+  in.get(neighbours_);
+  const size_t pairs = size_t{256} * 256;
+  if (flags.size() != 7 || byte_symbols.size() != 256 || byte_pairs_.size() != pairs ||
+      (flags[5] && neighbours_.size() != pairs)) {
+    refuse("a damaged archive");
+  }
+  spec_.characters = flags[0];
+  spec_.whole_words = flags[1];
+  spec_.unk_id = flags[2];
+  spec_.fuse_unk = flags[3];
+  joins_before_space_ = flags[4];
+  refines_ = flags[5];
+  bytes_merge_ = flags[6];
+  std::copy(byte_symbols.begin(), byte_symbols.end(), byte_symbols_.begin());
 }
 
 void Bpe::check() const {
@@ -67,7 +115,7 @@ void Bpe::index_tokens() {
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) == TokenKind::kNormal) sizes.push_back(static_cast<uint32_t>(token(id).size()));
   }
-  words_.reserve(sizes);
+  words_.reserve(sizes, spec_.text.data());
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) != TokenKind::kNormal) continue;
     if (token(id).empty()) refuse("token " + std::to_string(id) + " is empty");

@@ -99,6 +99,9 @@ class Bpe {
  public:
   /// Throws TokenizerError or LimitError when the arrays contradict each other.
   explicit Bpe(BpeSpec spec);
+  /// What `save` wrote. Throws TokenizerError when it is damaged.
+  explicit Bpe(class ArchiveReader& in);
+  void save(class ArchiveWriter& out) const;
 
   size_t size() const noexcept { return spec_.kinds.size(); }
   TokenKind kind(uint32_t id) const noexcept { return static_cast<TokenKind>(spec_.kinds[id]); }
@@ -113,6 +116,9 @@ class Bpe {
   /// Merge rules by rank as left, right, result; for a vocabulary of ranks these are the recovered ones.
   const std::vector<uint32_t>& merges() const noexcept { return rules_; }
   bool whole_words() const noexcept { return spec_.whole_words; }
+  const std::vector<uint8_t>& kinds() const noexcept { return spec_.kinds; }
+  const std::vector<uint32_t>& ranks() const noexcept { return spec_.ranks; }
+  const std::vector<uint32_t>& byte_ids() const noexcept { return spec_.byte_ids; }
 
   /// Appends the ids of the pieces of `text` that end at `ends`; text may be read up to `readable_end`.
   void encode_pieces(const char* text, const std::vector<uint32_t>& ends, const char* readable_end, EncodeState& state,

@@ -4,6 +4,8 @@
 #include <bit>
 #include <numeric>
 
+#include "tokenizer/archive.h"
+
 namespace llmcore {
 
 uint64_t hash_text(std::string_view text) noexcept {
@@ -20,7 +22,8 @@ uint64_t hash_text(std::string_view text) noexcept {
   return mix(h ^ tail, 0xE7037ED1A0B428DBu);
 }
 
-void WordTable::reserve(const std::vector<uint32_t>& sizes) {
+void WordTable::reserve(const std::vector<uint32_t>& sizes, const char* storage) {
+  storage_ = storage;
   size_t tiny = 0, medium = 0;
   for (const uint32_t size : sizes) {
     tiny += size <= kTinyBytes;
@@ -40,9 +43,9 @@ bool WordTable::insert(std::string_view text, uint32_t id) {
     const uint64_t hash = hash_text(text);
     size_t i = hash & long_mask_;
     for (; long_[i].entry != kNoId; i = (i + 1) & long_mask_) {
-      if (long_[i].hash == hash && long_[i].text == text) return false;
+      if (long_[i].hash == hash && text_of(long_[i]) == text) return false;
     }
-    long_[i] = {text, hash, id};
+    long_[i] = {hash, static_cast<uint32_t>(text.data() - storage_), static_cast<uint32_t>(text.size()), id};
     return true;
   }
   const ShortKey key = short_key(text.data(), text.size(), text.size());
@@ -68,7 +71,7 @@ void WordTable::mark_word(std::string_view text) noexcept {
   if (text.size() > kShortKeyBytes) {
     const uint64_t hash = hash_text(text);
     size_t i = hash & long_mask_;
-    while (long_[i].hash != hash || long_[i].text != text) i = (i + 1) & long_mask_;
+    while (long_[i].hash != hash || text_of(long_[i]) != text) i = (i + 1) & long_mask_;
     long_[i].entry |= kWord;
     return;
   }
@@ -97,8 +100,47 @@ uint32_t WordTable::find_long(std::string_view text) const noexcept {
   for (size_t i = hash & long_mask_;; i = (i + 1) & long_mask_) {
     const LongSlot& slot = long_[i];
     if (slot.entry == kNoId) return kNoId;
-    if (slot.hash == hash && slot.text == text) return slot.entry;
+    if (slot.hash == hash && text_of(slot) == text) return slot.entry;
   }
+}
+
+void WordTable::save(ArchiveWriter& out) const {
+  out.put(tiny_);
+  out.put(short_);
+  out.put(long_);
+}
+
+void WordTable::load(ArchiveReader& in, std::string_view storage) {
+  in.get(tiny_);
+  in.get(short_);
+  in.get(long_);
+  const auto fits = [&](const LongSlot& s) { return s.begin <= storage.size() && s.size <= storage.size() - s.begin; };
+  const bool sizes =
+      std::has_single_bit(tiny_.size()) && std::has_single_bit(short_.size()) && std::has_single_bit(long_.size());
+  if (!sizes || tiny_.size() < 4 || !std::all_of(long_.begin(), long_.end(), fits)) {
+    throw TokenizerError("tokenizer: a damaged archive");
+  }
+  storage_ = storage.data();
+  tiny_mask_ = tiny_.size() - 1;
+  short_mask_ = short_.size() - 1;
+  long_mask_ = long_.size() - 1;
+}
+
+void PairTable::save(ArchiveWriter& out) const {
+  out.put(slots_);
+  out.put(results_);
+  out.put(ranks_);
+}
+
+void PairTable::load(ArchiveReader& in) {
+  in.get(slots_);
+  in.get(results_);
+  in.get(ranks_);
+  if (!std::has_single_bit(slots_.size()) || results_.size() != ranks_.size()) {
+    throw TokenizerError("tokenizer: a damaged archive");
+  }
+  mask_ = slots_.size() - 1;
+  by_rank_ = std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end();
 }
 
 void PairTable::reserve(size_t pairs) {

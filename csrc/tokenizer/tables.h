@@ -59,10 +59,13 @@ class WordTable {
   static constexpr size_t kTinyBytes = 11;
   static constexpr uint32_t kWord = 0x80000000u;
 
-  /// `sizes`: the lengths of the texts to come.
-  void reserve(const std::vector<uint32_t>& sizes);
+  /// `sizes`: the lengths of the texts to come; `storage`: where they begin.
+  void reserve(const std::vector<uint32_t>& sizes, const char* storage);
   /// Returns false when the text is there already.
   bool insert(std::string_view text, uint32_t id);
+  void save(class ArchiveWriter& out) const;
+  /// `storage` is where the texts of the saved table lie now.
+  void load(class ArchiveReader& in, std::string_view storage);
   /// Marks the entry of a text that is there.
   void mark_word(std::string_view text) noexcept;
 
@@ -94,10 +97,11 @@ class WordTable {
     uint32_t entry = kNoId;
   };
   struct LongSlot {
-    std::string_view text;
     uint64_t hash = 0;
+    uint32_t begin = 0, size = 0;  // in the storage
     uint32_t entry = kNoId;
   };
+  std::string_view text_of(const LongSlot& slot) const noexcept { return {storage_ + slot.begin, slot.size}; }
 
   static uint32_t word_of(uint32_t entry) noexcept {
     return entry != kNoId && (entry & kWord) ? entry & ~kWord : kNoId;
@@ -131,6 +135,7 @@ class WordTable {
   Table<TinySlot> tiny_;
   Table<ShortSlot> short_;
   Table<LongSlot> long_;
+  const char* storage_ = nullptr;
   size_t tiny_mask_ = 0, short_mask_ = 0, long_mask_ = 0;
 };
 
@@ -147,6 +152,8 @@ class PairTable {
   void reserve(size_t pairs);
   /// A second rule for a pair replaces the first. Ids are below kMaxIds, and there are at most kMaxRules insertions.
   void insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
+  void save(class ArchiveWriter& out) const;
+  void load(class ArchiveReader& in);
   /// Numbers the rules by rank.
   void sort();
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "tokenizer/archive.h"
 
 namespace llmcore {
 namespace {
@@ -81,8 +82,26 @@ struct Tokenizer::Output {
   }
 };
 
-Tokenizer::Tokenizer(TokenizerSpec spec)
-    : bpe_(std::move(spec.bpe)), spec_(std::move(spec)), model_(make_model(std::move(spec_.model))) {
+namespace {
+Bpe read_vocabulary(std::string_view data) {
+  ArchiveReader in(data);
+  return Bpe(in);
+}
+}  // namespace
+
+Tokenizer::Tokenizer(TokenizerSpec spec) : Tokenizer(std::move(spec), Bpe(std::move(spec.bpe))) {}
+
+Tokenizer::Tokenizer(TokenizerSpec spec, std::string_view vocabulary)
+    : Tokenizer(std::move(spec), read_vocabulary(vocabulary)) {}
+
+std::string Tokenizer::save_vocabulary() const {
+  ArchiveWriter out;
+  bpe_.save(out);
+  return out.finish();
+}
+
+Tokenizer::Tokenizer(TokenizerSpec&& spec, Bpe bpe)
+    : bpe_(std::move(bpe)), spec_(std::move(spec)), model_(make_model(std::move(spec_.model))) {
   for (const std::vector<uint32_t>* ids : {&spec_.prefix_ids, &spec_.suffix_ids}) {
     for (const uint32_t id : *ids) {
       if (id >= size()) throw TokenizerError("tokenizer: the template names id " + std::to_string(id) + ", not there");

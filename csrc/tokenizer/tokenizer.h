@@ -50,6 +50,10 @@ struct Dropout {
 class Tokenizer {
  public:
   explicit Tokenizer(TokenizerSpec spec);
+  /// With the vocabulary that `save_vocabulary` wrote in the place of spec.bpe. Throws TokenizerError for a damaged
+  /// one.
+  Tokenizer(TokenizerSpec spec, std::string_view vocabulary);
+  std::string save_vocabulary() const;
 
   const Bpe& bpe() const noexcept { return bpe_; }
   size_t size() const noexcept { return bpe_.size(); }
@@ -75,6 +79,7 @@ class Tokenizer {
   std::vector<std::string> pieces(std::string_view text) const;
 
  private:
+  Tokenizer(TokenizerSpec&& spec, Bpe bpe);
   struct View;
   struct Output;
   std::unique_ptr<EncodeState> borrow() const;

@@ -42,17 +42,22 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_ids: Sequence[int] = (),
         chat_template: ChatTemplate | None = None,
+        core: _core.Tokenizer | None = None,
+        fingerprint: str | None = None,
     ) -> None:
-        """Use `load` or `train` instead; this takes a vocabulary as data. Raises TokenizerError."""
+        """Use `load` or `train` instead; this takes a vocabulary as data, and what was built of it if that is there.
+
+        Raises TokenizerError.
+        """
         self._spec = spec
-        self._core = _core.Tokenizer(spec.core_fields())
+        self._core = _core.Tokenizer(spec.core_fields()) if core is None else core
         self._special = {t.content: t.id for t in spec.added if t.control}
         self._skipped = sorted({*self._special.values(), *([] if spec.unk_id is None else [spec.unk_id])})
         self._skipped_set = frozenset(self._skipped)
         self._bos_id = bos_id
         self._eos_ids = tuple(eos_ids)
         self._chat_template = chat_template
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
         self._names: dict[str, int] | None = None
 
     # --- making one ---------------------------------------------------------------------------------------------
@@ -72,7 +77,14 @@ class Tokenizer:
         from llmcore.vocab.loading import load_parts
 
         parts = load_parts(path, pattern)
-        return cls(parts.spec, bos_id=parts.bos_id, eos_ids=parts.eos_ids, chat_template=parts.chat_template)
+        return cls(
+            parts.spec,
+            bos_id=parts.bos_id,
+            eos_ids=parts.eos_ids,
+            chat_template=parts.chat_template,
+            core=parts.core,
+            fingerprint=parts.fingerprint,
+        )
 
     @classmethod
     def train(

@@ -5,6 +5,7 @@
 #include <string>
 #include <thread>
 
+#include "base/error.h"
 #include "check.h"
 #include "random.h"
 
@@ -165,6 +166,97 @@ TEST(tokenizer, merging_follows_its_definition) {
       for (const Symbol& s : state.symbols) length += s.len;
       CHECK_EQ(length, text.size());
       CHECK_EQ(state.symbols.size(), ids.size());
+    }
+  }
+}
+
+/// Valid UTF-8 of anything: the characters that parts of pipelines look for more often than others.
+std::string random_text(Random& random, int64_t length) {
+  static const std::array<uint32_t, 16> favourites{' ',    'a',   'B',  '1',    '\n',   '\r',   0x301,  0x200D,
+                                                   0x2581, 0x130, 0xDF, 0x1100, 0x1161, 0x11A8, 0xAC00, 0x1F600};
+  std::string text;
+  for (int64_t i = 0; i < length; ++i) {
+    uint32_t code = static_cast<uint32_t>(random.integer(1, 0x10FFFF));
+    if (random.integer(0, 3) != 0 || (code >= 0xD800 && code < 0xE000)) code = favourites[random.bits() % 16];
+    append_utf8(text, code);
+  }
+  return text;
+}
+
+TEST(tokenizer, random_expressions_match_within_the_text_or_are_refused) {
+  static const std::array<const char*, 28> parts{
+      "a", "b*",  "[a-z]", "[^\\s\\p{L}]", "\\p{L}", "\\s+",         "(",   ")",       "|", "?",
+      "+", "*",   "{2}",   "{1,3}",        "(?:",    "(?=",          "(?!", "(?<=",    ".", "^",
+      "$", "\\b", "\\R",   "(?i:",         "++",     "[[:alpha:]&&", "]",   "\\x{301}"};
+  Random random(77);
+  int compiled = 0;
+  for (int i = 0; i < (quick() ? 3000 : 30000); ++i) {
+    std::string pattern;
+    for (int64_t n = random.integer(1, 9); n > 0; --n) pattern += parts[random.bits() % parts.size()];
+    NOTE(pattern);
+    const std::string text = random_text(random, random.integer(0, 40));
+    try {
+      const Regex regex(pattern, random.bits() % 2 ? RegexDialect::kFancy : RegexDialect::kOniguruma);
+      ++compiled;
+      std::vector<Regex::Match> matches;
+      regex.find_all(text, matches);
+      size_t last = 0;
+      for (const Regex::Match& m : matches) {
+        CHECK(m.begin >= last && m.end >= m.begin && m.end <= text.size());
+        last = m.end;
+      }
+    } catch (const TokenizerError&) {
+    } catch (const LimitError&) {
+    }
+  }
+  CHECK(compiled > 500);
+}
+
+TEST(tokenizer, every_part_keeps_text_valid_and_its_origins_in_order) {
+  Random random(78);
+  const auto is_valid = [](const MappedText& text, size_t limit) {
+    if (text.origins.size() != text.text.size()) return false;
+    for (const Origin& o : text.origins) {
+      if (o.begin > o.end || o.end > limit) return false;
+    }
+    for (size_t i = 0; i < text.text.size();) {
+      const size_t length = utf8_length(static_cast<uint8_t>(text.text[i]));
+      for (size_t k = 1; k < length; ++k) {
+        if (i + k >= text.text.size() || (static_cast<uint8_t>(text.text[i + k]) & 0xC0) != 0x80) return false;
+      }
+      i += length;
+    }
+    return true;
+  };
+  for (int i = 0; i < (quick() ? 2000 : 20000); ++i) {
+    const std::string source = random_text(random, random.integer(0, 60));
+    MappedText text(source, 0, true);
+    std::vector<Normalizer> normalizers;
+    for (int64_t n = random.integer(1, 3); n > 0; --n) {
+      const auto kind = static_cast<NormalizerKind>(random.bits() % static_cast<uint32_t>(NormalizerKind::kCount));
+      const bool pattern = kind == NormalizerKind::kReplace || kind == NormalizerKind::kReplaceRegex;
+      const bool mark = kind == NormalizerKind::kPrepend;
+      normalizers.emplace_back(
+          NormalizerSpec{kind, random.bits() & 15, pattern || mark ? "a" : "", pattern ? "bc" : ""});
+    }
+    normalize(normalizers, text);
+    CHECK(is_valid(text, source.size()));
+    Pieces pieces{std::move(text), {}};
+    if (!pieces.text.text.empty()) pieces.ends.push_back(static_cast<uint32_t>(pieces.text.text.size()));
+    for (int64_t n = random.integer(1, 3); n > 0; --n) {
+      PreTokenizerSpec spec;
+      spec.kind = static_cast<PreTokenizerKind>(random.bits() % static_cast<uint32_t>(PreTokenizerKind::kCount));
+      spec.behavior = static_cast<SplitBehavior>(random.bits() % 5);
+      spec.inverted = random.bits() % 2;
+      spec.flags = random.bits() & 7;
+      spec.number = 1;
+      spec.text = spec.kind == PreTokenizerKind::kSplitRegex  ? "[a-z]+|\\s"
+                  : spec.kind == PreTokenizerKind::kMetaspace ? "_"
+                                                              : "a";
+      PreTokenizer(spec).apply(pieces);
+      CHECK(is_valid(pieces.text, source.size()));
+      CHECK_EQ(pieces.ends.empty() ? 0 : pieces.ends.back(), pieces.text.text.size());
+      CHECK(std::is_sorted(pieces.ends.begin(), pieces.ends.end()));
     }
   }
 }

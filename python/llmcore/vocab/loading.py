@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcore import _core
 from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.strict_json import load_json, parse_json
 from llmcore.errors import LimitError, StorageError, TokenizerError, escape
-from llmcore.vocab import sentencepiece, tiktoken
+from llmcore.vocab import cache, sentencepiece, tiktoken
 from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, obj, shown
 from llmcore.vocab.hf import from_json
 from llmcore.vocab.merges import read_vocab_and_merges
@@ -40,10 +41,25 @@ class Parts:
     bos_id: int | None = None
     eos_ids: list[int] = field(default_factory=list)
     chat_template: ChatTemplate | None = None
+    core: _core.Tokenizer | None = None
+    fingerprint: str | None = None
 
 
 def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
-    """The parts of the tokenizer at `path`, a folder or a file. Raises TokenizerError, LimitError, StorageError."""
+    """The parts of the tokenizer at `path`, a folder or a file. Raises TokenizerError, LimitError, StorageError.
+
+    One that was loaded before comes from the cache, with its core.
+    """
+    found = cache.read(Path(path), pattern)
+    if found is not None:
+        return found
+    parts = _build_parts(path, pattern)
+    parts.core = _core.Tokenizer(parts.spec.core_fields())
+    cache.write(Path(path), pattern, parts, parts.core)
+    return parts
+
+
+def _build_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
     where = Path(path)
     if where.is_dir():
         return _load_folder(where, pattern)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -89,7 +90,7 @@ class VocabSpec:
     that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
     """
 
-    tokens: list[bytes]
+    tokens: Sequence[bytes]
     kinds: bytearray
     byte_ids: list[int]
     merges: npt.NDArray[np.uint32] | None = None
@@ -131,11 +132,6 @@ class VocabSpec:
         return {
             "text": text,
             "text_ends": text_ends,
-            "decoded": decoded,
-            "decoded_ends": decoded_ends,
-            "model": None if self.model is None else self._model_fields(self.model),
-            "normalizers": [*([(0, 0, b"", b"")] if self.nfc else []), *self.normalizers],
-            "pre_tokenizers": list(self.pre_tokenizers),
             "kinds": np.frombuffer(kinds, np.uint8),
             "byte_ids": np.array(self.byte_ids, np.uint32),
             "characters": not self.byte_level,
@@ -144,6 +140,17 @@ class VocabSpec:
             "fuse_unk": self.fuse_unk,
             "merges": empty if self.merges is None or self.model is not None else self.merges.reshape(-1),
             "ranks": empty if self.ranks is None else self.ranks,
+            "decoded": decoded,
+            "decoded_ends": decoded_ends,
+            "model": None if self.model is None else self._model_fields(self.model),
+            **self.pipeline_fields(),
+        }
+
+    def pipeline_fields(self) -> dict[str, Any]:
+        """Those of the arguments of `_core.Tokenizer` that aren't the vocabulary."""
+        return {
+            "normalizers": [*([(0, 0, b"", b"")] if self.nfc else []), *self.normalizers],
+            "pre_tokenizers": list(self.pre_tokenizers),
             "stages": [int(s) for s in self.stages],
             "added": [
                 (
@@ -205,7 +212,7 @@ class VocabSpec:
         return replace(self, **fields)
 
 
-def joined(texts: list[bytes]) -> tuple[bytes, npt.NDArray[np.uint32]]:
+def joined(texts: Sequence[bytes]) -> tuple[bytes, npt.NDArray[np.uint32]]:
     """All of `texts` together, and where each of them ends."""
     lengths = np.fromiter(map(len, texts), np.uint32, len(texts))
     return b"".join(texts), np.cumsum(lengths, dtype=np.uint64).astype(np.uint32)
