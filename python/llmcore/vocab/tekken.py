@@ -55,7 +55,7 @@ def read_tekken(root: dict[str, Any]) -> VocabSpec:
     by_rank = spec.ranks
     assert by_rank is not None
     return spec.changed(
-        tokens=[name.encode() for name in names] + spec.tokens,
+        tokens=[*(name.encode() for name in names), *spec.tokens],
         kinds=bytearray([Kind.ADDED] * reserved) + spec.kinds,
         ranks=_behind(by_rank, reserved),
         byte_ids=[at + reserved for at in spec.byte_ids],
