@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "tokenizer/train.h"
@@ -224,6 +226,56 @@ py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequ
   return out;
 }
 
+/// Merges of a tokenizer.json ("left right" or [left, right]) as ids, [n * 3], or None when one of them is not what it
+/// should be or stands there twice: then it is read again, slowly, to say which. `skip`: characters of the right side
+/// that the result lacks. A merge whose result `left_out` names by id is left out.
+py::object resolve_merges(const py::list& items, const py::dict& vocab, size_t skip, std::vector<uint32_t> left_out) {
+  std::sort(left_out.begin(), left_out.end());
+  const auto id_of = [&](PyObject* token) -> uint32_t {
+    PyObject* found = PyDict_GetItemWithError(vocab.ptr(), token);
+    if (!found && PyErr_Occurred()) throw py::error_already_set();
+    return found ? static_cast<uint32_t>(PyLong_AsUnsignedLong(found)) : kNoId;
+  };
+  const auto own = [](PyObject* made) {
+    if (!made) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
+  };
+  std::vector<uint32_t> ids;
+  std::vector<uint64_t> pairs;
+  ids.reserve(3 * items.size());
+  pairs.reserve(items.size());
+  for (const py::handle item : items) {
+    py::object left, right;
+    if (PyUnicode_Check(item.ptr())) {
+      const Py_ssize_t size = PyUnicode_GET_LENGTH(item.ptr());
+      const Py_ssize_t space = PyUnicode_FindChar(item.ptr(), ' ', 0, size, 1);
+      if (space <= 0 || space + 1 >= size || PyUnicode_FindChar(item.ptr(), ' ', space + 1, size, 1) >= 0)
+        return py::none();
+      left = own(PyUnicode_Substring(item.ptr(), 0, space));
+      right = own(PyUnicode_Substring(item.ptr(), space + 1, size));
+    } else if (PyList_Check(item.ptr()) && PyList_GET_SIZE(item.ptr()) == 2) {
+      left = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(item.ptr(), 0));
+      right = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(item.ptr(), 1));
+      const auto text = [](const py::object& o) {
+        return PyUnicode_Check(o.ptr()) && PyUnicode_GET_LENGTH(o.ptr()) > 0;
+      };
+      if (!text(left) || !text(right)) return py::none();
+    } else {
+      return py::none();
+    }
+    const uint32_t a = id_of(left.ptr()), b = id_of(right.ptr());
+    if (skip)
+      right = own(PyUnicode_Substring(right.ptr(), static_cast<Py_ssize_t>(skip), PyUnicode_GET_LENGTH(right.ptr())));
+    const uint32_t c = id_of(own(PyUnicode_Concat(left.ptr(), right.ptr())).ptr());
+    if (a == kNoId || b == kNoId || c == kNoId) return py::none();
+    pairs.push_back(static_cast<uint64_t>(a) << 32 | b);
+    if (!std::binary_search(left_out.begin(), left_out.end(), c)) ids.insert(ids.end(), {a, b, c});
+  }
+  std::sort(pairs.begin(), pairs.end());
+  if (std::adjacent_find(pairs.begin(), pairs.end()) != pairs.end()) return py::none();
+  return to_array(std::move(ids));
+}
+
 }  // namespace
 
 void bind_tokenizer(py::module_& m) {
@@ -302,6 +354,7 @@ void bind_tokenizer(py::module_& m) {
            })
       .def("pieces", [](const Tokenizer& self, const py::str& text) { return self.pieces(utf8(text)); });
 
+  m.def("resolve_merges", &resolve_merges);
   py::class_<Regex>(m, "Regex")
       .def(py::init([](std::string_view pattern, int dialect) {
         return std::make_unique<Regex>(pattern, dialect ? RegexDialect::kFancy : RegexDialect::kOniguruma);

@@ -31,7 +31,7 @@ std::string ArchiveWriter::finish() const {
 
 ArchiveReader::ArchiveReader(std::string_view data) : data_(data) {
   uint64_t head[2];
-  if (data.size() < 64) damaged();
+  if (data.size() < 64 || reinterpret_cast<uintptr_t>(data.data()) % 16 != 0) damaged();
   std::memcpy(head, data.data(), sizeof head);
   if (head[0] != data.size() || head[1] != checksum(data.substr(64))) damaged();
 }

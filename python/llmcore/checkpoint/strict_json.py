@@ -19,6 +19,7 @@ from llmcore.errors import CheckpointError, ConfigError, LimitError, LlmcoreErro
 
 _SCAN_BYTES = 1 << 18
 _MAX_DIGITS = 400  # more than any number a checkpoint can mean; int() is quadratic in the digits
+_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"000000000")
 _STRUCTURE = b'"{}[]:,'
 _NOT_STRUCTURE = bytes(set(range(256)) - set(_STRUCTURE))
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -94,14 +95,16 @@ def parse_json(
         raise _make(
             error, "is not UTF-8", file, offset=problem.start, value=f"byte 0x{data[problem.start]:02x}"
         ) from None
+    # The parser calls back for every integer, so it is asked to only where it matters.
+    limited = _integer if b"0" * (_MAX_DIGITS + 1) in data.translate(_DIGITS_TO_0) else None
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=limited)
     except json.JSONDecodeError as problem:
         offset = len(text[: problem.pos].encode("utf-8"))
         raise _make(error, f"is not strict JSON: {problem.msg}", file, offset=offset) from None
     except _RefusedError as problem:
         raise _make(error, problem.message, file, field=problem.field) from None
-    if _SURROGATE_ESCAPE.search(data):
+    if b"\\u" in data and _SURROGATE_ESCAPE.search(data):
         _check_surrogates(value, file, error)
     return value
 

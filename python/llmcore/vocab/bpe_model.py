@@ -38,8 +38,7 @@ def byte_level_fields(vocab: dict[str, int], added: tuple[AddedToken, ...], unk:
     """A vocabulary in GPT-2's byte alphabet."""
     fields = _empty(_size(vocab, added))
     outside = {t.content for t in added} | ({unk} if unk else set())
-    for token, at in vocab.items():
-        data = bytelevel.to_bytes(token)
+    for (token, at), data in zip(vocab.items(), bytelevel.all_to_bytes(list(vocab)), strict=True):
         if not data:
             if token not in outside:
                 raise TokenizerError(f"vocabulary: {shown(token)} is not spelled in the byte alphabet")

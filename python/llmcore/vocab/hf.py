@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcore import _core
 from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab import bytelevel
@@ -147,6 +148,10 @@ def read_merges(
     `skip`: characters at the start of the right side that the result lacks (the prefix of tokens within words).
     """
     items = array(value, "model.merges")
+    read = _core.resolve_merges(items, vocab, skip, [vocab[token] for token in control if token in vocab])
+    if read is not None:
+        return read.reshape(-1, 3)
+    # One of them is wrong, and it is found out which.
     flat: list[int] = []
     seen: set[tuple[int, int]] = set()
     for i, item in enumerate(items):
