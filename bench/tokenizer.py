@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def makers_of_cl100k(folder: Path) -> dict[str, Make]:
 def makers_of_llama2() -> dict[str, Make]:
     path = DATA / "tokenizers" / "llama2" / "tokenizer.model"
     found: dict[str, Make] = {
-        "llmcore": lambda: lambda text, e=llmcore.Tokenizer.load(path).encode_to_numpy: e(text, False)  # type: ignore[misc]
+        "llmcore": lambda: partial(llmcore.Tokenizer.load(path).encode_to_numpy, add_special_tokens=False)
     }
     if sentencepiece := optional("sentencepiece"):
         found["sentencepiece"] = lambda: sentencepiece.SentencePieceProcessor(model_file=str(path)).encode
