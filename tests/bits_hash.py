@@ -38,16 +38,16 @@ def values(rng: np.random.Generator, *shape: int, spread: float) -> npt.NDArray[
     return rng.integers(-(2**20), 2**20 + 1, shape).astype(np.float32) * np.float32(spread / 2**20)
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, layers: int = LAYERS, vocab: int = VOCAB) -> None:
     """A Qwen3 (norms of q and k, grouped heads) with attention biases and drawn norms, as a Hugging Face folder."""
     rng = np.random.default_rng(20240229)
     query, key = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     tensors = {
-        "model.embed_tokens.weight": values(rng, VOCAB, HIDDEN, spread=1.0),
-        "lm_head.weight": values(rng, VOCAB, HIDDEN, spread=0.3),
+        "model.embed_tokens.weight": values(rng, vocab, HIDDEN, spread=1.0),
+        "lm_head.weight": values(rng, vocab, HIDDEN, spread=0.3),
         "model.norm.weight": 1 + values(rng, HIDDEN, spread=0.3),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         at = f"model.layers.{layer}."
         for name, rows, columns in (
             *(("self_attn.q_proj", query, HIDDEN), ("self_attn.k_proj", key, HIDDEN)),
@@ -68,11 +68,11 @@ def write_model(folder: Path) -> None:
         "architectures": ["Qwen3ForCausalLM"],
         "hidden_size": HIDDEN,
         "intermediate_size": MLP,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "max_position_embeddings": CONTEXT,
         "attention_bias": True,
         "hidden_act": "silu",

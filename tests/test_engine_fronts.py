@@ -14,7 +14,7 @@ import pytest
 
 import bits_hash
 import llmcore
-from llmcore import SamplingParams
+from llmcore import SamplingParams, SpeculativeConfig
 from llmcore import llm as llm_module
 from llmcore.model import kv_bytes_per_page
 
@@ -152,6 +152,8 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
         {"max_batch_size": 64, "enable_prefix_caching": False},
         {"max_batch_size": 8, "kv_cache_bytes": "small", "speculative": 7},
         {"max_batch_size": 5, "kv_cache_bytes": "small"},
+        {"max_batch_size": 16, "speculative": SpeculativeConfig("self", quantize="int8")},
+        {"max_batch_size": 8, "kv_cache_bytes": "small", "speculative": SpeculativeConfig("self", 6, quantize="int8")},
     ]
     chunks = itertools.cycle([16, 64, 256])
     for threads in (1, 2, 4):
@@ -159,7 +161,8 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
             for i, setting in enumerate(settings):
                 setting = dict(setting)
                 if setting.get("kv_cache_bytes") == "small":
-                    setting["kv_cache_bytes"] = 14 * kv_bytes_per_page(other.spec, other.kv_dtype)
+                    models = 1 + isinstance(setting.get("speculative"), SpeculativeConfig)
+                    setting["kv_cache_bytes"] = models * 14 * kv_bytes_per_page(other.spec, other.kv_dtype)
                 monkeypatch.setattr(llm_module, "STEP_TOKENS", next(chunks))
                 order = list(range(len(work)))
                 random.Random(i + 10 * threads).shuffle(order)
@@ -283,6 +286,53 @@ def test_max_memory_cuts_the_context_or_refuses(model: llmcore.Model) -> None:
     with pytest.raises(llmcore.OutOfMemoryError) as caught:
         llmcore.LLM(model, max_batch_size=2, max_model_len=200, max_memory=fixed + 5 * page)
     assert caught.value.largest_context == 80
+
+
+def test_a_smaller_model_guesses(folder: Path, model: llmcore.Model, tmp_path: Path) -> None:
+    """Its guesses change nothing, are counted, and stop when they don't pay; it comes and goes with the LLM."""
+    small = tmp_path / "small"
+    small.mkdir()
+    bits_hash.write_model(small, layers=1)
+    work = random_requests(8, 20, model.spec.vocab_size)
+    with llmcore.LLM(model, max_batch_size=8) as llm:
+        expected = [bits(llm.generate(*one)[0]) for one in work]
+    accepted = []
+    with llmcore.load(small, progress=False) as draft:
+        for config in (
+            draft,
+            SpeculativeConfig("draft", model=small),
+            SpeculativeConfig("draft", 9, model=draft),
+            SpeculativeConfig("self", quantize="int8"),
+        ):
+            with llmcore.LLM(model, max_batch_size=8, speculative=config) as llm:
+                requests = [llm.submit(*one) for one in work]
+                assert [bits(request.result(60)) for request in requests] == expected
+                stats = llm.stats()
+                accepted.append(stats["accepted_tokens"] / stats["drafted_tokens"])
+                assert all_free(llm)
+        assert draft.forward([1, 2]).shape[0] == 2  # still open
+    assert accepted[3] > 0.5 > max(accepted[:3])
+
+
+def test_a_guessing_model_must_fit(folder: Path, model: llmcore.Model, tmp_path: Path) -> None:
+    with pytest.raises(llmcore.ArgumentError, match="itself"):
+        llmcore.LLM(model, speculative=model)
+    bits_hash.write_model(tmp_path, vocab=64)
+    with pytest.raises(llmcore.ArgumentError, match="vocabulary"):
+        llmcore.LLM(model, speculative=SpeculativeConfig("draft", model=tmp_path))
+    for wrong in (
+        {"method": "magic"},
+        {"method": "draft"},
+        {"method": "self"},
+        {"method": "ngram", "model": tmp_path},
+        {"method": "ngram", "quantize": "int8"},
+        {"num_tokens": 0},
+        {"num_tokens": 16},
+        {"num_tokens": True},
+        {"method": "draft", "model": model, "quantize": "int8"},
+    ):
+        with pytest.raises(llmcore.ArgumentError, match="speculative"):
+            SpeculativeConfig(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", ["draft", 0, 16, True, 1.5])

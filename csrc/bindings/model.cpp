@@ -144,15 +144,17 @@ py::array_t<float> embed_model(Model& model, const std::vector<IdArray>& sequenc
 struct PyEngine {
   std::shared_ptr<Model> model;
   std::unique_ptr<Engine> engine;
+  std::shared_ptr<Model> draft;  // null: none
 };
 
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
                                       int64_t max_step_tokens, int64_t pages, const std::string& kv_dtype,
-                                      int64_t drawable, bool prefix_cache, int64_t draft_tokens) {
+                                      int64_t drawable, bool prefix_cache, int64_t draft_tokens,
+                                      std::shared_ptr<Model> draft) {
   const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
                             drawable,      prefix_cache,   draft_tokens};
-  auto engine = std::make_unique<Engine>(model->decoder, limits);
-  return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine)});
+  auto engine = std::make_unique<Engine>(model->decoder, limits, draft ? draft->decoder : nullptr);
+  return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine), std::move(draft)});
 }
 
 int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
@@ -195,7 +197,14 @@ py::list step(PyEngine& e, const py::object& editor) {
   }
   {
     NativeCall call;
-    const std::lock_guard lock(e.model->mutex);
+    std::unique_lock lock(e.model->mutex, std::defer_lock);
+    std::unique_lock<std::mutex> draft_lock;
+    if (e.draft) {
+      draft_lock = std::unique_lock(e.draft->mutex, std::defer_lock);
+      std::lock(lock, draft_lock);
+    } else {
+      lock.lock();
+    }
     outputs = e.engine->step([&call] { call.poll(); }, native_editor);
   }
   py::list results;
@@ -275,7 +284,7 @@ void bind_model(py::module_& m) {
   py::class_<PyEngine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::arg("max_model_len"), py::arg("max_batch_size"),
            py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"), py::arg("drawable"),
-           py::arg("prefix_cache") = true, py::arg("draft_tokens") = 0)
+           py::arg("prefix_cache") = true, py::arg("draft_tokens") = 0, py::arg("draft") = nullptr)
       .def("submit", submit, py::arg("prompt"), py::arg("params"))
       .def(
           "cancel",

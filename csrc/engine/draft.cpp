@@ -7,18 +7,14 @@ namespace {
 
 constexpr int64_t kLongestMatch = 4, kShortestMatch = 2;
 constexpr int64_t kSearched = 4096;  // tokens back
-// A row more costs a step a fraction of its time; below this share of accepted guesses that is not won back.
-constexpr int64_t kJudged = 32, kPause = 64;
-constexpr int64_t kLeastAcceptedPercent = 25;
+// Guesses are judged a few at a time, and left alone for some steps when too few of them were right.
+constexpr int64_t kJudged = 24;
 
 }  // namespace
 
 void Drafts::guess(const std::vector<int32_t>& tokens, int64_t most) {
   tokens_.clear();
-  if (pause_ > 0) {
-    --pause_;
-    return;
-  }
+  if (paused()) return;
   const int64_t length = static_cast<int64_t>(tokens.size());
   int64_t best = -1, best_match = kShortestMatch - 1;
   for (int64_t end = length - 1; end >= std::max(kShortestMatch, length - kSearched); --end) {
@@ -34,11 +30,19 @@ void Drafts::guess(const std::vector<int32_t>& tokens, int64_t most) {
   for (int64_t i = best; i < length && static_cast<int64_t>(tokens_.size()) < most; ++i) tokens_.push_back(tokens[i]);
 }
 
-void Drafts::note(int64_t drafted, int64_t accepted) {
+bool Drafts::paused() {
+  if (pause_ == 0) return false;
+  --pause_;
+  return true;
+}
+
+void Drafts::note(int64_t drafted, int64_t accepted, int64_t least_percent) {
   drafted_ += drafted;
   accepted_ += accepted;
   if (drafted_ < kJudged) return;
-  if (accepted_ * 100 < drafted_ * kLeastAcceptedPercent) pause_ = kPause;
+  const bool pays = accepted_ * 100 >= drafted_ * least_percent;
+  pause_ = pays ? 0 : next_pause_;
+  next_pause_ = pays ? kPause : std::min(2 * next_pause_, kLongestPause);
   drafted_ = accepted_ = 0;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "engine/draft_model.h"
 #include "engine/sequence.h"
 
 namespace llmcore {
@@ -17,9 +18,12 @@ int64_t widest_window(const DecoderSpec& spec) {
   return *std::max_element(windows.begin(), windows.end());
 }
 
+// Below these shares of accepted guesses, the time that a step of more rows takes is not won back.
+constexpr int64_t kLeastAccepted = 25, kRowPercent = 10;
+
 }  // namespace
 
-Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
+Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std::shared_ptr<Decoder> draft)
     : decoder_(std::move(decoder)),
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
@@ -41,6 +45,9 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits)
   slices_.reserve(limits.max_batch_size);
   members_.reserve(limits.max_batch_size);
   edited_.resize(decoder_->spec().vocab_size);
+  least_accepted_ = kLeastAccepted;
+  if (!draft) return;
+  draft_model_ = std::make_unique<DraftModel>(std::move(draft), limits_, decoder_->spec().vocab_size);
 }
 
 Engine::~Engine() = default;
@@ -125,13 +132,15 @@ void Engine::forget(Sequence& sequence) {
 
 std::vector<Output> Engine::step(const Poll& poll, const LogitsEditor& editor) {
   std::vector<Output> outputs;
-  schedule();
+  schedule(poll);
   if (ids_.empty()) return outputs;
   const Batch batch{ids_.data(),
                     positions_.data(),
                     static_cast<int64_t>(ids_.size()),
                     {slices_.data(), static_cast<int64_t>(slices_.size())}};
+  const auto begin = std::chrono::steady_clock::now();
   decoder_->forward(batch, cache_, poll);
+  if (draft_model_) weigh_guesses(std::chrono::steady_clock::now() - begin);
   for (size_t i = 0; i < members_.size(); ++i) {
     members_[i]->computed += slices_[i].tokens - static_cast<int64_t>(members_[i]->drafts.tokens().size());
   }
@@ -142,6 +151,13 @@ std::vector<Output> Engine::step(const Poll& poll, const LogitsEditor& editor) {
     if (output.finish != FinishReason::kNone) cancel(output.request);
   }
   return outputs;
+}
+
+// What the draft model guesses must be right often enough to win back the time it takes. Only time depends on it.
+void Engine::weigh_guesses(std::chrono::duration<double> step) {
+  if (guess_seconds_ == 0) return;
+  step_seconds_ = step_seconds_ == 0 ? step.count() : 0.9 * step_seconds_ + 0.1 * step.count();
+  least_accepted_ = kRowPercent + static_cast<int64_t>(100.0 * std::min(guess_seconds_ / step_seconds_, 1.0));
 }
 
 void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor) {
@@ -199,7 +215,9 @@ void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& e
   }
   if (guesses.empty()) return;
   s.computed += accepted;
-  s.drafts.note(static_cast<int64_t>(guesses.size()), accepted);
+  s.drafts.computed = std::min(s.drafts.computed, s.computed);
+  accepted_share_ = 0.98 * accepted_share_ + 0.02 * static_cast<double>(accepted) / static_cast<double>(guesses.size());
+  s.drafts.note(static_cast<int64_t>(guesses.size()), accepted, least_accepted_);
   counters_.drafted += static_cast<int64_t>(guesses.size());
   counters_.accepted += accepted;
 }
@@ -313,6 +331,8 @@ int64_t Engine::import_prefix(const std::vector<int32_t>& tokens, const CacheSal
   for (size_t i = held.size(); i-- > 0;) cache_.pool().release(held[i]);
   return static_cast<int64_t>(held.size());
 }
+
+int64_t Engine::kv_bytes() const { return cache_.nbytes() + (draft_model_ ? draft_model_->kv_bytes() : 0); }
 
 EngineStats Engine::stats() const {
   EngineStats s = counters_;

@@ -3,6 +3,7 @@
 // chunks of prompts, each list by priority and order of arrival. When pages run out the last sequence in that order
 // gives its own back and is computed again later, with the same bits. One caller at a time; the binding holds a lock.
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -24,7 +25,7 @@ struct EngineLimits {
   KvType kv_type = kKvF32;
   int64_t drawable = 0;  // ids from here on are padding of the vocabulary, never drawn
   bool prefix_cache = true;
-  int64_t draft_tokens = 0;  // guessed from the sequence's own text and verified in one step; 0: none
+  int64_t draft_tokens = 0;  // guessed and verified in one step; 0: none
 };
 
 enum class FinishReason : int { kNone, kStop, kLength, kError };
@@ -66,9 +67,12 @@ struct EngineStats {
 using LogitsEditor =
     std::function<void(int64_t request, const std::vector<int32_t>& tokens, int64_t prompt, float* logits)>;
 
+class DraftModel;
+
 class Engine {
  public:
-  Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits);
+  /// `draft`: a smaller model that guesses tokens; null: they are guessed from the sequence's own text.
+  Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std::shared_ptr<Decoder> draft = nullptr);
   ~Engine();
 
   /// Admits a request and returns the id of its first sequence; the others follow without a gap. Throws ArgumentError,
@@ -86,10 +90,11 @@ class Engine {
   int64_t import_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt, const uint8_t* data, int64_t pages);
   int64_t page_bytes() const { return cache_.page_bytes(); }
   const EngineLimits& limits() const { return limits_; }
-  int64_t kv_bytes() const { return cache_.nbytes(); }
+  int64_t kv_bytes() const;
+
+  struct Sequence;
 
  private:
-  struct Sequence;
   using SequencePtr = std::unique_ptr<Sequence>;
   // Rows of logits of one sequence: `rows` from `row` on. Scores: the tokens after `position`; else the next token.
   struct Rows {
@@ -111,7 +116,9 @@ class Engine {
   SequencePtr take_waiting(size_t index);
   bool yields_to(const Sequence& sequence) const;
   void admit();
-  void schedule();
+  void schedule(const Poll& poll);
+  void draft_all(const Poll& poll);
+  void weigh_guesses(std::chrono::duration<double> step);
   int64_t draft(Sequence& sequence, int64_t budget);
   void add_slice(Sequence& sequence, int64_t tokens, int64_t drafted);
   void read_rows(std::vector<Output>& outputs, const LogitsEditor& editor);
@@ -126,8 +133,13 @@ class Engine {
   EngineLimits limits_;
   KvCache cache_;
   Sampler sampler_;
-  int64_t window_ = 0;      // tokens that a layer may still look at; 0: all
-  int64_t extra_rows_ = 0;  // of logits in a step, beyond one for each sequence
+  std::unique_ptr<DraftModel> draft_model_;
+  double step_seconds_ = 0,
+         guess_seconds_ = 0;    // of a forward pass, and of a token that the draft model guesses: lately
+  double accepted_share_ = 1;   // of its guesses, lately
+  int64_t least_accepted_ = 0;  // per cent of the guesses, below which they don't pay
+  int64_t window_ = 0;          // tokens that a layer may still look at; 0: all
+  int64_t extra_rows_ = 0;      // of logits in a step, beyond one for each sequence
   int64_t next_id_ = 1;
   std::vector<SequencePtr> running_;  // by priority, then arrival
   std::deque<SequencePtr> waiting_;   // the same

@@ -2,9 +2,16 @@
 
 #include <algorithm>
 
+#include "engine/draft_model.h"
 #include "engine/sequence.h"
 
 namespace llmcore {
+namespace {
+
+// While guesses of the draft model don't pay, it is tried again every so many steps.
+constexpr int64_t kTried = 256;
+
+}  // namespace
 
 void Engine::insert_waiting(SequencePtr sequence) {
   const auto before = [](const SequencePtr& a, const SequencePtr& b) { return a->before(*b); };
@@ -33,7 +40,7 @@ void Engine::free_pages(Sequence& s) {
     if (i < kept || i >= s.passed) cache_.pool().release(s.pages[i]);
   }
   s.pages.clear();
-  s.computed = s.noted = s.entry = s.passed = 0;
+  s.computed = s.noted = s.entry = s.passed = s.drafts.computed = 0;
 }
 
 // Gives the sequence pages for `tokens` tokens that nobody else writes to, as far as there are free ones.
@@ -44,6 +51,7 @@ bool Engine::grow(Sequence& s, int64_t tokens) {
       const int32_t own = cache_.prefixes().take();
       if (own < 0) return false;
       cache_.copy_page(page, own);
+      if (draft_model_) draft_model_->copy_page(page, own);
       cache_.pool().release(page);
       page = own;
     }
@@ -153,6 +161,32 @@ void Engine::admit() {
   }
 }
 
+// The draft model guesses for all decoding sequences at once, as many tokens as the step, the pages and max_tokens
+// allow; each has a token of the step for sure.
+void Engine::draft_all(const Poll& poll) {
+  const bool pays = 100.0 * accepted_share_ >= static_cast<double>(least_accepted_);
+  if (!pays && counters_.steps % kTried != 0) return;
+  int64_t budget = limits_.max_step_tokens, extra = extra_left_;
+  for (const SequencePtr& s : running_) budget -= s->missing() == 1;
+  std::vector<DraftModel::Wish> wishes;
+  for (const SequencePtr& s : running_) {
+    if (s->missing() != 1 || s->output_tokens() == 0 || s->drafts.paused()) continue;
+    const int64_t left = s->request.max_tokens - s->output_tokens() - 1;
+    const int64_t reach = draft_model_->decoder().spec().max_position_embeddings - s->length();
+    const int64_t most = std::min({limits_.draft_tokens, budget, extra, left, reach});
+    if (most <= 0 || !grow(*s, s->length() + most)) continue;
+    wishes.push_back({s.get(), most});
+    budget -= most;
+    extra -= most;
+  }
+  if (wishes.empty()) return;
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t guesses = draft_model_->guess(wishes, sampler_, poll);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+  const double each = taken.count() / static_cast<double>(guesses);
+  guess_seconds_ = guess_seconds_ == 0 ? each : 0.9 * guess_seconds_ + 0.1 * each;
+}
+
 // Guesses the next tokens, as many as the step, the pages and max_tokens allow.
 int64_t Engine::draft(Sequence& s, int64_t budget) {
   s.drafts.clear();
@@ -189,7 +223,7 @@ void Engine::add_slice(Sequence& s, int64_t tokens, int64_t drafted) {
 }
 
 // Fills the batch: decoding sequences first, then prompts.
-void Engine::schedule() {
+void Engine::schedule(const Poll& poll) {
   for (auto* list : {&ids_, &positions_, &logit_rows_}) list->clear();
   slices_.clear();
   members_.clear();
@@ -200,14 +234,16 @@ void Engine::schedule() {
     if (make_room(s, s.length())) ++i;
   }
   admit();
+  for (const SequencePtr& s : running_) s->drafts.clear();
+  if (draft_model_) draft_all(poll);
   int64_t budget = limits_.max_step_tokens;
   int64_t decoding = 0;
   for (const SequencePtr& s : running_) decoding += s->missing() == 1;
   for (const SequencePtr& s : running_) {
-    s->drafts.clear();
     if (s->missing() != 1 || budget == 0) continue;
     --decoding;  // those that come after have a token each for sure
-    const int64_t drafted = s->output_tokens() > 0 ? draft(*s, budget - 1 - decoding) : 0;
+    int64_t drafted = static_cast<int64_t>(s->drafts.tokens().size());
+    if (!draft_model_ && s->output_tokens() > 0) drafted = draft(*s, budget - 1 - decoding);
     add_slice(*s, 1, drafted);
     budget -= 1 + drafted;
   }

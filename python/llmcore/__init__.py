@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from llmcore.quantization import QuantConfig
     from llmcore.runtime import features, get_num_threads, isa, set_num_threads
     from llmcore.sampling import SamplingParams
+    from llmcore.speculative import SpeculativeConfig
     from llmcore.structured import StructuredOutputsParams
     from llmcore.tokenizer import Tokenizer
 
@@ -70,6 +71,7 @@ _MODULE_OF = {
     "RequestOutput": "llmcore.llm",
     "SafetensorsError": "llmcore.errors",
     "SamplingParams": "llmcore.sampling",
+    "SpeculativeConfig": "llmcore.speculative",
     "StorageError": "llmcore.errors",
     "StreamChunk": "llmcore.llm",
     "StructuredOutputsParams": "llmcore.structured",
@@ -109,6 +111,7 @@ __all__ = [
     "RequestOutput",
     "SafetensorsError",
     "SamplingParams",
+    "SpeculativeConfig",
     "StorageError",
     "StreamChunk",
     "StructuredOutputsParams",

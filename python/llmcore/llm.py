@@ -34,6 +34,8 @@ from llmcore.progress import Progress
 from llmcore.quantization import KV_DTYPES
 from llmcore.request_params import native_params
 from llmcore.sampling import SamplingParams, takes_prompt
+from llmcore.speculative import SpeculativeConfig, load_draft
+from llmcore.speculative import resolve as resolve_speculative
 from llmcore.stop import StopMatcher
 
 if TYPE_CHECKING:
@@ -55,8 +57,6 @@ MAX_PROMPTS = 1 << 16
 _MEMORY_SHARE = 0.5
 _FINISH = (None, "stop", "length", "error")
 _UTF8_TAIL = 4
-_DRAFT_TOKENS = 4
-_MAX_DRAFT_TOKENS = 15
 
 Prompt = str | Sequence[int]
 _log = logging.getLogger("llmcore")
@@ -80,7 +80,8 @@ class LLM:
     enable_prefix_caching: pages of earlier prompts and answers are kept while nobody else wants them, and a prompt that
         begins with the same tokens doesn't compute them again.
     speculative: None; "ngram": up to 4 tokens a step are guessed from what followed the same words earlier in the text
-        (an integer, 1 to 15: up to so many). Each guess is verified: no token changes, at any temperature.
+        (an integer, 1 to 15: up to so many); a Model: that smaller one guesses; or a SpeculativeConfig. Each guess is
+        verified: no token changes, at any temperature.
     seed: of requests whose SamplingParams have none (0 to 2**64 - 1).
 
     The same model, prompt, parameters and seed give the same bits, whatever else runs beside it.
@@ -98,7 +99,7 @@ class LLM:
         kv_cache_bytes: int | None = None,
         max_memory: int | None = None,
         enable_prefix_caching: bool = True,
-        speculative: str | int | None = None,
+        speculative: str | int | Model | SpeculativeConfig | None = None,
         threads: int | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -116,7 +117,8 @@ class LLM:
             raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ArgumentError(f"seed must be an integer within [0, 2**64), got {seed!r}"[:200])
-        drafts = _draft_tokens(speculative)
+        guessing = resolve_speculative(speculative)
+        drafts = 0 if guessing is None else guessing.num_tokens
         self._owns_model = not isinstance(path_or_model, Model)
         if isinstance(path_or_model, Model):
             if quantize is not None or threads is not None:
@@ -124,6 +126,8 @@ class LLM:
             self.model = path_or_model
         else:
             self.model = load(path_or_model, quantize, threads=threads, progress=progress)
+        self._draft = None if guessing is None else load_draft(guessing, self.model, progress=progress)
+        self._owns_draft = guessing is not None and self._draft is not guessing.model
         self.seed = seed
         batch = max_batch_size or DEFAULT_BATCH_SIZE
         kv = self.model.kv_dtype if kv_dtype == "auto" else kv_dtype
@@ -132,6 +136,7 @@ class LLM:
         if max_memory is not None:
             self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=max_model_len or PAGE_TOKENS)
             used = self.model.core.weight_bytes + self.model.core.activation_bytes
+            used += 0 if self._draft is None else self._draft.core.weight_bytes
             kv_cache_bytes = min(max_memory - used, kv_cache_bytes or max_memory)
         pages, length = self._plan_pages(kv, max_model_len, batch, kv_cache_bytes)
         self.max_model_len = length
@@ -145,6 +150,8 @@ class LLM:
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._next_request = 0
         self.model.plan(max_tokens=step, max_logit_rows=rows, max_model_len=length)
+        if self._draft is not None:
+            self._draft.plan(max_tokens=max(STEP_TOKENS, 2 * batch), max_logit_rows=batch, max_model_len=length)
         tokenizer = self.model.tokenizer
         self._engine: _core.Engine | None = _core.Engine(
             self.model.core,
@@ -156,6 +163,7 @@ class LLM:
             drawable=tokenizer.vocab_size if tokenizer else self.model.spec.vocab_size,
             prefix_cache=enable_prefix_caching,
             draft_tokens=drafts,
+            draft=None if self._draft is None else self._draft.core,
         )
         self._kv_bytes = self._engine.kv_bytes
         self.kv_dtype = kv
@@ -172,6 +180,8 @@ class LLM:
             )
         length = max_model_len or spec.max_position_embeddings
         page_bytes = kv_bytes_per_page(spec, kv)
+        if self._draft is not None:
+            page_bytes += kv_bytes_per_page(self._draft.spec, kv)
         available = _available_memory()
         if budget is None:
             budget = int(available * _MEMORY_SHARE)
@@ -417,6 +427,8 @@ class LLM:
         if self._masks is not None:
             self._masks.shutdown()
         self.model._kv_bytes -= self._kv_bytes
+        if self._draft is not None and self._owns_draft:
+            self._draft.close()
         if self._owns_model:
             self.model.close()
 
@@ -787,17 +799,6 @@ def _ranked(
 
 def _or_default(params: SamplingParams | None) -> SamplingParams:
     return params or SamplingParams()
-
-
-def _draft_tokens(speculative: str | int | None) -> int:
-    if speculative is None:
-        return 0
-    if speculative == "ngram":
-        return _DRAFT_TOKENS
-    known = isinstance(speculative, int) and not isinstance(speculative, bool) and 1 <= speculative <= _MAX_DRAFT_TOKENS
-    if not known:
-        raise ArgumentError(f'speculative must be None, "ngram" or 1 to {_MAX_DRAFT_TOKENS}, got {speculative!r}'[:200])
-    return int(speculative)
 
 
 def _salt(salt: str | None) -> tuple[int, int]:

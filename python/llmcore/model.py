@@ -93,6 +93,11 @@ class Model:
             raise ClosedError("the model was closed")
         return self._core
 
+    @property
+    def source(self) -> Path | None:
+        """Where the checkpoint lies that this was loaded from, if it was."""
+        return self._source
+
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises TokenizerError when the checkpoint has none."""
         if self.tokenizer is None:
