@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "bindings/bind.h"
@@ -123,7 +124,7 @@ void read_bpe(const py::dict& fields, BpeSpec& bpe) {
 }
 
 /// With an archive, which is of a vocabulary without another model, `fields` are those of the pipeline alone.
-std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::object& archive) {
+std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::object& archive) {
   TokenizerSpec spec;
   if (archive.is_none()) {
     read_bpe(fields, spec.bpe);
@@ -150,12 +151,12 @@ std::unique_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
   spec.metaspace = fields["metaspace"].cast<bool>();
   if (archive.is_none()) {
     const py::gil_scoped_release release;
-    return std::make_unique<Tokenizer>(std::move(spec));
+    return std::make_shared<Tokenizer>(std::move(spec));
   }
   const py::buffer_info saved = archive.cast<py::buffer>().request();
   const py::gil_scoped_release release;
   const std::string_view data(static_cast<const char*>(saved.ptr), static_cast<size_t>(saved.size * saved.itemsize));
-  return std::make_unique<Tokenizer>(std::move(spec), data);
+  return std::make_shared<Tokenizer>(std::move(spec), data);
 }
 
 std::vector<uint32_t> encode(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
@@ -226,6 +227,56 @@ py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequ
   return out;
 }
 
+/// Text of ids that come one at a time: a character is given out when it is whole. What is no UTF-8 becomes U+FFFD, as
+/// bytes.decode("utf-8", "replace") has it.
+class DecodeStream {
+ public:
+  /// `at_start`: a space that begins the text is dropped, or with `strip_first` every space of the first token.
+  DecodeStream(std::shared_ptr<const Tokenizer> tokenizer, const std::vector<uint32_t>& skipped, bool at_start,
+               bool strip_first)
+      : tokenizer_(std::move(tokenizer)), at_start_(at_start), strip_first_(strip_first) {
+    skipped_.resize(skipped.empty() ? 0 : tokenizer_->size());
+    for (const uint32_t id : skipped) skipped_.at(id) = true;
+  }
+
+  py::object step(int64_t id) {
+    const auto size = static_cast<int64_t>(tokenizer_->size());
+    const auto at = static_cast<uint32_t>(id);
+    if (id < 0 || id >= size || tokenizer_->bpe().kind(at) == TokenKind::kGap) {
+      throw ArgumentError("decode: id " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(size) +
+                          " ids");
+    }
+    if (at < skipped_.size() && skipped_[at]) return py::str();
+    std::string_view text = tokenizer_->token(at);
+    if (std::exchange(at_start_, false) && text.starts_with(' ') && tokenizer_->is_text(at)) {
+      const size_t from = pending_.size();
+      pending_.append(text.substr(1));
+      if (strip_first_)
+        pending_.erase(std::remove(pending_.begin() + static_cast<std::ptrdiff_t>(from), pending_.end(), ' '),
+                       pending_.end());
+      return take(pending_, false);
+    }
+    if (pending_.empty()) return take(text, false);
+    return take(pending_.append(text), false);
+  }
+  py::object finish() { return take(std::string(pending_), true); }
+
+ private:
+  py::object take(std::string_view data, bool last) {
+    Py_ssize_t used = 0;
+    PyObject* text = PyUnicode_DecodeUTF8Stateful(data.data(), static_cast<Py_ssize_t>(data.size()), "replace",
+                                                  last ? nullptr : &used);
+    if (!text) throw py::error_already_set();
+    pending_ = last ? std::string() : std::string(data.substr(static_cast<size_t>(used)));
+    return py::reinterpret_steal<py::object>(text);
+  }
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::vector<bool> skipped_;
+  std::string pending_;  // of a character that isn't whole yet
+  bool at_start_, strip_first_;
+};
+
 /// Merges of a tokenizer.json ("left right" or [left, right]) as ids, [n * 3], or None when one of them is not what it
 /// should be or stands there twice: then it is read again, slowly, to say which. `skip`: characters of the right side
 /// that the result lacks. A merge whose result `left_out` names by id is left out.
@@ -279,7 +330,7 @@ py::object resolve_merges(const py::list& items, const py::dict& vocab, size_t s
 }  // namespace
 
 void bind_tokenizer(py::module_& m) {
-  py::class_<Tokenizer>(m, "Tokenizer")
+  py::class_<Tokenizer, std::shared_ptr<Tokenizer>>(m, "Tokenizer")
       .def(py::init(&make_tokenizer), py::arg("fields"), py::arg("archive") = py::none())
       .def_property_readonly("size", &Tokenizer::size)
       .def("encode", [](const Tokenizer& self, const py::str& text, bool add_special,
@@ -354,6 +405,11 @@ void bind_tokenizer(py::module_& m) {
            })
       .def("pieces", [](const Tokenizer& self, const py::str& text) { return self.pieces(utf8(text)); });
 
+  py::class_<DecodeStream>(m, "DecodeStream")
+      .def(py::init<std::shared_ptr<Tokenizer>, const std::vector<uint32_t>&, bool, bool>(), py::arg("tokenizer"),
+           py::arg("skipped"), py::arg("at_start"), py::arg("strip_first"))
+      .def("step", &DecodeStream::step)
+      .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);
   py::class_<Regex>(m, "Regex")
       .def(py::init([](std::string_view pattern, int dialect) {

@@ -59,6 +59,10 @@ class Tokenizer {
   size_t size() const noexcept { return bpe_.size(); }
   /// The bytes that an id decodes to.
   std::string_view token(uint32_t id) const noexcept;
+  /// True for a token that text can become, other than a byte of a character.
+  bool is_text(uint32_t id) const noexcept {
+    return model_ ? bpe_.kind(id) == TokenKind::kUnused : bpe_.kind(id) == TokenKind::kNormal;
+  }
   /// `text` after all normalisers.
   std::string normalized(std::string_view text) const;
 

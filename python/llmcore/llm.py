@@ -520,7 +520,8 @@ class LLM:
             sequence = self._sequences.get(handle)
             if sequence is None:
                 continue
-            sequence.request.note_scores(scores)
+            if scores:
+                sequence.request.note_scores(scores)
             if token is None and not error:
                 continue
             sequence.queue_time, sequence.preemptions, sequence.cached_tokens = queue_time, preemptions, cached
@@ -655,7 +656,7 @@ class Request:
         chunks = []
         for sequence in self.sequences:
             while sequence.chunks:
-                chunks.append(sequence.chunks.popleft())
+                chunks.append(StreamChunk(*sequence.chunks.popleft(), sequence.output.index))
         return chunks
 
     def raise_error(self) -> None:
@@ -667,7 +668,7 @@ class Request:
     def output(self, fingerprint: str) -> RequestOutput:
         """The answer."""
         self.raise_error()
-        outputs = [sequence.output for sequence in self.sequences]
+        outputs = [sequence.whole_output() for sequence in self.sequences]
         first = self.sequences[0]
         tokens = len(first.output.token_ids)
         metrics = RequestMetrics(
@@ -701,7 +702,8 @@ class _Sequence:
         self.error: Exception | None = None
         self.edits = bool(params.logits_processors or params.structured_outputs)
         self.guide: Guide | None = None
-        self.chunks: deque[StreamChunk] = deque()
+        self.chunks: deque[tuple[str, int, float | None, str | None]] = deque()
+        self._texts: list[str] = []
         self.first_time = self.last_time = self.queue_time = 0.0
         self.preemptions = self.cached_tokens = 0
         self._params = params
@@ -753,10 +755,15 @@ class _Sequence:
                 text += self._stop.push(self._decoder.finish()) + self._stop.finish()
         if self._params.echo and len(output.token_ids) == 1:
             text = (self.request.prompt or "") + text
-        output.text += text
+        self._texts.append(text)
         output.finish_reason = finish
         shown = logprob if self._params.logprobs is not None else None
-        self.chunks.append(StreamChunk(text, token, shown, finish, output.index))
+        self.chunks.append((text, token, shown, finish))
+
+    def whole_output(self) -> CompletionOutput:
+        """The answer so far."""
+        self.output.text = "".join(self._texts)
+        return self.output
 
     def _note_logprob(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
         assert self.output.logprobs is not None

@@ -10,7 +10,6 @@ exactly is refused at load. A Tokenizer never changes and may be used by any num
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -402,46 +401,54 @@ class DecodeStream:
     """Text of ids that come one at a time; made by `Tokenizer.decode_stream`. For one thread at a time."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer._skipped_set if skip_special_tokens else frozenset()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = tokenizer._spec.strip_prefix
-        self._ids: list[int] = []  # of the last texts, for decoders that look at neighbours
-        self._given = 0
+        spec = tokenizer._spec
+        skipped = tokenizer._skipped if skip_special_tokens else []
+        self._stream: _core.DecodeStream | _PartsStream
+        if spec.decoders is None:
+            self._stream = _core.DecodeStream(tokenizer._core, skipped, spec.strip_prefix, spec.strip_first)
+        else:
+            self._stream = _PartsStream(tokenizer, skip_special_tokens)
+        self._step = self._stream.step
 
     def step(self, id: int) -> str:
         """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
 
         Raises ArgumentError for an id that isn't in the vocabulary.
         """
-        core, at = self._tokenizer._core, _integer(id, "id")
-        data = core.token(at) if 0 <= at < core.size else None
-        if data is None:
-            raise ArgumentError(f"decode: id {at} is not in the vocabulary of {core.size} ids")
-        if at in self._skipped:
-            return ""
-        if self._tokenizer._spec.decoders is not None:
-            return self._step_by_parts(at)
-        if self._at_start:
-            self._at_start = False
-            if data.startswith(b" ") and self._tokenizer._spec.kinds[at] == Kind.NORMAL:
-                data = data.replace(b" ", b"") if self._tokenizer._spec.strip_first else data[1:]
-        return self._decoder.decode(data)
+        if type(id) is int and -1 < id < 1 << 32:
+            return self._step(id)
+        at = _integer(id, "id")
+        if not 0 <= at < 1 << 32:
+            raise ArgumentError(f"decode: id {at:#x} is not in the vocabulary"[:100])
+        return self._step(at)
 
-    def _step_by_parts(self, id: int) -> str:
-        """What `id` adds to the text of the ids since the last whole text."""
-        before = self._tokenizer.decode(self._ids[: self._given])
+    def finish(self) -> str:
+        """What is left: U+FFFD for an incomplete character, else ""."""
+        return self._stream.finish()
+
+
+class _PartsStream:
+    """The same for decoders that look at a token's neighbours: text is decoded again from the last whole one on."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+        self._given = 0  # of the ids, how many have been given out as text
+
+    def step(self, id: int) -> str:
+        before = self._tokenizer.decode(self._ids[: self._given], self._skip)
+        text = self._tokenizer.decode([*self._ids, id], self._skip)
         self._ids.append(id)
-        text = self._tokenizer.decode(self._ids)
         if len(text) <= len(before) or text.endswith("\ufffd"):
             return ""
-        self._ids = self._ids[self._given :] if self._given else self._ids
+        self._ids = self._ids[self._given :]
         self._given = len(self._ids)
         return text[len(before) :]
 
     def finish(self) -> str:
-        """What is left: U+FFFD for an incomplete character, else ""."""
-        return self._decoder.decode(b"", True)
+        before = self._tokenizer.decode(self._ids[: self._given], self._skip)
+        return self._tokenizer.decode(self._ids, self._skip)[len(before) :]
 
 
 def _ready(text: str) -> str:
