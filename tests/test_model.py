@@ -181,6 +181,19 @@ def test_recipes_choose_formats_by_module(folder: Path, model: llmcore.Model) ->
             assert (np.abs(got - expected - bias) <= bound).all(), name
 
 
+def test_overrides_are_checked_at_once_and_keep_the_way_of_choosing_scales() -> None:
+    recipe = llmcore.QuantConfig(
+        format="int8", scale="mse", overrides={"a": "int4", "b": llmcore.QuantConfig(format="int4")}
+    )
+    by_name, by_config = recipe.of(["a"], is_head=False), recipe.of(["b"], is_head=False)
+    assert by_name is not None and by_name.search and by_name.format == "int4"
+    assert by_config is not None and not by_config.search
+    with pytest.raises(llmcore.ArgumentError, match="int3"):
+        llmcore.QuantConfig(format="int8", overrides={"nothing.matches": "int3"})
+    with pytest.raises(llmcore.ArgumentError, match="overrides"):
+        llmcore.QuantConfig(format="int8", overrides=["int4"])  # type: ignore[arg-type]
+
+
 def test_matrices_stored_in_out_are_quantised_by_output(data_dir: Path) -> None:
     """GPT-2's Conv1D: turned while it is packed, so that a group lies along the inputs of one output."""
     source = data_dir / "models" / "capp-gpt2-hf"

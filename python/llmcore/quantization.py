@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmcore.errors import ArgumentError, escape
 
@@ -40,8 +40,9 @@ class QuantConfig:
     skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text
         ("model.layers.0.*", "*.down_proj").
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
-        smallest squared error, at some 25 times the work.
-    overrides: module pattern -> format name or QuantConfig for those modules; the first that matches counts.
+        smallest squared error, at some 10 times the work.
+    overrides: module pattern -> format name (with this `scale`) or QuantConfig for those modules; the first that
+        matches counts.
 
     Raises ArgumentError.
     """
@@ -63,6 +64,10 @@ class QuantConfig:
             raise ArgumentError(f"scale must be max or mse, got {escape(self.scale)}")
         if isinstance(self.skip, str):
             raise ArgumentError("skip must be a list of module patterns, not one text")
+        if not isinstance(self.overrides, Mapping):
+            raise ArgumentError("overrides must map module patterns to formats")
+        for override in self.overrides.values():
+            resolve(override)
 
     def of(self, modules: Sequence[str], *, is_head: bool) -> MatrixFormat | None:
         """The format of the matrix made of `modules` (its parts share it); None: as stored."""
@@ -72,7 +77,9 @@ class QuantConfig:
         for pattern, override in self.overrides.items():
             if any(fnmatch.fnmatchcase(module, pattern) for module in modules):
                 config = resolve(override)
-                return None if config is None else config.own()
+                if config is None:
+                    return None
+                return (replace(config, scale=self.scale) if isinstance(override, str) else config).own()
         if is_head:
             return QuantConfig(format=self.head or "int8", scale=self.scale).own()
         return self.own()
