@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import bits_hash
 import llmcore
+from llmcore.quantization import MatrixFormat
 import quantized_reference as reference
 from bits_hash import prompt
 from llmcore.checkpoint.write import save_json
@@ -186,8 +187,8 @@ def test_overrides_are_checked_at_once_and_keep_the_way_of_choosing_scales() -> 
         format="int8", scale="mse", overrides={"a": "int4", "b": llmcore.QuantConfig(format="int4")}
     )
     by_name, by_config = recipe.of(["a"], is_head=False), recipe.of(["b"], is_head=False)
-    assert by_name is not None and by_name.search and by_name.format == "int4"
-    assert by_config is not None and not by_config.search
+    assert by_name == MatrixFormat(format="int4", group_size=128, search=True)
+    assert by_config == MatrixFormat(format="int4", group_size=128)
     with pytest.raises(llmcore.ArgumentError, match="int3"):
         llmcore.QuantConfig(format="int8", overrides={"nothing.matches": "int3"})
     with pytest.raises(llmcore.ArgumentError, match="overrides"):
