@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 import bits_hash
 import llmcore
-from llmcore.quantization import MatrixFormat
 import quantized_reference as reference
 from bits_hash import prompt
 from llmcore.checkpoint.write import save_json
 from llmcore.model import random_model
+from llmcore.quantization import MatrixFormat
 
 
 @pytest.fixture(scope="module")
