@@ -28,6 +28,8 @@ FORMATS: dict[str, dict[str, object]] = {
     "f16": {"dtype": "float16"},
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},
+    "int4-zero": {"quantize": llmcore.QuantConfig(format="int4", symmetric=False)},
+    "int8-zero": {"quantize": llmcore.QuantConfig(format="int8", symmetric=False)},
     "int4-32": {"quantize": llmcore.QuantConfig(format="int4", group_size=32)},
     "ternary": {"quantize": "ternary"},
 }

@@ -41,12 +41,14 @@ def matmul(x: npt.ArrayLike, w: QuantizedTensor) -> tuple[Doubles, Doubles]:
         return a @ b.T, (a.shape[1] + 2) * ROUNDING * (np.abs(a) @ np.abs(b).T)
     group = w.group_size or DEFAULT_ACTIVATION_GROUP
     codes, scales = w.codes()
+    zero_points = w.zero_points()
     activations, x_scales = quantize_activations(x, group)
     total = np.zeros((len(activations), len(codes)))
     size = np.zeros_like(total)
     for g in range(x_scales.shape[1]):
         part = slice(g * group, (g + 1) * group)
-        integers = activations[:, part] @ codes[:, part].astype(np.int64).T
+        zero = zero_points[:, g if w.group_size else 0, None].astype(np.int64)
+        integers = activations[:, part] @ (codes[:, part].astype(np.int64) - zero).T
         scale = scales[:, g if w.group_size else 0].astype(np.float64) * x_scales[:, g, None].astype(np.float64)
         total += integers * scale
         size += np.abs(integers * scale)

@@ -16,7 +16,7 @@ import pytest
 
 import llmcore
 import quantized_reference as reference
-from llmcore import _core, ops
+from llmcore import ArgumentError, QuantConfig, QuantError, _core, ops
 
 E = 2.0**-24
 FLOATS = ("f32", "bf16", "f16")
@@ -47,6 +47,54 @@ def test_dequantized_weights_are_scale_times_code(name: str, group: int, draw: C
     assert codes.shape == (19, 200)
     assert scales.shape == (19, -(-200 // width))
     assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, width, axis=1)[:, :200])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, -3.0])
+@pytest.mark.parametrize(("name", "group"), [("int8", 0), ("int8", 32), ("int4", 0), ("int4", 64), ("int4", 128)])
+def test_zero_points(name: str, group: int, shift: float) -> None:
+    """Codes span what the weights do; products are those of scale * (code - zero point)."""
+    w = normal(19, 200) + np.float32(shift)
+    packed = ops.quantize(w, name, group_size=group, symmetric=False)
+    (codes, scales), zero_points = packed.codes(), packed.zero_points()
+    width = group or 200
+    highest = {"int8": 255, "int4": 15}[name]
+    lowest = -(highest + 1) // 2
+    assert (zero_points == np.rint(zero_points)).all()
+    assert ((zero_points >= lowest) & (zero_points <= highest + lowest)).all()
+    repeated = [np.repeat(part, width, axis=1)[:, :200].astype(np.float64) for part in (scales, zero_points)]
+    exact = repeated[0] * (codes - repeated[1])
+    assert np.array_equal(packed.dequantize(), exact.astype(np.float32))
+    # A zero point is rounded, and so is a scale: the ends may lie a step outside.
+    assert (np.abs(packed.dequantize() - w) <= repeated[0] * (0.51 + highest * rounding_of_scales(group))).mean() > 0.95
+    assert (np.abs(packed.dequantize() - w) <= repeated[0] * (1.1 + highest * rounding_of_scales(group))).all()
+    if shift:
+        plain = ops.quantize(w, name, group_size=group)
+        assert np.square(packed.dequantize() - w).sum() < 0.85 * np.square(plain.dequantize() - w).sum()
+    for rows in (1, 3, 40):
+        x = normal(rows, 200, seed=rows)
+        expected, bound = reference.matmul(x, packed)
+        assert (np.abs(ops.matmul(x, packed) - expected) <= bound).all()
+
+
+def test_zero_points_belong_to_some_formats() -> None:
+    with pytest.raises(ArgumentError, match="symmetric"):
+        ops.quantize(normal(4, 8), "ternary", symmetric=False)
+    with pytest.raises(ArgumentError, match="symmetric"):
+        QuantConfig(format="int4", symmetric=0)  # type: ignore[arg-type]
+    matrix = _core.Matrix("int4", 1, 32, 32, zero_points=True)
+    codes, scales = np.zeros((1, 32), np.int8), np.ones((1, 1), np.float32)
+    for zero_points in (
+        None,
+        np.full((1, 1), 9, np.float32),
+        np.full((1, 1), 0.5, np.float32),
+        np.full((1, 1), np.nan, np.float32),
+    ):
+        with pytest.raises((ArgumentError, QuantError)):
+            matrix.set_codes(0, codes, scales, zero_points)
+    matrix.set_codes(0, codes, scales, np.full((1, 1), -3, np.float32))
+    assert (matrix.dequantize() == 3).all()
+    with pytest.raises(ArgumentError, match="zero points"):
+        _core.Matrix("int4", 1, 32, 32).set_codes(0, codes, scales, np.zeros((1, 1), np.float32))
 
 
 def rounding_of_scales(group: int) -> float:

@@ -33,6 +33,7 @@ RECIPES: dict[str, Any] = {
     "stored": None,
     "int8": "int8",
     "int8 groups": QuantConfig(format="int8", group_size=64),
+    "zero points": QuantConfig(format="int4", symmetric=False),
     "int4": "int4",
     "ternary": "ternary",
     "mixed": QuantConfig(format="int4", group_size=32, head="int8", skip=["*.down_proj"]),

@@ -23,6 +23,8 @@ RECIPES = {
     "int4-128": llmcore.QuantConfig(format="int4", group_size=128),
     "int4-64": llmcore.QuantConfig(format="int4", group_size=64),
     "int4-32": llmcore.QuantConfig(format="int4", group_size=32),
+    "int8-zero": llmcore.QuantConfig(format="int8", symmetric=False),
+    "int4-zero": llmcore.QuantConfig(format="int4", group_size=64, symmetric=False),
     "ternary": llmcore.QuantConfig(format="ternary"),
     "ternary-64": llmcore.QuantConfig(format="ternary", group_size=64),
 }
@@ -75,7 +77,9 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
         elif head:
             tensors[name] = llmcore.ops.quantize(value, "int8", group_size=0)
         else:
-            tensors[name] = llmcore.ops.quantize(value, recipe.format, group_size=recipe.group_size)
+            tensors[name] = llmcore.ops.quantize(
+                value, recipe.format, group_size=recipe.group_size, symmetric=recipe.symmetric
+            )
     return Case(recipe, model, tensors)
 
 

@@ -1,7 +1,10 @@
 // Matrix: a packed weight.
 
 #include <memory>
+#include <optional>
 #include <vector>
+
+#include <pybind11/stl.h>
 
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
@@ -50,14 +53,20 @@ void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transp
   m.set_rows(first_row, rows, data, element, transposed, default_pool(), search);
 }
 
-void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const FloatArray& scales) {
+void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const FloatArray& scales,
+               const std::optional<FloatArray>& zero_points) {
   check_dims(codes, 2, "codes");
   check_dims(scales, 2, "scales");
   check_argument(codes.shape(1) == m.K() && scales.shape(1) == m.groups() && scales.shape(0) == codes.shape(0),
                  "codes must be [rows, K] and scales [rows, groups]");
+  if (zero_points) {
+    check_dims(*zero_points, 2, "zero_points");
+    check_argument(zero_points->shape(0) == scales.shape(0) && zero_points->shape(1) == scales.shape(1),
+                   "zero_points must be [rows, groups]");
+  }
   const int64_t rows = codes.shape(0);
   const NativeCall call;
-  m.set_codes(first_row, rows, codes.data(), scales.data());
+  m.set_codes(first_row, rows, codes.data(), scales.data(), zero_points ? zero_points->data() : nullptr);
 }
 
 py::array_t<float> dequantize(const Matrix& m) {
@@ -74,10 +83,12 @@ py::array_t<float> dequantize(const Matrix& m) {
 
 py::tuple codes(const Matrix& m) {
   py::array_t<int8_t> q({m.N(), m.K()});
-  py::array_t<float> scales({m.N(), m.groups()});
-  for (int64_t n = 0; n < m.N(); ++n)
-    m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + n * m.groups());
-  return py::make_tuple(q, scales);
+  py::array_t<float> scales({m.N(), m.groups()}), zero_points({m.N(), m.groups()});
+  for (int64_t n = 0; n < m.N(); ++n) {
+    const int64_t at = n * m.groups();
+    m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + at, zero_points.mutable_data() + at);
+  }
+  return py::make_tuple(q, scales, zero_points);
 }
 
 // The bytes themselves; the array keeps its matrix alive.
@@ -89,13 +100,17 @@ py::array_t<uint8_t> raw(Buffer& buffer, const py::object& owner) {
 
 void bind_matrix(py::module_& m) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(m, "Matrix")
-      .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size, const std::string& scales) {
-             return std::make_shared<Matrix>(format_from_name(format), N, K, group_size, scale_type_from_name(scales));
+      .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size, const std::string& scales,
+                       bool zero_points) {
+             return std::make_shared<Matrix>(format_from_name(format), N, K, group_size, scale_type_from_name(scales),
+                                             zero_points);
            }),
-           py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("scales") = "f16")
+           py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("scales") = "f16",
+           py::arg("zero_points") = false)
       .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false,
            py::arg("search") = false)
-      .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"))
+      .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"),
+           py::arg("zero_points") = py::none())
       .def("dequantize", dequantize)
       .def("codes", codes)
       .def("check", &Matrix::check)
@@ -103,6 +118,9 @@ void bind_matrix(py::module_& m) {
                              [](const py::object& self) { return raw(self.cast<Matrix&>().codes_buffer(), self); })
       .def_property_readonly("raw_scales",
                              [](const py::object& self) { return raw(self.cast<Matrix&>().scales_buffer(), self); })
+      .def_property_readonly("raw_shifts",
+                             [](const py::object& self) { return raw(self.cast<Matrix&>().shifts_buffer(), self); })
+      .def_property_readonly("has_zero_points", &Matrix::has_zero_points)
       .def_property_readonly("scale_type", [](const Matrix& w) { return element_name(w.scale_type()); })
       .def_property_readonly("format", [](const Matrix& w) { return format_name(w.format()); })
       .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.N(), w.K()); })
@@ -111,10 +129,10 @@ void bind_matrix(py::module_& m) {
       .def_property_readonly("nbytes", &Matrix::nbytes);
   m.def(
       "matrix_bytes",
-      [](const std::string& format, int64_t N, int64_t K, int64_t group_size) {
-        return matrix_bytes(format_from_name(format), N, K, group_size);
+      [](const std::string& format, int64_t N, int64_t K, int64_t group_size, bool zero_points) {
+        return matrix_bytes(format_from_name(format), N, K, group_size, zero_points);
       },
-      py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0);
+      py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("zero_points") = false);
 }
 
 }  // namespace llmcore

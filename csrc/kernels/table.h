@@ -26,8 +26,9 @@ struct MatmulArgs {
   int64_t panel_bytes;   // from a panel to the next
   const void* scales;    // per row: [N padded] float32; else [panel][group][16] of scale_type
   int scale_type;
-  bool per_row;  // one scale for a whole row
-  int64_t K;     // padded to the format's step
+  bool per_row;            // one scale for a whole row
+  const uint16_t* shifts;  // float16 integers, laid out as the scales: what is added to each code; null: none
+  int64_t K;               // padded to the format's step
   int64_t N;
   int64_t M;
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.

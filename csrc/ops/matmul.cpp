@@ -35,6 +35,7 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
   a.scales = w.scales();
   a.scale_type = w.scale_type() == Element::kF32 ? kScaleF32 : w.scale_type() == Element::kF16 ? kScaleF16 : kScaleBF16;
   a.per_row = w.per_row();
+  a.shifts = w.shifts();
   a.K = w.K_padded();
   a.N = w.N();
   a.M = M;

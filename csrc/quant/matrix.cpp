@@ -74,17 +74,19 @@ constexpr float kSearchFactor = 0.025f;  // of the scale: from 0.55 to 1.15 of i
 
 }  // namespace
 
-int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size) {
+int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points) {
   const int64_t rows = round_up(N, kRowsPerPanel);
   const int64_t bits = checked_mul(checked_mul(rows, padded_k(format, K)), code_bits(format));
   int64_t bytes = bits / 8;
   if (is_integer(format)) {
-    bytes = checked_add(bytes, group_size ? checked_mul(rows * 2, ceil_div(K, group_size)) : rows * 4);
+    const int64_t groups = group_size ? ceil_div(K, group_size) : 1;
+    bytes = checked_add(bytes, group_size ? checked_mul(rows * 2, groups) : rows * 4);
+    if (zero_points) bytes = checked_add(bytes, checked_mul(rows * 2, groups));
   }
   return bytes;
 }
 
-Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type)
+Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type, bool zero_points)
     : format_(format), scale_type_(group_size ? scale_type : Element::kF32), N_(N), K_(K), group_size_(group_size) {
   check_argument(N >= 1 && K >= 1,
                  "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " + std::to_string(K) + "]");
@@ -95,12 +97,15 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element 
                  "group_size must be 32, 64, 128 or 0 (one scale per row), got " + std::to_string(group_size));
   check_argument(is_integer(format) || group_size == 0,
                  std::string("group_size must be 0 for the format ") + format_name(format));
+  check_argument(!zero_points || format == Format::kInt8 || format == Format::kInt4,
+                 std::string("the format ") + format_name(format) + " has no zero points");
   K_padded_ = padded_k(format, K);
   panel_bytes_ = K_padded_ * kRowsPerPanel * code_bits(format) / 8;
   codes_ = Buffer(checked_mul(panels(), panel_bytes_));
   if (is_integer(format)) {
     const int64_t rows = panels() * kRowsPerPanel;
     scales_ = Buffer(checked_mul(rows * (scale_type_ == Element::kF32 ? 4 : 2), groups()));
+    if (zero_points) shifts_ = Buffer(checked_mul(rows * 2, groups()));
     visit_codec(format, [&]<class Codec>() {  // padding holds the zero code
       unsigned fill = 0;
       for (int shift = 0; shift < 8; shift += Codec::kBits) fill |= static_cast<unsigned>(Codec::kZero) << shift;
@@ -134,6 +139,10 @@ float Matrix::store_scale(int64_t n, int64_t group, float value) {
   return scale(n, group);
 }
 
+float Matrix::shift(int64_t n, int64_t group) const {
+  return has_zero_points() ? half_to_float(shifts_.as<uint16_t>()[scale_index(n, group)]) : 0.0f;
+}
+
 template <class Codec>
 void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) {
   const int64_t width = per_row() ? K_ : group_size_;
@@ -145,12 +154,21 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
       for (int j = 0; j < 8; ++j) poison[j] += w[i + j] * 0.0f;
     }
     for (; i < end; ++i) poison[0] += w[i] * 0.0f;
-    float scale = Codec::choose_scale(w + begin, end - begin);
+    const Range r = range(w + begin, end - begin);
+    constexpr int kSteps = Codec::kMaxCode - Codec::kMinCode;
+    float scale = has_zero_points() ? (r.highest - r.lowest) / static_cast<float>(kSteps)
+                                    : Codec::choose_scale(w + begin, end - begin);
+    // The code that stands for 0 at a scale.
+    const auto zero_at = [&](float s) {
+      const float steps = has_zero_points() ? std::nearbyint(-r.lowest / s) : -1.0f;
+      if (!(steps >= 0.0f)) return Codec::kZero;  // or the scale is 0 or not finite
+      return Codec::kMinCode + (steps < static_cast<float>(kSteps) ? static_cast<int>(steps) : kSteps);
+    };
     for (const float p : poison) scale += p;
     float stored = store_scale(n, g, scale);
     if (search && std::isfinite(stored) && stored != 0.0f) {
       const auto error_of = [&](float s) {
-        return squared_error(w + begin, end - begin, s, Codec::kZero, Codec::kMinCode, Codec::kMaxCode, codes + begin);
+        return squared_error(w + begin, end - begin, s, zero_at(s), Codec::kMinCode, Codec::kMaxCode, codes + begin);
       };
       float best = stored;
       double least = error_of(stored);
@@ -164,8 +182,10 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
       }
       stored = store_scale(n, g, best);
     }
-    round_codes(w + begin, end - begin, inverse_of(stored), Codec::kZero, Codec::kMinCode, Codec::kMaxCode,
-                codes + begin);
+    const int zero = zero_at(stored);
+    round_codes(w + begin, end - begin, inverse_of(stored), zero, Codec::kMinCode, Codec::kMaxCode, codes + begin);
+    if (has_zero_points())
+      shifts_.as<uint16_t>()[scale_index(n, g)] = float_to_half(static_cast<float>(Codec::kZero - zero));
   }
   for (int64_t k = K_; k < K_padded_; ++k) codes[k] = Codec::kZero;
   uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
@@ -175,6 +195,12 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
 void Matrix::check() const {
   if (!is_integer(format_)) return;
   visit_codec(format_, [&]<class Codec>() {
+    for (int64_t i = 0; i < shifts_.size() / 2; ++i) {
+      const float zero = static_cast<float>(Codec::kZero) - half_to_float(shifts_.as<uint16_t>()[i]);
+      if (!(zero >= 0.0f && zero <= static_cast<float>(Codec::kMaxCode + 1)) || zero != std::nearbyint(zero)) {
+        throw QuantError(std::string("packed zero points are out of range for ") + Codec::kName);
+      }
+    }
     if constexpr (Codec::kMaxCode + 1 != 1 << Codec::kBits) {
       using Parts = Lines<Codec::kBits>;
       bool bad = false;
@@ -226,7 +252,9 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
   });
 }
 
-void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales) {
+void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales,
+                       const float* zero_points) {
+  check_argument(has_zero_points() == (zero_points != nullptr), "matrix: zero points belong to a matrix that has them");
   check_rows(first_row, rows);
   check_argument(is_integer(format_), "matrix: codes need an integer format");
   visit_codec(format_, [&]<class Codec>() {
@@ -239,6 +267,13 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
           throw QuantError("scale " + std::to_string(wanted) + " of row " + std::to_string(n) + ", group " +
                            std::to_string(g) + " can't be kept exactly");
         }
+        if (!zero_points) continue;
+        const float zero = zero_points[r * groups() + g] + static_cast<float>(Codec::kZero);
+        if (!(zero >= 0.0f && zero <= static_cast<float>(Codec::kMaxCode + 1)) || zero != std::nearbyint(zero)) {
+          throw QuantError("zero point " + std::to_string(zero_points[r * groups() + g]) + " of row " +
+                           std::to_string(n) + ", group " + std::to_string(g) + " is out of range for " + Codec::kName);
+        }
+        shifts_.as<uint16_t>()[scale_index(n, g)] = float_to_half(-zero_points[r * groups() + g]);
       }
       for (int64_t k = 0; k < K_; ++k) {
         const int code = codes[r * K_ + k] + Codec::kZero;
@@ -276,13 +311,13 @@ void Matrix::decode_row(int64_t n, float* out) const {
         const int64_t width = per_row() ? K_ : group_size_;
         for (int64_t k = 0; k < K_; ++k) {
           const int code = static_cast<int>(Lines<Codec::kBits>::get(panel, static_cast<int>(lane), k)) - Codec::kZero;
-          out[k] = scale(n, k / width) * static_cast<float>(code);
+          out[k] = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
         }
       });
   }
 }
 
-void Matrix::read_codes(int64_t n, int8_t* codes, float* scales) const {
+void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_points) const {
   check_argument(is_integer(format_), "matrix: codes need an integer format");
   const uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
   visit_codec(format_, [&]<class Codec>() {
@@ -291,7 +326,10 @@ void Matrix::read_codes(int64_t n, int8_t* codes, float* scales) const {
       codes[k] = static_cast<int8_t>(static_cast<int>(code) - Codec::kZero);
     }
   });
-  for (int64_t g = 0; g < groups(); ++g) scales[g] = scale(n, g);
+  for (int64_t g = 0; g < groups(); ++g) {
+    scales[g] = scale(n, g);
+    if (zero_points) zero_points[g] = 0.0f - shift(n, g);
+  }
 }
 
 }  // namespace llmcore

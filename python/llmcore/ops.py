@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llmcore import _core
 from llmcore.errors import ArgumentError, escape
-from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, QuantConfig
+from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, MatrixFormat, QuantConfig
 from llmcore.request_params import SAMPLER_NUMBERS
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,8 +56,12 @@ class QuantizedTensor:
         return self._matrix.dequantize()
 
     def codes(self) -> tuple[npt.NDArray[np.int8], FloatArray]:
-        """Signed codes int8 [N, K] and scales float32 [N, groups]; weight = scale * code."""
-        return self._matrix.codes()
+        """Signed codes int8 [N, K] and scales float32 [N, groups]; weight = scale * (code - zero point)."""
+        return self._matrix.codes()[:2]
+
+    def zero_points(self) -> FloatArray:
+        """float32 integers [N, groups]; 0 in symmetric formats."""
+        return self._matrix.codes()[2]
 
     def __repr__(self) -> str:
         return f"<QuantizedTensor {self.format} {list(self.shape)}, {self.bits_per_weight:.2f} bits per weight>"
@@ -67,27 +71,31 @@ class QuantizedTensor:
 
 
 def quantize(
-    weight: npt.ArrayLike, format: str, *, group_size: int | None = None, scale: str = "max"
+    weight: npt.ArrayLike,
+    format: str,
+    *,
+    group_size: int | None = None,
+    scale: str = "max",
+    symmetric: bool = True,
 ) -> QuantizedTensor:
     """Packs a weight matrix.
 
     weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "ternary" (per row), "f32", "bf16", "f16";
-    group_size: 0 for one scale per row, 32, 64 or 128, None for the format's default. scale: "max" or "mse", as in
-    QuantConfig. Raises ArgumentError.
+    group_size: 0 for one scale per row, 32, 64 or 128, None for the format's default. scale: "max" or "mse"; symmetric:
+    False for zero points; both as in QuantConfig. Raises ArgumentError.
     """
     values = np.ascontiguousarray(weight, np.float32)
     if values.ndim != 2:
         raise ArgumentError(f"weight must be [N, K], got {values.ndim} dimensions")
     if format in FLOAT_FORMATS:
-        group, search = group_size or 0, False
+        own = MatrixFormat(format=format, group_size=group_size or 0)
     elif format in INTEGER_FORMATS:
-        own = QuantConfig(format=format, group_size=group_size, scale=scale).own()
-        group, search = own.group_size, own.search
+        own = QuantConfig(format=format, group_size=group_size, scale=scale, symmetric=symmetric).own()
     else:
         known = ", ".join(INTEGER_FORMATS + FLOAT_FORMATS)
         raise ArgumentError(f"format must be one of {known}, got {escape(format)}")
-    matrix = _core.Matrix(format, values.shape[0], values.shape[1], group)
-    matrix.set_rows(0, values, search=search)
+    matrix = _core.Matrix(format, values.shape[0], values.shape[1], own.group_size, zero_points=own.zero_points)
+    matrix.set_rows(0, values, search=own.search)
     return QuantizedTensor(matrix)
 
 

@@ -30,7 +30,7 @@ from llmcore.errors import ArgumentError, QuantError, UnsupportedModelError, esc
 from llmcore.models.registry import describe
 from llmcore.models.spec import DecoderSpec
 from llmcore.progress import Progress
-from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, MatrixFormat
+from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
 
 METHOD = "llmcore"
 VERSION = 1
@@ -53,7 +53,9 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        return _core.matrix_bytes(self.format.format, self.rows, self.columns, self.format.group_size) + self._wider
+        form = self.format
+        size = _core.matrix_bytes(form.format, self.rows, self.columns, form.group_size, form.zero_points)
+        return size + self._wider
 
     @property
     def _wider(self) -> int:
@@ -95,7 +97,7 @@ class PackedCheckpoint:
         """The tensors must be those of the matrices, of their sizes, and vectors. Returns the vectors' lengths."""
         tensors = dict(self._checkpoint.tensors)
         for name, matrix in self.matrices.items():
-            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales")]
+            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales", ".shifts")]
             found = sum(part.nbytes for part in parts if part is not None)
             if parts[0] is None or found != matrix.nbytes:
                 raise QuantError(
@@ -127,10 +129,14 @@ class PackedCheckpoint:
                 bar.advance(vector.nbytes)
             for name, matrix in self.matrices.items():
                 form = matrix.format
-                native = _core.Matrix(form.format, matrix.rows, matrix.columns, form.group_size, matrix.scales)
+                native = _core.Matrix(
+                    form.format, matrix.rows, matrix.columns, form.group_size, matrix.scales, form.zero_points
+                )
                 self._read(name + ".codes", native.raw_codes)
                 if native.raw_scales.size:
                     self._read(name + ".scales", native.raw_scales)
+                if form.zero_points:
+                    self._read(name + ".shifts", native.raw_shifts)
                 native.check()
                 weights[name] = native
                 bar.advance(native.nbytes)
@@ -151,6 +157,7 @@ def is_packed(config: Config) -> bool:
 def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
     entry = value if isinstance(value, Mapping) else {}
     format, shape, group, scales = (entry.get(key) for key in ("format", "shape", "group_size", "scales"))
+    zero_points = entry.get("zero_points", False)
     sizes: list[Any] = shape if isinstance(shape, list) and len(shape) == 2 else []
     integers = [*sizes, group]
     known = (
@@ -162,10 +169,12 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
         and (format in INTEGER_FORMATS or (format in FLOAT_FORMATS and group == 0))
         and group in GROUP_SIZES
         and scales in _SCALES
+        and isinstance(zero_points, bool)
+        and (not zero_points or format in ZERO_POINT_FORMATS)
     )
     if not known:
         raise QuantError("is no description of a packed matrix", file=section.file, field=name, value=repr(value)[:120])
-    form = MatrixFormat(format=str(format), group_size=int(str(group)))
+    form = MatrixFormat(format=str(format), group_size=int(str(group)), zero_points=zero_points)
     return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, scales=str(scales))
 
 
@@ -199,8 +208,10 @@ def save_packed(
         tensors[name + ".codes"] = weight.raw_codes
         if weight.raw_scales.size:
             tensors[name + ".scales"] = weight.raw_scales
+        if weight.has_zero_points:
+            tensors[name + ".shifts"] = weight.raw_shifts
         entry = {"format": weight.format, "shape": list(weight.shape), "group_size": weight.group_size}
-        matrices[name] = entry | {"scales": weight.scale_type}
+        matrices[name] = entry | {"scales": weight.scale_type, "zero_points": weight.has_zero_points}
     method = {"quant_method": METHOD, "version": VERSION, "matrices": matrices}
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:

@@ -57,7 +57,7 @@ class Packer:
         if not self.is_matrix(slot):
             return 4 * num_weights(slot)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size)
+        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size, wanted.zero_points)
 
     def _shape(self, slot: BoundSlot) -> tuple[int, int]:
         shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
@@ -71,7 +71,7 @@ class Packer:
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
         first = slot.parts[0]
         scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
-        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales)
+        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
         at = 0
         for part in slot.parts:
             at += self._pack_part(matrix, at, part, slot.slot.transpose, wanted.search)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from llmcore.errors import ArgumentError, escape
 
 INTEGER_FORMATS = ("int8", "int4", "ternary")
+ZERO_POINT_FORMATS = ("int8", "int4")
 FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
@@ -22,12 +23,14 @@ _DTYPES = {"float32": "f32", "f32": "f32", "bfloat16": "bf16", "bf16": "bf16", "
 class MatrixFormat:
     """How one weight matrix is stored. `group_size` 0: one scale per row (float32), else float16 scales per group.
 
-    `search`: scales are searched for the smallest squared error when the weights are packed.
+    `search`: scales are searched for the smallest squared error when the weights are packed. `zero_points`: each scale
+    has one, a float16.
     """
 
     format: str
     group_size: int = 0
     search: bool = False
+    zero_points: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class QuantConfig:
         ("model.layers.0.*", "*.down_proj").
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
         smallest squared error, at some 10 times the work.
+    symmetric: False gives each scale a zero point, so that the codes span what the weights do (int8 and int4).
     overrides: module pattern -> format name (with this `scale`) or QuantConfig for those modules; the first that
         matches counts.
 
@@ -51,6 +55,7 @@ class QuantConfig:
     group_size: int | None = None
     head: str | None = None
     scale: str = "max"
+    symmetric: bool = True
     skip: Sequence[str] = ()
     overrides: Mapping[str, str | QuantConfig] = field(default_factory=dict)
 
@@ -62,6 +67,10 @@ class QuantConfig:
             raise ArgumentError(f"group_size must be 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
         if self.scale not in ("max", "mse"):
             raise ArgumentError(f"scale must be max or mse, got {escape(self.scale)}")
+        if not isinstance(self.symmetric, bool):
+            raise ArgumentError(f"symmetric must be True or False, got {escape(self.symmetric)}")
+        if not self.symmetric and self.format not in ZERO_POINT_FORMATS:
+            raise ArgumentError(f"symmetric=False is for {' and '.join(ZERO_POINT_FORMATS)}, not {self.format}")
         if isinstance(self.skip, str):
             raise ArgumentError("skip must be a list of module patterns, not one text")
         if not isinstance(self.overrides, Mapping):
@@ -87,7 +96,9 @@ class QuantConfig:
     def own(self) -> MatrixFormat:
         """The format without exceptions."""
         group = _DEFAULT_GROUP[self.format] if self.group_size is None else self.group_size
-        return MatrixFormat(format=self.format, group_size=group, search=self.scale == "mse")
+        return MatrixFormat(
+            format=self.format, group_size=group, search=self.scale == "mse", zero_points=not self.symmetric
+        )
 
 
 def resolve(quantize: str | QuantConfig | None) -> QuantConfig | None:

@@ -17,22 +17,27 @@ struct WeightType {
   Format format;
   int64_t group_size;
   Element scale_type;
+  bool zero_points = false;
 };
 
-constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},       {Format::kBF16, 0, Element::kF32},
-                                       {Format::kF16, 0, Element::kF32},       {Format::kInt8, 0, Element::kF32},
-                                       {Format::kInt8, 32, Element::kF16},     {Format::kInt8, 64, Element::kBF16},
-                                       {Format::kInt8, 128, Element::kF32},    {Format::kInt4, 0, Element::kF32},
-                                       {Format::kInt4, 32, Element::kF16},     {Format::kInt4, 64, Element::kF32},
-                                       {Format::kInt4, 128, Element::kBF16},   {Format::kTernary, 0, Element::kF32},
-                                       {Format::kTernary, 32, Element::kBF16}, {Format::kTernary, 64, Element::kF16},
-                                       {Format::kTernary, 128, Element::kF32}};
+constexpr WeightType kWeightTypes[] = {
+    {Format::kF32, 0, Element::kF32},         {Format::kBF16, 0, Element::kF32},
+    {Format::kF16, 0, Element::kF32},         {Format::kInt8, 0, Element::kF32},
+    {Format::kInt8, 32, Element::kF16},       {Format::kInt8, 64, Element::kBF16},
+    {Format::kInt8, 128, Element::kF32},      {Format::kInt4, 0, Element::kF32},
+    {Format::kInt4, 32, Element::kF16},       {Format::kInt4, 64, Element::kF32},
+    {Format::kInt4, 128, Element::kBF16},     {Format::kTernary, 0, Element::kF32},
+    {Format::kTernary, 32, Element::kBF16},   {Format::kTernary, 64, Element::kF16},
+    {Format::kTernary, 128, Element::kF32},   {Format::kInt8, 0, Element::kF32, true},
+    {Format::kInt8, 64, Element::kF16, true}, {Format::kInt4, 0, Element::kF32, true},
+    {Format::kInt4, 32, Element::kF16, true}, {Format::kInt4, 128, Element::kBF16, true}};
 
 Matrix random_matrix(const WeightType& type, const Shape& shape) {
   ThreadPool pool(1);
   Random random(static_cast<uint64_t>(shape.N * 1000 + shape.K));
-  Matrix w(type.format, shape.N, shape.K, type.group_size, type.scale_type);
-  const std::vector<float> values = random.units(shape.N * shape.K, 0.5f);
+  Matrix w(type.format, shape.N, shape.K, type.group_size, type.scale_type, type.zero_points);
+  std::vector<float> values = random.units(shape.N * shape.K, 0.5f);
+  for (float& v : values) v += type.zero_points ? 0.3f : 0.0f;  // zero points away from the middle
   w.set_rows(0, shape.N, values.data(), Element::kF32, false, pool);
   return w;
 }
@@ -64,7 +69,8 @@ class Product {
       : w_(w),
         M_(M),
         codes_(w.codes(), w.panels() * w.panel_bytes(), edge),
-        scales_(w.scales(), w.nbytes() - w.panels() * w.panel_bytes(), edge),
+        scales_(w.scales(), w.nbytes() - w.panels() * w.panel_bytes() - shift_bytes(w), edge),
+        shifts_(reinterpret_cast<const uint8_t*>(w.shifts()), shift_bytes(w), edge),
         x_(x.codes, edge),
         floats_(x.floats, edge),
         x_scales_(x.scales, edge),
@@ -97,6 +103,7 @@ class Product {
                    : w_.scale_type() == Element::kF16 ? kScaleF16
                                                       : kScaleBF16;
     a.per_row = w_.per_row();
+    a.shifts = w_.has_zero_points() ? reinterpret_cast<const uint16_t*>(shifts_.data()) : nullptr;
     a.K = w_.K_padded();
     a.N = w_.N();
     a.M = M_;
@@ -113,9 +120,13 @@ class Product {
     return a;
   }
 
+  static int64_t shift_bytes(const Matrix& w) {
+    return w.has_zero_points() ? w.panels() * kRowsPerPanel * w.groups() * 2 : 0;
+  }
+
   const Matrix& w_;
   int64_t M_;
-  Guarded<uint8_t> codes_, scales_;
+  Guarded<uint8_t> codes_, scales_, shifts_;
   Guarded<int8_t> x_;
   Guarded<float> floats_, x_scales_;
   Guarded<int32_t> x_sums_;
@@ -147,12 +158,13 @@ double exact_product(const Matrix& w, const Activations& x, int64_t m, int64_t n
     return sum;
   }
   std::vector<int8_t> codes(static_cast<size_t>(w.K()));
-  std::vector<float> scales(static_cast<size_t>(w.groups()));
-  w.read_codes(n, codes.data(), scales.data());
+  std::vector<float> scales(static_cast<size_t>(w.groups())), zero_points(scales.size());
+  w.read_codes(n, codes.data(), scales.data(), zero_points.data());
   for (int64_t k = 0; k < w.K(); ++k) {
     const int64_t group = k / w.activation_group();
     const double scale = static_cast<double>(scales[w.per_row() ? 0 : group]) * x.scales[m * x.groups + group];
-    sum += scale * codes[k] * x.codes[m * w.K_padded() + k];
+    const double code = codes[k] - static_cast<double>(zero_points[w.per_row() ? 0 : group]);
+    sum += scale * code * x.codes[m * w.K_padded() + k];
   }
   return sum;
 }

@@ -33,6 +33,12 @@ LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64
   store_first(a.y + m * a.y_stride + n, y, a.N - n);
 }
 
+// The sum over a group with what each code is shifted by: every number is an integer below 2^24, so nothing is rounded.
+LLMCORE_INLINE F32x16 shifted_sum(const llmcore::MatmulArgs& a, I32x16 total, int64_t index, int32_t x_sum) {
+  const F32x16 sum = to_float(total);
+  return a.shifts ? fma(load_f16(a.shifts + index), set1(static_cast<float>(x_sum)), sum) : sum;
+}
+
 template <class Lines, int part, int MR, int NP>
 LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride) {
   U8x64 codes[NP];
@@ -80,11 +86,13 @@ void integer_tile(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t pa
     }
     _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
       F32x16 weight_scale = set1(1.0f);
-      if (!a.per_row) weight_scale = load_scales(a.scales, a.scale_type, ((panel + p) * a.x_groups + g) * 16);
+      const int64_t index = a.per_row ? (panel + p) * 16 : ((panel + p) * a.x_groups + g) * 16;
+      if (!a.per_row) weight_scale = load_scales(a.scales, a.scale_type, index);
       _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
         F32x16 scale = set1(a.x_scales[(m0 + m) * a.x_groups + g]);
         if (!a.per_row) scale = mul(weight_scale, scale);
-        sums[m][p] = fma(to_float(acc[m][p]), scale, sums[m][p]);
+        const F32x16 value = shifted_sum(a, acc[m][p], index, a.x_sums[(m0 + m) * a.x_groups + g]);
+        sums[m][p] = fma(value, scale, sums[m][p]);
       }
     }
   }
@@ -173,8 +181,9 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     const I32x16 total = add(add(sum_of_four<Lines, 0>(acc), sum_of_four<Lines, 1>(acc)),
                              add(sum_of_four<Lines, 2>(acc), sum_of_four<Lines, 3>(acc)));
     F32x16 scale = set1(a.x_scales[g]);
-    if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, (panel * a.x_groups + g) * 16), scale);
-    sum = fma(to_float(total), scale, sum);
+    const int64_t index = a.per_row ? panel * 16 : (panel * a.x_groups + g) * 16;
+    if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, index), scale);
+    sum = fma(shifted_sum(a, total, index, a.x_sums[g]), scale, sum);
   }
   if (a.per_row) sum = mul(sum, load(static_cast<const float*>(a.scales) + panel * 16));
   store_outputs(a, 0, panel, sum);

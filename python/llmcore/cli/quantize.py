@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="int8", metavar="FORMAT", help="int8 (default), int4, ternary or none")
     parser.add_argument("--group-size", type=int, metavar="N", help="weights of a row that share a scale: 32, 64, 128")
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
+    parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
     parser.add_argument("--scale", choices=["max", "mse"], default="max", help="mse: search scales for less error")
     parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="as stored; * matches any text")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -47,7 +48,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = None
     if args.format != "none":
         recipe = llmcore.QuantConfig(
-            format=args.format, group_size=args.group_size, head=args.head, skip=args.skip, scale=args.scale
+            format=args.format,
+            group_size=args.group_size,
+            head=args.head,
+            skip=args.skip,
+            scale=args.scale,
+            symmetric=not args.asymmetric,
         )
     start = time.perf_counter()
     with llmcore.load(args.model, recipe) as model:
