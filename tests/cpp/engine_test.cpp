@@ -69,7 +69,7 @@ TEST(engine, random_operations_keep_the_pages_exact) {
   constexpr int64_t kPages = 13;
   Engine engine(make_decoder(model), engine_limits(model, kPages, kKvF32));
   Random random(11);
-  std::map<int64_t, int64_t> alive;  // request -> tokens it may still have
+  std::map<int64_t, int64_t> alive;                                  // request -> tokens it may still have
   const char* const wanted = std::getenv("LLMCORE_PROPERTY_CASES");  // 1000000 takes some minutes
   const int64_t operations = wanted ? std::atoll(wanted) : quick() ? 500 : 10'000;
   for (int64_t i = 0; i < operations && failures_of_test() == 0; ++i) {
