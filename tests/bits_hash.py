@@ -32,6 +32,7 @@ FORMATS: dict[str, dict[str, object]] = {
     "int8-zero": {"quantize": llmcore.QuantConfig(format="int8", symmetric=False)},
     "int4-32": {"quantize": llmcore.QuantConfig(format="int4", group_size=32)},
     "ternary": {"quantize": "ternary"},
+    "nf4": {"quantize": "nf4"},
 }
 
 

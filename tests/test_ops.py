@@ -76,6 +76,46 @@ def test_zero_points(name: str, group: int, shift: float) -> None:
         assert (np.abs(ops.matmul(x, packed) - expected) <= bound).all()
 
 
+NF4 = [
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
+    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+]
+"""The levels of bitsandbytes and of QLoRA's appendix."""
+
+
+@pytest.mark.parametrize("draw", [normal, heavy])
+@pytest.mark.parametrize("group", [0, 32, 64, 128])
+def test_nf4_is_as_good_as_with_levels_in_float(group: int, draw: Callable[..., np.ndarray]) -> None:
+    w = draw(32, 512)
+    packed = ops.quantize(w, "nf4", group_size=group)
+    codes, scales = packed.codes()
+    levels = np.rint(np.array(NF4) * 127)
+    assert set(np.unique(codes)) <= set(levels.astype(int))
+    width = group or 512
+    assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, width, axis=1)[:, :512])
+    parts = w.reshape(-1, width).astype(np.float64)
+    top = np.abs(parts).max(1, keepdims=True)
+    nearest = np.abs(parts[:, :, None] / top[:, :, None] - np.array(NF4)).argmin(2)
+    error = np.square(np.array(NF4)[nearest] * top - parts).sum()
+    assert np.square(packed.dequantize().astype(np.float64) - w).sum() < 1.02 * error
+    searched = ops.quantize(w, "nf4", group_size=group, scale="mse")
+    assert np.square(searched.dequantize() - w).sum() < np.square(packed.dequantize() - w).sum()
+    for rows in (1, 3, 40):
+        x = normal(rows, 512, seed=rows)
+        expected, bound = reference.matmul(x, packed)
+        assert (np.abs(ops.matmul(x, packed) - expected) <= bound).all()
+
+
+def test_nf4_takes_its_own_levels_and_no_others() -> None:
+    matrix = _core.Matrix("nf4", 1, 64, 64)
+    codes = np.rint(np.array(NF4) * 127).astype(np.int8)
+    matrix.set_codes(0, np.tile(codes, 4)[None], np.ones((1, 1), np.float32))
+    assert np.array_equal(matrix.dequantize()[0, :16], codes)
+    with pytest.raises(QuantError, match="nf4"):
+        matrix.set_codes(0, np.full((1, 64), 5, np.int8), np.ones((1, 1), np.float32))
+
+
 def test_zero_points_belong_to_some_formats() -> None:
     with pytest.raises(ArgumentError, match="symmetric"):
         ops.quantize(normal(4, 8), "ternary", symmetric=False)

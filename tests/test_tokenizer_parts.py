@@ -383,5 +383,5 @@ def test_real_vocabulary(file: str, corpus: list[str], data_dir: Path) -> None:
         ids, offsets = ours.encode_with_offsets(text, allow_special=True)
         assert ids == expected.ids, repr(text)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
-        if text.isascii():
+        if text.isascii() and text.isprintable():  # where no character is taken away
             assert offsets == expected.offsets

@@ -13,7 +13,13 @@ constexpr int64_t kPartProducts = int64_t{1} << 27;
 }  // namespace
 
 static_assert(kRowsPerPanel == kPanelRows);
-static_assert(static_cast<int>(Format::kTernary) == kTernary && static_cast<int>(Format::kF32) == kF32);
+static_assert(static_cast<int>(Format::kNf4) == kNf4 && static_cast<int>(Format::kF32) == kF32);
+static_assert([] {
+  for (unsigned code = 0; code < 16; ++code) {
+    if (Nf4::level(code) != kNf4Levels[code] - kNf4Zero) return false;
+  }
+  return true;
+}());
 
 MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k)
     : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), groups_(ceil_div(max_k, 32)) {

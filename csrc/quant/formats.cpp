@@ -7,7 +7,8 @@
 namespace llmcore {
 namespace {
 
-constexpr std::array<const char*, 6> kNames = {"f32", "bf16", "f16", Int8::kName, Int4::kName, Ternary::kName};
+constexpr std::array<const char*, 7> kNames = {"f32",       "bf16",         "f16",     Int8::kName,
+                                               Int4::kName, Ternary::kName, Nf4::kName};
 
 }  // namespace
 

@@ -6,12 +6,13 @@
 
 #include "quant/int4.h"
 #include "quant/int8.h"
+#include "quant/nf4.h"
 #include "quant/ternary.h"
 
 namespace llmcore {
 
 /// The values are the indices of the kernel table (kernels/table.h, WeightFormat).
-enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary };
+enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4 };
 
 /// Calls visitor.template operator()<Codec>() for the codec of an integer format.
 template <class Visitor>
@@ -21,9 +22,18 @@ auto visit_codec(Format format, Visitor&& visitor) {
       return visitor.template operator()<Int4>();
     case Format::kTernary:
       return visitor.template operator()<Ternary>();
+    case Format::kNf4:
+      return visitor.template operator()<Nf4>();
     default:
       return visitor.template operator()<Int8>();
   }
+}
+
+/// What a code stands for, in scales.
+template <class Codec>
+constexpr int value_of(unsigned code) {
+  if constexpr (requires { Codec::level(code); }) return Codec::level(code);
+  return static_cast<int>(code) - Codec::kZero;
 }
 
 inline bool is_integer(Format f) { return f >= Format::kInt8; }

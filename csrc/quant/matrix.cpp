@@ -58,12 +58,32 @@ void round_codes(const float* w, int64_t n, float inverse, int zero, int lowest,
 
 float inverse_of(float scale) { return std::fabs(1.0f / scale) < 1e38f ? 1.0f / scale : 0.0f; }
 
-// Sum of (w - scale * code)^2.
-double squared_error(const float* w, int64_t n, float scale, int zero, int lowest, int highest, uint8_t* codes) {
-  round_codes(w, n, inverse_of(scale), zero, lowest, highest, codes);
+// The codes nearest to w * inverse.
+template <class Codec>
+void choose_codes(const float* w, int64_t n, float inverse, int zero, uint8_t* codes) {
+  if constexpr (requires { Codec::level(0u); }) {
+    float between[Codec::kMaxCode];  // twice the middle of two neighbouring levels
+    for (unsigned i = 0; i < Codec::kMaxCode; ++i)
+      between[i] = static_cast<float>(Codec::level(i) + Codec::level(i + 1));
+    for (int64_t k = 0; k < n; ++k) {
+      const float x = 2.0f * w[k] * inverse;
+      unsigned code = 0;
+      for (const float b : between) code += x > b;
+      codes[k] = static_cast<uint8_t>(code);
+    }
+  } else {
+    round_codes(w, n, inverse, zero, Codec::kMinCode, Codec::kMaxCode, codes);
+  }
+}
+
+// Sum of (w - scale * value)^2.
+template <class Codec>
+double squared_error(const float* w, int64_t n, float scale, int zero, uint8_t* codes) {
+  choose_codes<Codec>(w, n, inverse_of(scale), zero, codes);
   double sum = 0.0;
   for (int64_t k = 0; k < n; ++k) {
-    const double error = static_cast<double>(w[k]) - static_cast<double>(scale) * (codes[k] - zero);
+    const int value = value_of<Codec>(codes[k]) + Codec::kZero - zero;
+    const double error = static_cast<double>(w[k]) - static_cast<double>(scale) * value;
     sum += error * error;
   }
   return sum;
@@ -168,7 +188,7 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
     float stored = store_scale(n, g, scale);
     if (search && std::isfinite(stored) && stored != 0.0f) {
       const auto error_of = [&](float s) {
-        return squared_error(w + begin, end - begin, s, zero_at(s), Codec::kMinCode, Codec::kMaxCode, codes + begin);
+        return squared_error<Codec>(w + begin, end - begin, s, zero_at(s), codes + begin);
       };
       float best = stored;
       double least = error_of(stored);
@@ -183,7 +203,7 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
       stored = store_scale(n, g, best);
     }
     const int zero = zero_at(stored);
-    round_codes(w + begin, end - begin, inverse_of(stored), zero, Codec::kMinCode, Codec::kMaxCode, codes + begin);
+    choose_codes<Codec>(w + begin, end - begin, inverse_of(stored), zero, codes + begin);
     if (has_zero_points())
       shifts_.as<uint16_t>()[scale_index(n, g)] = float_to_half(static_cast<float>(Codec::kZero - zero));
   }
@@ -276,7 +296,11 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
         shifts_.as<uint16_t>()[scale_index(n, g)] = float_to_half(-zero_points[r * groups() + g]);
       }
       for (int64_t k = 0; k < K_; ++k) {
-        const int code = codes[r * K_ + k] + Codec::kZero;
+        int code = codes[r * K_ + k] + Codec::kZero;
+        if constexpr (requires { Codec::level(0u); }) {
+          code = 0;
+          while (code <= Codec::kMaxCode && Codec::level(static_cast<unsigned>(code)) != codes[r * K_ + k]) ++code;
+        }
         if (code < 0 || code > Codec::kMaxCode) {
           throw QuantError("code " + std::to_string(codes[r * K_ + k]) + " at row " + std::to_string(n) + ", column " +
                            std::to_string(k) + " is out of range for " + Codec::kName);
@@ -310,7 +334,7 @@ void Matrix::decode_row(int64_t n, float* out) const {
       visit_codec(format_, [&]<class Codec>() {
         const int64_t width = per_row() ? K_ : group_size_;
         for (int64_t k = 0; k < K_; ++k) {
-          const int code = static_cast<int>(Lines<Codec::kBits>::get(panel, static_cast<int>(lane), k)) - Codec::kZero;
+          const int code = value_of<Codec>(Lines<Codec::kBits>::get(panel, static_cast<int>(lane), k));
           out[k] = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
         }
       });
@@ -323,7 +347,7 @@ void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_poi
   visit_codec(format_, [&]<class Codec>() {
     for (int64_t k = 0; k < K_; ++k) {
       const unsigned code = Lines<Codec::kBits>::get(panel, static_cast<int>(n % kRowsPerPanel), k);
-      codes[k] = static_cast<int8_t>(static_cast<int>(code) - Codec::kZero);
+      codes[k] = static_cast<int8_t>(value_of<Codec>(code));
     }
   });
   for (int64_t g = 0; g < groups(); ++g) {

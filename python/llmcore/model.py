@@ -247,8 +247,8 @@ def load(
 ) -> Model:
     """Loads a checkpoint: a Hugging Face folder, a name in the local Hugging Face cache, or "tiny" (built in).
 
-    quantize: None (as stored), "int8", "int4", "ternary" or a QuantConfig. A checkpoint that is already quantised keeps
-        its exact values, and can't be quantised again.
+    quantize: None (as stored), "int8", "int4", "nf4", "ternary" or a QuantConfig. A checkpoint that is already
+        quantised keeps its exact values, and can't be quantised again.
     device: "auto" or "cpu". threads: 1 to 1024 (default: all usable cores); no result depends on it.
     dtype: type of the float weights: "auto" (as stored), "float32", "bfloat16", "float16".
     check_finite: look at every weight and raise NumericError for the tensor with a NaN or infinity; otherwise such a

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from llmcore.errors import ArgumentError, escape
 
-INTEGER_FORMATS = ("int8", "int4", "ternary")
+INTEGER_FORMATS = ("int8", "int4", "ternary", "nf4")
 ZERO_POINT_FORMATS = ("int8", "int4")
 FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
 GROUP_SIZES = (0, 32, 64, 128)
 """0: one scale per row."""
-_DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0}
+_DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0, "nf4": 64}
 _DTYPES = {"float32": "f32", "f32": "f32", "bfloat16": "bf16", "bf16": "bf16", "float16": "f16", "f16": "f16"}
 
 
@@ -37,7 +37,8 @@ class MatrixFormat:
 class QuantConfig:
     """Quantises weight matrices at load; activations are then quantised to int8 as they come, per token and group.
 
-    format: "int8" (one scale per row unless `group_size` is given), "int4" (groups of 128) or "ternary" (per row).
+    format: "int8" (one scale per row unless `group_size` is given), "int4" (groups of 128), "nf4" (groups of
+        64; the 16 levels of QLoRA's NormalFloat) or "ternary" (per row).
     group_size: 0 for one scale per row, or 32, 64, 128; None for the format's default.
     head: format of the embedding and the output head; None: int8, for they are the most sensitive.
     skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text

@@ -28,7 +28,8 @@ constexpr WeightType kWeightTypes[] = {
     {Format::kInt4, 32, Element::kF16},       {Format::kInt4, 64, Element::kF32},
     {Format::kInt4, 128, Element::kBF16},     {Format::kTernary, 0, Element::kF32},
     {Format::kTernary, 32, Element::kBF16},   {Format::kTernary, 64, Element::kF16},
-    {Format::kTernary, 128, Element::kF32},   {Format::kInt8, 0, Element::kF32, true},
+    {Format::kTernary, 128, Element::kF32},   {Format::kNf4, 64, Element::kF16},
+    {Format::kNf4, 0, Element::kF32},         {Format::kInt8, 0, Element::kF32, true},
     {Format::kInt8, 64, Element::kF16, true}, {Format::kInt4, 0, Element::kF32, true},
     {Format::kInt4, 32, Element::kF16, true}, {Format::kInt4, 128, Element::kBF16, true}};
 

@@ -144,6 +144,10 @@ LLMCORE_INLINE U8x64 extract(U8x64 x) {
   return {_mm256_and_si256(shift ? _mm256_srli_epi16(x.a, shift) : x.a, keep),
           _mm256_and_si256(shift ? _mm256_srli_epi16(x.b, shift) : x.b, keep)};
 }
+LLMCORE_INLINE U8x64 look_up(U8x64 x, const uint8_t* table) {
+  const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

@@ -106,6 +106,10 @@ LLMCORE_INLINE U8x64 extract(U8x64 a) {
   const __m512i shifted = shift ? _mm512_srli_epi16(a.v, shift) : a.v;
   return {mask == 0xff ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi8(static_cast<char>(mask)))};
 }
+LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
+  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm512_shuffle_epi8(all, a.v)};
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

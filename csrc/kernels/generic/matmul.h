@@ -6,8 +6,10 @@ namespace {
 
 // How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s *
 // kBits and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
-template <int kBits_, int kZero_, int kMaxCode_>
+// With `levels`, a code is the number of a level, and what is multiplied is the level.
+template <int kBits_, int kZero_, int kMaxCode_, bool levels = false>
 struct CodeLines {
+  static constexpr bool kLevels = levels;
   static constexpr int kBits = kBits_;
   static constexpr int kParts = 8 / kBits;
   static constexpr int kStep = 4 * kParts;
@@ -17,9 +19,19 @@ struct CodeLines {
 using Int8Lines = CodeLines<8, 128, 255>;
 using Int4Lines = CodeLines<4, 8, 15>;
 using TernaryLines = CodeLines<2, 1, 2>;
+using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, true>;
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
 template <class Lines>
 using Unpacked = CodeLines<8, Lines::kZero, Lines::kMaxCode>;
+
+/// Part `part` of a line as it is multiplied, shifted down to bit `unshifted`.
+template <class Lines, int part, int unshifted = 0>
+LLMCORE_INLINE U8x64 part_of(U8x64 line) {
+  constexpr int kMask = ((1 << Lines::kBits) - 1) << unshifted;
+  const U8x64 codes = extract<part * Lines::kBits - unshifted, kMask>(line);
+  if constexpr (Lines::kLevels) return look_up(codes, llmcore::kNf4Levels);
+  return codes;
+}
 
 LLMCORE_INLINE F32x16 load_scales(const void* scales, int type, int64_t index) {
   if (type == llmcore::kScaleF32) return load(static_cast<const float*>(scales) + index);
@@ -42,9 +54,7 @@ LLMCORE_INLINE F32x16 shifted_sum(const llmcore::MatmulArgs& a, I32x16 total, in
 template <class Lines, int part, int MR, int NP>
 LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride) {
   U8x64 codes[NP];
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-    codes[p] = extract<part * Lines::kBits, (1 << Lines::kBits) - 1>(line[p]);
-  }
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) { codes[p] = part_of<Lines, part>(line[p]); }
   _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
     const S8x4 activations = load_s8x4(x + m * x_stride + 4 * part);
     _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
@@ -117,11 +127,11 @@ template <class Lines>
 void unpack_panel(const uint8_t* codes, int64_t K, uint8_t* out) noexcept {
   for (int64_t k = 0; k < K; k += Lines::kStep, codes += 64) {
     const U8x64 line = load_u8(codes);
-    store_u8(out, extract<0, (1 << Lines::kBits) - 1>(line));
-    if constexpr (Lines::kParts > 1) store_u8(out + 64, extract<Lines::kBits, (1 << Lines::kBits) - 1>(line));
+    store_u8(out, part_of<Lines, 0>(line));
+    if constexpr (Lines::kParts > 1) store_u8(out + 64, part_of<Lines, 1>(line));
     if constexpr (Lines::kParts > 2) {
-      store_u8(out + 128, extract<2 * Lines::kBits, (1 << Lines::kBits) - 1>(line));
-      store_u8(out + 192, extract<3 * Lines::kBits, (1 << Lines::kBits) - 1>(line));
+      store_u8(out + 128, part_of<Lines, 2>(line));
+      store_u8(out + 192, part_of<Lines, 3>(line));
     }
     out += 64 * Lines::kParts;
   }
@@ -132,16 +142,14 @@ void unpack_panel(const uint8_t* codes, int64_t K, uint8_t* out) noexcept {
 template <class Lines, int part>
 constexpr int unshifted_bits() {
   constexpr int kShift = part * Lines::kBits;
-  return kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
+  return !Lines::kLevels && kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
 }
 
 // acc[i] += the products of the i-th four of sixteen k.
 template <class Lines, int i>
 LLMCORE_INLINE void multiply_four(I32x16 (&acc)[4], const uint8_t* codes, const int8_t* x) {
   constexpr int kPart = i % Lines::kParts, kUnshifted = unshifted_bits<Lines, kPart>();
-  constexpr int kMask = ((1 << Lines::kBits) - 1) << kUnshifted;
-  const U8x64 line = load_u8(codes + 64 * (i / Lines::kParts));
-  const U8x64 part = extract<kPart * Lines::kBits - kUnshifted, kMask>(line);
+  const U8x64 part = part_of<Lines, kPart, kUnshifted>(load_u8(codes + 64 * (i / Lines::kParts)));
   acc[i] = dot4<(Lines::kMaxCode << kUnshifted)>(acc[i], part, load_s8x4(x + 4 * i));
 }
 

@@ -187,6 +187,11 @@ LLMCORE_INLINE U8x64 extract(U8x64 a) {
   }
   return a;
 }
+LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
+  const uint8x16_t all = vld1q_u8(table);
+  LLMCORE_QUADS a.v[i] = vqtbl1q_u8(all, a.v[i]);
+  return a;
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

@@ -244,6 +244,12 @@ inline U8x64 extract(U8x64 a) {
   for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>((a.v[i] >> shift) & mask);
   return r;
 }
+// table[byte], for each byte, all of which are below 16.
+inline U8x64 look_up(U8x64 a, const uint8_t* table) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = table[a.v[i]];
+  return r;
+}
 inline S8x4 load_s8x4(const int8_t* p) {
   S8x4 r;
   __builtin_memcpy(r.v, p, 4);
