@@ -30,6 +30,12 @@ RECIPES: tuple[tuple[str, llmcore.QuantConfig | None], ...] = (
         (f"int4, {group}, mse", llmcore.QuantConfig(format="int4", group_size=group, scale="mse"))
         for group in (128, 32)
     ),
+    *(
+        (f"int4, {group}, zero", llmcore.QuantConfig(format="int4", group_size=group, symmetric=False))
+        for group in (128, 32)
+    ),
+    *((f"nf4, {group}", llmcore.QuantConfig(format="nf4", group_size=group)) for group in (128, 64, 32)),
+    ("nf4, 64, mse", llmcore.QuantConfig(format="nf4", group_size=64, scale="mse")),
     *((f"ternary, {group or 'row'}", llmcore.QuantConfig(format="ternary", group_size=group)) for group in (0, 64)),
 )
 
