@@ -62,7 +62,7 @@ def main() -> None:
 
     stored: list[Doubles] = []
     ids: list[list[int]] = []
-    print(f"{'format':12} {'MB':>8} {'error':>9} {'KL':>9} {'top-1':>7} {'loss':>8}")
+    print(f"{'format':18} {'MB':>8} {'error':>9} {'KL':>9} {'top-1':>7} {'loss':>8}")
     for name, recipe in RECIPES:
         with llmcore.load(args.model, recipe, progress=False) as model:
             if not ids and args.text:
@@ -80,7 +80,7 @@ def main() -> None:
         same = (a.argmax(1) == b.argmax(1)).mean()
         losses = [-log_softmax(x[:-1])[np.arange(len(i) - 1), i[1:]] for x, i in zip(logits, ids, strict=True)]
         loss = np.concatenate(losses).mean()
-        print(f"{name:12} {size:8.2f} {error:9.5f} {divergence:9.5f} {same:7.3f} {loss:8.4f}")
+        print(f"{name:18} {size:8.2f} {error:9.5f} {divergence:9.5f} {same:7.3f} {loss:8.4f}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llmcore
-from llmcore import ArgumentError, LlmcoreError, Tokenizer
+from llmcore import ArgumentError, LlmcoreError, Tokenizer, TokenizerError
 from llmcore.checkpoint.write import save_json, save_safetensors
 from llmcore.vocab import edit, models
 
@@ -152,3 +152,11 @@ def test_bad_ids_to_keep(tiny: Tokenizer) -> None:
     for id in (-1, 99_999):
         with pytest.raises(ArgumentError):
             edit.prune(tiny, TEXTS, keep=[id])
+
+
+def test_other_models_are_refused(data_dir: Path) -> None:
+    tokenizer = Tokenizer.load(data_dir / "tokenizers" / "t5-small" / "tokenizer.json")
+    with pytest.raises(TokenizerError, match="Unigram"):
+        edit.prune(tokenizer, ["hello"])
+    with pytest.raises(TokenizerError, match="Unigram"):
+        edit.extend(tokenizer, ["new"])

@@ -206,64 +206,57 @@ void PreTokenizer::rewrite(Pieces& pieces) const {
   pieces = std::move(out);
 }
 
+/// Cuts every piece, and drops what the behaviour removes.
+void PreTokenizer::cut(Pieces& pieces) const {
+  std::vector<Cut> cuts;
+  std::vector<uint32_t> ends;
+  MappedText kept = pieces.text.like();
+  size_t begin = 0, copied = 0, gone = 0;
+  const auto drop = [&](size_t from, size_t to) {
+    if (from == to) return;
+    kept.push(pieces.text, copied, from);
+    copied = to;
+    gone += to - from;
+  };
+  for (const uint32_t end : pieces.ends) {
+    cuts.clear();
+    find(std::string_view(pieces.text.text).substr(begin, end - begin), cuts);
+    for (Cut& c : cuts) c.match = c.match != spec_.inverted;
+    behave(cuts, spec_.behavior);
+    size_t at = begin;
+    for (const Cut& c : cuts) {
+      if (c.begin == c.end) continue;
+      drop(at, begin + c.begin);
+      at = begin + c.end;
+      ends.push_back(static_cast<uint32_t>(at - gone));
+    }
+    drop(at, end);
+    begin = end;
+  }
+  if (gone > 0) {
+    kept.push(pieces.text, copied, pieces.text.text.size());
+    pieces.text = std::move(kept);
+  }
+  pieces.ends = std::move(ends);
+}
+
 void PreTokenizer::apply(Pieces& pieces) const {
   const bool metaspace = spec_.kind == PreTokenizerKind::kMetaspace, bytes = spec_.kind == PreTokenizerKind::kByteLevel;
   if (metaspace || (bytes && (spec_.flags & kByteLevelPrefix))) rewrite(pieces);
-  const bool cuts_nothing = (metaspace && !(spec_.flags & kMetaspaceSplit)) ||
-                            (bytes && spec_.number == static_cast<uint32_t>(Pattern::kNone));
-  if (!cuts_nothing) {
-    std::vector<Cut> cuts;
-    std::vector<uint32_t> ends;
-    MappedText kept = pieces.text.like();
-    bool removed = false;
-    size_t begin = 0, copied = 0;
-    const auto drop_to = [&](size_t from, size_t to) {  // copies what is kept before the stretch that goes
-      if (from > copied || to > from) kept.push(pieces.text, copied, from);
-      copied = to;
-      removed = removed || to > from;
-    };
-    size_t gone = 0;
-    for (const uint32_t end : pieces.ends) {
-      const std::string_view piece = std::string_view(pieces.text.text).substr(begin, end - begin);
-      cuts.clear();
-      find(piece, cuts);
-      if (spec_.inverted) {
-        for (Cut& cut : cuts) cut.match = !cut.match;
-      }
-      behave(cuts, spec_.behavior);
-      size_t at = 0;
-      for (const Cut& cut : cuts) {
-        if (cut.end == cut.begin) continue;
-        if (cut.begin > at) {
-          drop_to(begin + at, begin + cut.begin);
-          gone += cut.begin - at;
-        }
-        ends.push_back(static_cast<uint32_t>(begin + cut.end - gone));
-        at = cut.end;
-      }
-      if (at < piece.size()) {
-        drop_to(begin + at, end);
-        gone += piece.size() - at;
-      }
-      begin = end;
+  const bool whole = (metaspace && !(spec_.flags & kMetaspaceSplit)) ||
+                     (bytes && spec_.number == static_cast<uint32_t>(Pattern::kNone));
+  if (!whole) cut(pieces);
+  if (!bytes || !(spec_.flags & kByteLevelSpell)) return;
+  // Each byte becomes one or two; the ends move with them.
+  Pieces out{pieces.text.like(), {}};
+  size_t at = 0;
+  for (const uint32_t end : pieces.ends) {
+    for (; at < end; ++at) {
+      out.text.push(byte_character(static_cast<uint8_t>(pieces.text.text[at])), pieces.text.origin(at));
     }
-    if (removed) {
-      kept.push(pieces.text, copied, pieces.text.text.size());
-      pieces.text = std::move(kept);
-    }
-    pieces.ends = std::move(ends);
+    out.ends.push_back(static_cast<uint32_t>(out.text.text.size()));
   }
-  if (bytes && (spec_.flags & kByteLevelSpell)) {
-    // Each byte becomes one or two; the ends move with them.
-    Pieces out{pieces.text.like(), {}};
-    size_t at = 0;
-    for (const uint32_t end : pieces.ends) {
-      for (; at < end; ++at)
-        out.text.push(byte_character(static_cast<uint8_t>(pieces.text.text[at])), pieces.text.origin(at));
-      out.ends.push_back(static_cast<uint32_t>(out.text.text.size()));
-    }
-    pieces = std::move(out);
-  }
+  pieces = std::move(out);
 }
 
 }  // namespace llmcore

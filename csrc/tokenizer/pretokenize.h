@@ -75,6 +75,7 @@ class PreTokenizer {
   };
   void find(std::string_view piece, std::vector<Cut>& cuts) const;
   void rewrite(Pieces& pieces) const;
+  void cut(Pieces& pieces) const;
 
   PreTokenizerSpec spec_;
   std::shared_ptr<const Regex> regex_;

@@ -299,8 +299,10 @@ class Tokenizer:
 
     def token_to_id(self, token: str | bytes) -> int | None:
         """The id of a token, or None. A str is a token as `id_to_token` gives it, or else text; bytes are its bytes."""
-        if isinstance(token, bytes):
+        if isinstance(token, bytes) and self._spec.model is None:
             return self._core.find(token)
+        if isinstance(token, bytes):
+            token = token.decode("utf-8", "replace")
         if self._names is None:
             from llmcore.vocab.hf import show_token
 

@@ -20,9 +20,9 @@ def prune(tokenizer: Tokenizer, texts: Sequence[str], keep: Iterable[int] = ()) 
 
     Bytes, added and special tokens stay, with `keep`, and what a kept token is merged from. The texts have the same
     tokens as before; what else is written with less suitable ones, down to bytes. Raises ArgumentError (an id of `keep`
-    isn't one), TokenizerError when the texts would be cut otherwise.
+    isn't one), TokenizerError when the texts would be cut otherwise, or for another vocabulary than a usual BPE.
     """
-    spec = tokenizer._spec
+    spec = _editable(tokenizer)
     used = {id for text in texts for id in tokenizer.encode(text, add_special_tokens=False)}
     for id in keep:
         if not 0 <= id < tokenizer.vocab_size:
@@ -41,6 +41,14 @@ def prune(tokenizer: Tokenizer, texts: Sequence[str], keep: Iterable[int] = ()) 
         if all(_old_ids(made, kept, text) == tokenizer.encode(text) for text in texts):
             return made, kept
     raise TokenizerError("the texts are cut otherwise without the unused tokens; this vocabulary can't be pruned")
+
+
+def _editable(tokenizer: Tokenizer) -> VocabSpec:
+    """The vocabulary as data that can be written again after a change."""
+    spec = tokenizer._spec
+    if spec.source is not None or spec.matched is not None or spec.model is not None:
+        raise TokenizerError(f"a vocabulary of this kind ({tokenizer.kind}, with its own pipeline) can't be changed")
+    return spec
 
 
 def _old_ids(made: Tokenizer, kept: Sequence[int], text: str) -> list[int]:
@@ -101,11 +109,11 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str], *, special: bool = False
     """The tokenizer with further added tokens, which are found in text as a whole; their ids follow the present ones.
 
     special: control tokens, which text becomes only where the caller allows it. Raises ArgumentError for a token that
-    is empty, given twice or there already.
+    is empty, given twice or there already, TokenizerError for another vocabulary than a usual BPE.
     """
+    spec = _editable(tokenizer)
     if isinstance(tokens, str) or not 1 <= len(tokens) <= MAX_NEW_TOKENS:
         raise ArgumentError(f"tokens must be a list of 1 to {MAX_NEW_TOKENS} texts")
-    spec = tokenizer._spec
     there = {token.content for token in spec.added}
     added = []
     for i, content in enumerate(tokens):
