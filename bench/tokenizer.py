@@ -4,8 +4,8 @@
 
 Texts are cut into documents of about 4,000 characters; every library encodes the same ones with the same vocabulary on
 one thread (the process keeps to one processor), in turns, and what is printed are medians over the rounds of ratios
-within a round. "first" is a tokenizer that has seen one word so far, "again" the same text a second time. A library that
-isn't installed is left out. Ids are compared before anything is timed. Needs the folder of test data.
+within a round. "first" is a tokenizer that has seen one word so far, "again" the same text a second time. A library
+that isn't installed is left out. Ids are compared before anything is timed. Needs the folder of test data.
 """
 
 from __future__ import annotations
