@@ -186,11 +186,11 @@ def test_normalizer_that_grows_text(good: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [
-        (r"(\s*)*x", " " * 100_000),
+        (r"(\s*)*x", " " * 20_000),
         ("(a+)+$", "a" * 40 + "b"),
         ("(a|a)*b", "a" * 60),
-        ("(?:a*)*c", "a" * 100_000),
-        ("a*b|a", "a" * 1_000_000),
+        ("(?:a*)*c", "a" * 20_000),
+        ("a*b|a", "a" * 60_000),
     ],
 )
 def test_pattern_that_backtracks_without_end(good: dict[str, Any], tmp_path: Path, pattern: str, text: str) -> None:
