@@ -28,7 +28,7 @@ def test_cached_tokenizer_is_the_same(name: str, data_dir: Path, folder: Path, t
     path = data_dir / "tokenizers" / name
     built = Tokenizer.load(path)
     assert len(list(folder.glob("*.vocab"))) == 1
-    assert cache.read(path, None) is not None
+    assert cache.read(cache.signature(path, None)) is not None
     cached = Tokenizer.load(path)
     assert cached.fingerprint == built.fingerprint == cached._spec.fingerprint()
     assert (cached.bos_id, cached.eos_ids, cached.vocab_size) == (built.bos_id, built.eos_ids, built.vocab_size)
@@ -53,16 +53,16 @@ def test_changed_file_makes_an_entry_stale(data_dir: Path, folder: Path, tmp_pat
     model = tmp_path / "checkpoint"
     shutil.copytree(data_dir / "tokenizers" / "qwen2.5", model, ignore=shutil.ignore_patterns("ortx"))
     Tokenizer.load(model)
-    assert cache.read(model, None) is not None
-    assert cache.read(model / "vocab.json", None) is None
+    assert cache.read(cache.signature(model, None)) is not None
+    assert cache.read(cache.signature(model / "vocab.json", None)) is None
     merges = model / "merges.txt"
     stat = merges.stat()
     os.utime(merges, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert cache.read(model, None) is None
+    assert cache.read(cache.signature(model, None)) is None
     Tokenizer.load(model)
-    assert cache.read(model, None) is not None
+    assert cache.read(cache.signature(model, None)) is not None
     (model / "added_tokens.json").unlink()
-    assert cache.read(model, None) is None
+    assert cache.read(cache.signature(model, None)) is None
 
 
 def test_pattern_belongs_to_the_entry(data_dir: Path, folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_pattern_belongs_to_the_entry(data_dir: Path, folder: Path) -> None:
     ids = {pattern: Tokenizer.load(path, pattern).encode("a1234 b") for pattern in (None, "gpt2", "qwen2")}
     assert len(set(map(tuple, ids.values()))) == 3
     for pattern, expected in ids.items():
-        assert cache.read(path, pattern) is not None
+        assert cache.read(cache.signature(path, pattern)) is not None
         assert Tokenizer.load(path, pattern).encode("a1234 b") == expected
 
 
@@ -84,9 +84,9 @@ def test_damaged_entry_is_ignored(data_dir: Path, folder: Path) -> None:
         assert Tokenizer.load(path).encode(TEXT) == expected
     for cut in (0, 10, 30, 1000, len(whole) - 1):
         entry.write_bytes(whole[:cut])
-        assert cache.read(path, None) is None
+        assert cache.read(cache.signature(path, None)) is None
         assert Tokenizer.load(path).encode(TEXT) == expected
-    assert cache.read(path, None) is not None
+    assert cache.read(cache.signature(path, None)) is not None
 
 
 def test_nowhere_to_write(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

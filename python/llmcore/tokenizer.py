@@ -122,10 +122,10 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic. Raises StorageError."""
+        from llmcore.checkpoint.write import write_atomically
         from llmcore.vocab.hf_writer import to_json
-        from llmcore.vocab.saving import write_atomically
 
-        write_atomically(path, to_json(self._spec, self._core.merges.reshape(-1, 3)).encode("utf-8"))
+        write_atomically(path, [to_json(self._spec, self._core.merges.reshape(-1, 3)).encode("utf-8")])
 
     # --- text to ids --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ import mmap
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from llmcore import _core
+from llmcore.checkpoint.write import write_atomically
 from llmcore.errors import TokenizerError
 from llmcore.vocab.patterns import Stage
 from llmcore.vocab.spec import AddedToken, SpacePrefix, VocabSpec
@@ -69,17 +69,20 @@ def _folder() -> Path | None:
     return None
 
 
-def _signature(path: Path, pattern: str | None) -> list[Any]:
-    """What an entry must have been made from."""
+def signature(path: Path, pattern: str | None) -> list[Any] | None:
+    """What an entry must have been made from; None when that can't be told. Taken before anything is read."""
     from llmcore import __version__
 
     folder = path if path.is_dir() else path.parent
     files = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name == path.name or entry.name.endswith(_READ):
-                stat = entry.stat()
-                files.append([entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name == path.name or entry.name.endswith(_READ):
+                    stat = entry.stat()
+                    files.append([entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    except OSError:
+        return None
     built = [__version__, _core.compiler, platform.machine(), sys.byteorder]
     return [*built, str(path.resolve()), pattern, sorted(files)]
 
@@ -90,13 +93,12 @@ def _entry(signature: list[Any]) -> Path | None:
     return None if folder is None else folder / f"{name}.vocab"
 
 
-def read(path: Path, pattern: str | None) -> Parts | None:
-    """The tokenizer at `path` as it was built before, or None."""
+def read(signature: list[Any] | None) -> Parts | None:
+    """The tokenizer of this signature as it was built before, or None."""
+    entry = None if signature is None else _entry(signature)
+    if entry is None:
+        return None
     try:
-        signature = _signature(path, pattern)
-        entry = _entry(signature)
-        if entry is None:
-            return None
         with entry.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
@@ -155,17 +157,16 @@ _FIELDS = (
 )
 
 
-def write(path: Path, pattern: str | None, parts: Parts, core: _core.Tokenizer) -> None:
-    """Keeps a tokenizer that was built from `path`, if it is of a kind that takes long to build."""
+def write(signature: list[Any] | None, parts: Parts, core: _core.Tokenizer) -> None:
+    """Keeps a tokenizer that was built from what `signature` says, if it is of a kind that takes long to build."""
     spec = parts.spec
+    entry = None if signature is None else _entry(signature)
+    if entry is None:
+        return
     plain = spec.matched is None and spec.model is None and spec.source is None
     if not plain or spec.normalizers or spec.pre_tokenizers or spec.decoders or core.size < _SMALLEST:
         return
     with suppress(OSError):
-        signature = _signature(path, pattern)
-        entry = _entry(signature)
-        if entry is None:
-            return
         template = parts.chat_template
         head = {
             "signature": signature,
@@ -178,21 +179,9 @@ def write(path: Path, pattern: str | None, parts: Parts, core: _core.Tokenizer) 
         }
         text = json.dumps(head).encode()
         before = _before(text) + text
-        _replace(entry, before + bytes(-len(before) % 64) + core.save_vocabulary())
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(entry, [before, bytes(-len(before) % 64), core.save_vocabulary()])
         _forget(entry.parent)
-
-
-def _replace(entry: Path, data: bytes) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, entry)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _forget(folder: Path) -> None:

@@ -50,12 +50,13 @@ def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
 
     One that was loaded before comes from the cache, with its core.
     """
-    found = cache.read(Path(path), pattern)
+    signature = cache.signature(Path(path), pattern)
+    found = cache.read(signature)
     if found is not None:
         return found
     parts = _build_parts(path, pattern)
     parts.core = _core.Tokenizer(parts.spec.core_fields())
-    cache.write(Path(path), pattern, parts, parts.core)
+    cache.write(signature, parts, parts.core)
     return parts
 
 
