@@ -98,7 +98,7 @@ def native_isas() -> list[str]:
     return output([*command(platform.machine()), "--isas"]).split()
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "neon", "neon_dotprod"])
+@pytest.mark.parametrize("isa", ["avx2", "avx_vnni", "avx512", "neon", "neon_dotprod"])
 def test_an_instruction_set_gives_the_bits_of_the_scalar_kernels(isa: str) -> None:
     if isa not in native_isas():
         pytest.skip(f"this CPU has no {isa}")

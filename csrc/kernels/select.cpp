@@ -4,7 +4,9 @@
 
 #include "base/error.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -12,6 +14,7 @@ extern "C" {
 extern const llmcore::KernelTable llmcore_kernels_scalar;
 #if defined(__x86_64__)
 extern const llmcore::KernelTable llmcore_kernels_avx2;
+extern const llmcore::KernelTable llmcore_kernels_avx_vnni;
 extern const llmcore::KernelTable llmcore_kernels_avx512;
 #elif defined(__aarch64__)
 extern const llmcore::KernelTable llmcore_kernels_neon;
@@ -30,6 +33,10 @@ struct Isa {
 #if defined(__x86_64__)
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx_vnni() {  // not every compiler's __builtin_cpu_supports knows it
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -51,6 +58,7 @@ bool has_dotprod() {
 const Isa kIsas[] = {
 #if defined(__x86_64__)
     {&llmcore_kernels_avx512, has_avx512},
+    {&llmcore_kernels_avx_vnni, has_avx_vnni},
     {&llmcore_kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
     {&llmcore_kernels_neon_dotprod, has_dotprod},

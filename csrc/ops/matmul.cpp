@@ -7,8 +7,10 @@
 namespace llmcore {
 namespace {
 
-// Products between two polls of a thread: 10 ms for a slow one.
+// Products that a thread takes at a time: some 10 microseconds of reading for one row, and at most 10 milliseconds of a
+// slow thread for many, which then polls.
 constexpr int64_t kPartProducts = int64_t{1} << 27;
+constexpr int64_t kPartRowProducts = int64_t{1} << 20;
 
 }  // namespace
 
@@ -73,16 +75,17 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
   }
   const auto kernel = context.table.matmul[static_cast<int>(w.format())];
   const int64_t quantum = context.table.panel_quantum;
-  const int64_t part = std::max(quantum, kPartProducts / (a.M * a.K * kPanelRows) / quantum * quantum);
+  const int64_t products = std::min(kPartProducts / a.M, kPartRowProducts);
+  const int64_t part = std::max(quantum, products / (a.K * kPanelRows) / quantum * quantum);
   Interruption interruption(context.poll);
-  context.pool.parallel_for(w.panels(), quantum, [&](int64_t begin, int64_t end, int thread) {
+  context.pool.parallel_parts(w.panels(), quantum, part, [&](int64_t begin, int64_t end, int thread) {
+    if (!interruption.go_on(thread)) return false;
     MatmulArgs share = a;
     share.scratch = ws.scratch_.data() + thread * ws.scratch_stride_;
-    for (int64_t panel = begin; panel < end && interruption.go_on(thread); panel += part) {
-      share.panel_begin = panel;
-      share.panel_end = std::min(end, panel + part);
-      kernel(share);
-    }
+    share.panel_begin = begin;
+    share.panel_end = end;
+    kernel(share);
+    return true;
   });
 }
 

@@ -2,6 +2,7 @@
 // A pool of threads that all run one function, each on its static share. Workers spin briefly for the next job, then
 // park, so an idle pool costs nothing. Results never depend on the number of threads (law 6): a share is whole rows.
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -41,6 +42,42 @@ class ThreadPool {
       if (end > count) end = count;
       if (begin < end) function(begin, end, thread);
     });
+  }
+
+  /// parallel_for in parts of at most `part` (a multiple of `quantum`): a thread that is through with its own share
+  /// helps the others with theirs, for another program may hold up any of them. function(begin, end, thread) returns
+  /// whether to go on.
+  template <class Function>
+  void parallel_parts(int64_t count, int64_t quantum, int64_t part, Function&& function) {
+    struct alignas(64) Share {
+      std::atomic<int64_t> next;
+      int64_t end;
+    };
+    const int64_t units = (count + quantum - 1) / quantum;
+    const int shares = static_cast<int>(units < size() ? units : size());
+    const auto work = [&](Share* all, int thread) {
+      for (int i = 0; i < shares; ++i) {
+        Share& share = all[(thread + i) % shares];
+        for (;;) {
+          const int64_t begin = share.next.fetch_add(part, std::memory_order_relaxed);
+          if (begin >= share.end) break;
+          if (!function(begin, begin + part < share.end ? begin + part : share.end, thread)) return;
+        }
+      }
+    };
+    Share few[16];
+    std::unique_ptr<Share[]> many(shares > 16 ? new Share[static_cast<size_t>(shares)] : nullptr);
+    Share* all = many ? many.get() : few;
+    for (int i = 0; i < shares; ++i) {
+      all[i].next.store(units * i / shares * quantum, std::memory_order_relaxed);
+      const int64_t end = units * (i + 1) / shares * quantum;
+      all[i].end = end < count ? end : count;
+    }
+    if (shares <= 1) {
+      if (count > 0) work(all, 0);
+      return;
+    }
+    run([&](int thread, int) { work(all, thread); });
   }
 
  private:

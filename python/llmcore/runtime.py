@@ -8,7 +8,7 @@ from llmcore.quantization import KV_DTYPES
 
 
 def isa() -> str:
-    """The instruction set whose kernels are in use: "scalar", "avx2", "avx512", "neon" or "neon_dotprod".
+    """The instruction set whose kernels are in use: "scalar", "avx2", "avx_vnni", "avx512", "neon" or "neon_dotprod".
 
     The best one the CPU has, or the one LLMCORE_ISA names. Raises ArgumentError when that can't run here.
     """

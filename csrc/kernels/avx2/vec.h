@@ -1,6 +1,6 @@
 #pragma once
-// Sixteen lanes in two ymm registers. Needs AVX2, FMA and F16C. The meaning of each operation is that of
-// scalar/vec.h, bit for bit.
+// Sixteen lanes in two ymm registers. Needs AVX2, FMA and F16C; with LLMCORE_AVX_VNNI dot4 uses vpdpbusd. The meaning
+// of each operation is that of scalar/vec.h, bit for bit.
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -154,6 +154,21 @@ LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   return {_mm256_set1_epi32(x)};
 }
 
+#if defined(LLMCORE_AVX_VNNI)
+template <int kMaxCode>
+constexpr int dot4_zero() {
+  return 0;
+}
+template <int kMaxCode>
+LLMCORE_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
+#if defined(LLMCORE_TEST_TWIN)  // tests/cpp/avx_vnni_twin.cpp
+  return twin_dpbusd(acc, w, x);
+#else
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
+  return acc;
+#endif
+}
+#else
 // maddubs adds two products in 16 bits and saturates. Small codes can't reach that; 8-bit codes are taken as signed,
 // and their sign is moved to the activation: |w| * 127 * 2 <= 128 * 127 * 2 = 32,512 < 32,767.
 template <int kMaxCode>
@@ -175,13 +190,18 @@ LLMCORE_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
   }
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+#endif
 template <int kMaxCode>
 LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   return {dot4_half<kMaxCode>(acc.a, w.a, x.v), dot4_half<kMaxCode>(acc.b, w.b, x.v)};
 }
 LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+#if defined(LLMCORE_AVX_VNNI)
+constexpr int kTileRows = 6;
+#else
 constexpr int kTileRows = 3;
+#endif
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 6;

@@ -20,6 +20,11 @@ using Int8Lines = CodeLines<8, 128, 255>;
 using Int4Lines = CodeLines<4, 8, 15>;
 using TernaryLines = CodeLines<2, 1, 2>;
 using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, true>;
+// Values of k that all rows pass before the next: 16 KB of codes; a multiple of all groups.
+constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024;
+constexpr int64_t kBlockRows = 96;
+constexpr int64_t kSpan = 8;
+
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
 template <class Lines>
 using Unpacked = CodeLines<8, Lines::kZero, Lines::kMaxCode>;
@@ -63,40 +68,72 @@ LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP]
   }
 }
 
-// MR rows of x times NP panels. `codes` is the first panel's first line.
+// acc += the products of `count` lines; moves on in them and in x.
 template <class Lines, int MR, int NP>
-void integer_tile(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t panel_bytes, int64_t panel,
-                  int64_t m0) noexcept {
+LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t*& codes, int64_t panel_bytes, const int8_t*& x,
+                                   int64_t x_stride, int64_t count) {
+  for (; count > 0; --count) {
+    U8x64 line[NP];
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) line[p] = load_u8(codes + p * panel_bytes);
+    multiply_part<Lines, 0>(acc, line, x, x_stride);
+    if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, x_stride);
+    if constexpr (Lines::kParts > 2) {
+      multiply_part<Lines, 2>(acc, line, x, x_stride);
+      multiply_part<Lines, 3>(acc, line, x, x_stride);
+    }
+    x += Lines::kStep;
+    codes += 64;
+  }
+}
+
+// NP panels over the values [begin, end) of k, and all rows of x.
+struct Block {
+  const uint8_t* codes;  // the first panel's line of `begin`
+  int64_t panel_bytes;   // from a panel to the next
+  int64_t panel;
+  int64_t begin, end;
+  float* sums;  // [M][NP][16], what the blocks before have summed
+  // What main memory is asked for meanwhile: so many more lines of each panel after every kSpan lines that are used.
+  const uint8_t* next;
+  int64_t next_panel_bytes;
+  int64_t next_lines;
+};
+
+// MR rows of x times the panels of a block.
+template <class Lines, int MR, int NP>
+void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
   F32x16 sums[MR][NP];
-  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = set1(0.0f);
+  float* stored = b.sums + m0 * NP * 16;
+  if (b.begin == 0) {
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = set1(0.0f);
+    }
+  } else {
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = load(stored + (m * NP + p) * 16);
+    }
   }
   constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
-  for (int64_t g = 0; g < a.x_groups; ++g) {
-    const int64_t begin = g * a.x_group;
-    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
+  const uint8_t* line_codes = b.codes;
+  for (int64_t g = b.begin / a.x_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
+    const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
     I32x16 acc[MR][NP];
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
       const I32x16 start = set1_i32(kOffset ? -kOffset * a.x_sums[(m0 + m) * a.x_groups + g] : 0);
       _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = start;
     }
     const int8_t* x = a.x + m0 * a.x_stride + begin;
-    const uint8_t* line_codes = codes + begin / Lines::kStep * 64;
-    for (int64_t k = begin; k < end; k += Lines::kStep) {
-      U8x64 line[NP];
-      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) line[p] = load_u8(line_codes + p * panel_bytes);
-      multiply_part<Lines, 0>(acc, line, x, a.x_stride);
-      if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, a.x_stride);
-      if constexpr (Lines::kParts > 2) {
-        multiply_part<Lines, 2>(acc, line, x, a.x_stride);
-        multiply_part<Lines, 3>(acc, line, x, a.x_stride);
+    for (int64_t k = begin, span; k < end; k = span) {
+      span = k + kSpan * Lines::kStep < end ? k + kSpan * Lines::kStep : end;
+      multiply_lines<Lines>(acc, line_codes, b.panel_bytes, x, a.x_stride,
+                            (span - k + Lines::kStep - 1) / Lines::kStep);
+      for (int64_t i = 0; i < b.next_lines; ++i, b.next += 64) {
+        for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
-      x += Lines::kStep;
-      line_codes += 64;
     }
     _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
       F32x16 weight_scale = set1(1.0f);
-      const int64_t index = a.per_row ? (panel + p) * 16 : ((panel + p) * a.x_groups + g) * 16;
+      const int64_t index = a.per_row ? (b.panel + p) * 16 : ((b.panel + p) * a.x_groups + g) * 16;
       if (!a.per_row) weight_scale = load_scales(a.scales, a.scale_type, index);
       _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
         F32x16 scale = set1(a.x_scales[(m0 + m) * a.x_groups + g]);
@@ -106,26 +143,41 @@ void integer_tile(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t pa
       }
     }
   }
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-    const F32x16 row_scale = a.per_row ? load(static_cast<const float*>(a.scales) + (panel + p) * 16) : set1(1.0f);
+  if (b.end < a.K) {
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      store_outputs(a, m0 + m, panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) store(stored + (m * NP + p) * 16, sums[m][p]);
+    }
+    return;
+  }
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+    const F32x16 row_scale = a.per_row ? load(static_cast<const float*>(a.scales) + (b.panel + p) * 16) : set1(1.0f);
+    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+      store_outputs(a, m0 + m, b.panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
     }
   }
 }
 
+// Tiles of as many rows each as can be.
 template <class Lines, int MR, int NP>
-void integer_rows(const llmcore::MatmulArgs& a, const uint8_t* codes, int64_t panel_bytes, int64_t panel,
-                  int64_t m) noexcept {
-  for (; a.M - m >= MR; m += MR) integer_tile<Lines, MR, NP>(a, codes, panel_bytes, panel, m);
-  if constexpr (MR > 1) {
-    if (m < a.M) integer_rows<Lines, MR - 1, NP>(a, codes, panel_bytes, panel, m);
+void integer_tiles(const llmcore::MatmulArgs& a, Block& b, int64_t rows, int64_t& m, int64_t end) noexcept {
+  if (rows == MR) {
+    for (; m < end; m += MR) integer_tile<Lines, MR, NP>(a, b, m);
+  } else if constexpr (MR > 1) {
+    integer_tiles<Lines, MR - 1, NP>(a, b, rows, m, end);
   }
 }
 
+template <class Lines, int NP>
+void integer_rows(const llmcore::MatmulArgs& a, Block& b) noexcept {
+  const int64_t tiles = (a.M + kTileRows - 1) / kTileRows, rows = a.M / tiles, larger = a.M % tiles;
+  int64_t m = 0;
+  if (larger) integer_tiles<Lines, kTileRows, NP>(a, b, rows + 1, m, larger * (rows + 1));
+  integer_tiles<Lines, kTileRows, NP>(a, b, rows, m, a.M);
+}
+
 template <class Lines>
-void unpack_panel(const uint8_t* codes, int64_t K, uint8_t* out) noexcept {
-  for (int64_t k = 0; k < K; k += Lines::kStep, codes += 64) {
+void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+  for (int64_t k = 0; k < count; k += Lines::kStep, codes += 64) {
     const U8x64 line = load_u8(codes);
     store_u8(out, part_of<Lines, 0>(line));
     if constexpr (Lines::kParts > 1) store_u8(out + 64, part_of<Lines, 1>(line));
@@ -197,14 +249,36 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   store_outputs(a, 0, panel, sum);
 }
 
+// NP panels times all rows. Up to kBlockRows rows pass by blocks of codes that stay in the first cache, while the next
+// block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+  const bool unpack = Lines::kParts > 1 && a.M >= 2 * kTileRows;
+  const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
+  const int64_t size = tiles > 1 && a.M <= kBlockRows ? kBlock : a.K;
   const uint8_t* codes = a.codes + panel * a.panel_bytes;
-  if (Lines::kParts == 1 || a.M < 2 * kTileRows) {
-    return integer_rows<Lines, kTileRows, NP>(a, codes, a.panel_bytes, panel, 0);
+  for (int64_t begin = 0; begin < a.K; begin += size) {
+    const int64_t end = begin + size < a.K ? begin + size : a.K, k = end - begin;
+    const int64_t bytes = k / Lines::kStep * 64;
+    Block b{codes, a.panel_bytes, panel, begin, end, reinterpret_cast<float*>(a.scratch), codes, a.panel_bytes, 0};
+    if (tiles > 1 && a.M <= kBlockRows) {
+      b.next += end < a.K ? bytes : bytes + (NP - 1) * a.panel_bytes;  // or the next panels' first block
+      const int64_t spans = tiles * (unpack ? Lines::kParts : 1) * ((bytes / 64 + kSpan - 1) / kSpan);
+      b.next_lines = (bytes / 64 + spans - 1) / spans;
+    }
+    codes += bytes;
+    if constexpr (Lines::kParts > 1) {
+      if (unpack) {
+        uint8_t* unpacked = a.scratch + kBlockRows * NP * 64;
+        for (int p = 0; p < NP; ++p) unpack_lines<Lines>(b.codes + p * a.panel_bytes, k, unpacked + p * 16 * k);
+        b.codes = unpacked;
+        b.panel_bytes = 16 * k;
+        integer_rows<Unpacked<Lines>, NP>(a, b);
+        continue;
+      }
+    }
+    integer_rows<Lines, NP>(a, b);
   }
-  for (int p = 0; p < NP; ++p) unpack_panel<Lines>(codes + p * a.panel_bytes, a.K, a.scratch + p * 16 * a.K);
-  integer_rows<Unpacked<Lines>, kTileRows, NP>(a, a.scratch, 16 * a.K, panel, 0);
 }
 
 template <class Lines>
@@ -290,6 +364,6 @@ void float_matmul(const llmcore::MatmulArgs& a) noexcept {
 
 constexpr int kPanelQuantum = kVectorPanels > kTilePanels ? kVectorPanels : kTilePanels;
 
-int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return K * 16 * kPanelQuantum; }
+int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return (K + kBlockRows * 4) * 16 * kPanelQuantum; }
 
 }  // namespace
