@@ -17,6 +17,7 @@ FORMATS: dict[str, tuple[str, int | None]] = {
     "int4": ("int4", None),
     "int4-g32": ("int4", 32),
     "ternary": ("ternary", None),
+    "ternary_dense": ("ternary_dense", None),
     "f16": ("f16", None),
 }
 COLD_BYTES = 96 << 20

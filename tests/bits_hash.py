@@ -33,6 +33,7 @@ FORMATS: dict[str, dict[str, object]] = {
     "int4-32": {"quantize": llmcore.QuantConfig(format="int4", group_size=32)},
     "ternary": {"quantize": "ternary"},
     "nf4": {"quantize": "nf4"},
+    "ternary_dense": {"quantize": "ternary_dense"},
 }
 
 

@@ -197,6 +197,18 @@ def test_bits_per_weight_count_scales_and_padding() -> None:
     assert ops.quantize(w, "ternary").bits_per_weight == 2 + 32 / 256
 
 
+@pytest.mark.parametrize(("K", "group"), [(300, 0), (384, 0), (896, 128), (2048, 0), (2048, 128)])
+def test_dense_ternary_is_the_same_matrix_in_fewer_bits(K: int, group: int) -> None:
+    w, x = normal(40, K), normal(5, K)
+    plain, dense = (ops.quantize(w, name, group_size=group) for name in ("ternary", "ternary_dense"))
+    assert all(np.array_equal(a, b) for a, b in zip(plain.codes(), dense.codes(), strict=True))
+    assert np.array_equal(plain.dequantize(), dense.dequantize())
+    for rows in (x, x[:1]):
+        assert np.array_equal(ops.matmul(rows, plain), ops.matmul(rows, dense))
+    if K == 2048:
+        assert ops.quantize(normal(16, K), "ternary_dense").bits_per_weight == 1.6875 + 32 / K
+
+
 @pytest.mark.parametrize("draw", [normal, heavy])
 @pytest.mark.parametrize(
     ("name", "group", "theirs"),

@@ -34,6 +34,7 @@ RECIPES: dict[str, Any] = {
     "int8": "int8",
     "int8 groups": QuantConfig(format="int8", group_size=64),
     "nf4": QuantConfig(format="nf4", scale="mse"),
+    "ternary_dense": QuantConfig(format="ternary_dense"),
     "zero points": QuantConfig(format="int4", symmetric=False),
     "int4": "int4",
     "ternary": "ternary",

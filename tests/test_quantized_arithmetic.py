@@ -27,10 +27,11 @@ RECIPES = {
     "int4-zero": llmcore.QuantConfig(format="int4", group_size=64, symmetric=False),
     "ternary": llmcore.QuantConfig(format="ternary"),
     "nf4": llmcore.QuantConfig(format="nf4"),
+    "ternary_dense": llmcore.QuantConfig(format="ternary_dense"),
     "ternary-64": llmcore.QuantConfig(format="ternary", group_size=64),
 }
 # ||logits - unquantised|| / ||unquantised|| of this model of random weights; measured 0.02, 0.18, 0.73.
-ERROR_AT_MOST = {"f32": 0.0, "int8": 0.05, "int4": 0.3, "nf4": 0.3, "ternary": 1.0}
+ERROR_AT_MOST = {"f32": 0.0, "int8": 0.05, "int4": 0.3, "nf4": 0.3, "ternary": 1.0, "ternary_dense": 1.0}
 IDS = prompt(48)
 
 

@@ -6,8 +6,10 @@ bandwidth is measured between any two of them, ratios are taken within a round, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -15,10 +17,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from peers.runtimes import CONTEXT, MOST_SEQUENCES, Llmcore
+
 BENCH = Path(__file__).resolve().parents[1]
+MOST_TOKENS = CONTEXT - 24
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,11 @@ class Figures:
     bandwidth: list[float] = field(default_factory=list)
     """Bytes per second, the mean of the probes before and after."""
 
+    batch: int = 1
+
     def shares(self) -> list[float]:
         """Of the probe's bandwidth, what decoding used for weights."""
-        used = self.facts["bytes_per_token"]
+        used = self.facts["bytes_per_token"] / self.batch
         return [rate * used / bandwidth for rate, bandwidth in zip(self.decode, self.bandwidth, strict=True)]
 
 
@@ -107,6 +115,7 @@ def measure(
     rounds: int,
     prefill_tokens: int,
     decode_tokens: int,
+    batch: int = 1,
     say: Callable[[str], None],
 ) -> list[Figures]:
     """Times every row in every round, after a round that isn't counted. Every second round runs in reverse order."""
@@ -116,18 +125,18 @@ def measure(
         for row in rows:
             say(f"loading {row.name}")
             workers[row.name] = stack.enter_context(open_worker(row.runtime, row.arguments | {"threads": threads}))
-        figures = {row.name: Figures(row, workers[row.name].facts) for row in rows}
+        figures = {row.name: Figures(row, workers[row.name].facts, batch=batch) for row in rows}
         for number in range(rounds + 1):
             say(f"round {number} of {rounds}" if number else "warming up")
             before = probe.call("bandwidth", 0.3)
             for row in rows if number % 2 else reversed(rows):
                 worker, result = workers[row.name], figures[row.name]
                 prefill = worker.call("prefill", prefill_tokens, 2 * number)
-                decode = worker.call("decode", decode_tokens, 2 * number + 1)
+                decode = worker.call("decode", decode_tokens, 2 * number + 1, batch)
                 after = probe.call("bandwidth", 0.3)
                 if number:
                     result.prefill.append(prefill_tokens / prefill)
-                    result.decode.append(decode_tokens / decode)
+                    result.decode.append(batch * decode_tokens / decode)
                     result.bandwidth.append((before + after) / 2)
                 before = after
     return list(figures.values())
@@ -199,3 +208,89 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             )
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def weight_error(quantize: dict[str, Any]) -> float:
+    """Relative root-mean-square error of normal weights in a recipe's layers."""
+    import numpy as np
+
+    from llmcore import ops
+
+    weights = np.random.default_rng(0).standard_normal((64, 2048), np.float32) * np.float32(0.02)
+    own = Llmcore.recipe(quantize).own()
+    decoded = ops.quantize(weights, own.format, group_size=own.group_size).dequantize()
+    return float(np.sqrt(np.mean((decoded - weights) ** 2) / np.mean(weights**2)))
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures belong to."""
+    import llmcore
+    from llmcore.cli._machine import processor
+
+    return {
+        "processor": processor(),
+        "isa": llmcore.isa(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def command(
+    description: str | None,
+    name: str,
+    shape: str,
+    make_rows: Callable[[argparse.Namespace], Sequence[Row]],
+    *,
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
+    """The command line of a peer's script: all rows in one go, a table to the terminal, all figures to a JSON file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder", type=Path, default=BENCH.parent / "build" / "peers", help="where models are kept (build/peers)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of every runtime (2)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
+    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of a prompt (512)")
+    parser.add_argument("--decode-tokens", type=int, default=64, metavar="N", help="tokens of an answer (64)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences that decode at once (1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only llmcore's rows whose name contains TEXT")
+    parser.add_argument("--results", type=Path, default=BENCH / "results", help="folder of the JSON file")
+    add_arguments(parser)
+    args = parser.parse_args()
+    if min(args.threads, args.rounds) < 1:
+        parser.error("--threads and --rounds must be at least 1")
+    if not (1 <= args.prompt_tokens <= MOST_TOKENS and 1 <= args.decode_tokens <= MOST_TOKENS):
+        parser.error(f"tokens must be within [1, {MOST_TOKENS}]")
+    if not 1 <= args.batch <= MOST_SEQUENCES:
+        parser.error(f"--batch must be within [1, {MOST_SEQUENCES}]")
+    wanted = make_rows(args)
+    if not wanted:
+        parser.error(f"no row's name contains {args.only!r}")
+    figures = measure(
+        wanted,
+        threads=args.threads,
+        rounds=args.rounds,
+        prefill_tokens=args.prompt_tokens,
+        decode_tokens=args.decode_tokens,
+        batch=args.batch,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    records = summary(figures)
+    now = datetime.now().astimezone()
+    report = {
+        "time": now.isoformat(timespec="seconds"),
+        "shape": shape,
+        "prompt_tokens": args.prompt_tokens,
+        "decode_tokens": args.decode_tokens,
+        "batch": args.batch,
+        "machine": machine(args.threads),
+        "rows": records,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    target = args.results / f"{now:%Y-%m-%d}-{name}{'' if args.batch == 1 else f'-batch{args.batch}'}.json"
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(records))
+    print(f"\nfigures of every round: {target}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 
 CONTEXT = 1024
 """Tokens of context that every runtime is opened with."""
+MOST_SEQUENCES = 16
+"""Sequences at once."""
 
 
 class Runtime(Protocol):
@@ -27,8 +30,8 @@ class Runtime(Protocol):
     def prefill(self, tokens: int, seed: int) -> float:
         """Seconds from `tokens` token ids to the choice of the next token."""
 
-    def decode(self, tokens: int, seed: int) -> float:
-        """Seconds for `tokens` greedy steps of one sequence, from a prompt of one token."""
+    def decode(self, tokens: int, seed: int, batch: int) -> float:
+        """Seconds for `tokens` greedy steps of `batch` sequences, each from a prompt of one token."""
 
 
 def prompt_ids(tokens: int, seed: int) -> list[int]:
@@ -51,7 +54,7 @@ class Llmcore:
         llmcore.set_num_threads(threads)
         config = Config(SHAPES[shape], file=shape)
         self.model = random_model(resolve(config).spec(config), quantize=self.recipe(quantize))
-        self.llm = llmcore.LLM(self.model, max_model_len=CONTEXT, max_batch_size=1)
+        self.llm = llmcore.LLM(self.model, max_model_len=CONTEXT, max_batch_size=MOST_SEQUENCES)
 
     @staticmethod
     def recipe(quantize: dict[str, Any]) -> Any:
@@ -74,20 +77,20 @@ class Llmcore:
         }
 
     def prefill(self, tokens: int, seed: int) -> float:
-        return self._generate(prompt_ids(tokens, seed), 1)
+        return self._generate([prompt_ids(tokens, seed)], 1)
 
-    def decode(self, tokens: int, seed: int) -> float:
-        return self._generate(prompt_ids(1, seed), tokens)
+    def decode(self, tokens: int, seed: int, batch: int) -> float:
+        return self._generate([[id] for id in prompt_ids(batch, seed)], tokens)
 
-    def _generate(self, ids: list[int], answer: int) -> float:
+    def _generate(self, prompts: list[list[int]], answer: int) -> float:
         import llmcore
 
         params = llmcore.SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
         start = time.perf_counter()
-        (out,) = self.llm.generate([ids], params, progress=False)
+        outputs = self.llm.generate(prompts, params, progress=False)
         seconds = time.perf_counter() - start
-        if len(out.token_ids) != answer:
-            raise RuntimeError(f"{len(out.token_ids)} tokens instead of {answer}")
+        if any(len(out.token_ids) != answer for out in outputs):
+            raise RuntimeError(f"not every answer has {answer} tokens")
         return seconds
 
 
@@ -136,7 +139,9 @@ class LlamaCpp:
         self._choose()
         return time.perf_counter() - start
 
-    def decode(self, tokens: int, seed: int) -> float:
+    def decode(self, tokens: int, seed: int, batch: int) -> float:
+        if batch != 1:
+            raise RuntimeError("only single sequences of llama.cpp are timed")
         token = prompt_ids(1, seed)[0]
         self.api.llama_memory_clear(self.memory, False)
         start = time.perf_counter()
@@ -155,6 +160,66 @@ class LlamaCpp:
         return int(self.np.ctypeslib.as_array(logits, (self.vocab_size,)).argmax())
 
 
+class LlamaBench:
+    """A fork of llama.cpp by its own program llama-bench, which loads the file, warms up and times one run a call."""
+
+    def __init__(self, program: str, path: str, threads: int) -> None:
+        self.command = [program, "--model", path, "--threads", str(threads), "--repetitions", "1", "--output", "json"]
+        self.size = os.path.getsize(path)
+
+    def facts(self) -> dict[str, Any]:
+        return {"version": self._run(8, 0)["build_commit"], "bytes_per_token": self.size, "weight_bytes": self.size}
+
+    def prefill(self, tokens: int, seed: int) -> float:
+        return float(self._run(tokens, 0)["avg_ns"]) / 1e9
+
+    def decode(self, tokens: int, seed: int, batch: int) -> float:
+        if batch != 1:
+            raise RuntimeError("llama-bench decodes single sequences only")
+        return float(self._run(0, tokens)["avg_ns"]) / 1e9
+
+    def _run(self, prompt: int, answer: int) -> Any:
+        command = [*self.command, "--n-prompt", str(prompt), "--n-gen", str(answer)]
+        (figures,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return figures
+
+
+class OpenVino:
+    """OpenVINO GenAI's LLMPipeline over a folder that optimum-intel has exported."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import openvino
+        import openvino_genai
+
+        self.openvino, self.genai = openvino, openvino_genai
+        self.weights = os.path.getsize(os.path.join(folder, "openvino_model.bin"))
+        self.pipeline = openvino_genai.LLMPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def facts(self) -> dict[str, Any]:
+        version = self.genai.get_version()
+        return {"version": version, "bytes_per_token": self.weights, "weight_bytes": self.weights}
+
+    def prefill(self, tokens: int, seed: int) -> float:
+        return self._generate([prompt_ids(tokens, seed)], 1)
+
+    def decode(self, tokens: int, seed: int, batch: int) -> float:
+        return self._generate([[id] for id in prompt_ids(batch, seed)], tokens)
+
+    def _generate(self, prompts: list[list[int]], answer: int) -> float:
+        import numpy as np
+
+        ids = np.array(prompts, np.int64)
+        inputs = self.genai.TokenizedInputs(self.openvino.Tensor(ids), self.openvino.Tensor(np.ones_like(ids)))
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = answer, True, False
+        start = time.perf_counter()
+        result = self.pipeline.generate(inputs, config)
+        seconds = time.perf_counter() - start
+        if any(len(tokens) != answer for tokens in result.tokens):
+            raise RuntimeError(f"not every answer has {answer} tokens")
+        return seconds
+
+
 class Probe:
     """The machine itself: bytes per second that this many threads read."""
 
@@ -171,7 +236,13 @@ class Probe:
         return measure_read_bandwidth(threads=self.threads, seconds=seconds)
 
 
-RUNTIMES: dict[str, Callable[..., Any]] = {"llmcore": Llmcore, "llama.cpp": LlamaCpp, "probe": Probe}
+RUNTIMES: dict[str, Callable[..., Any]] = {
+    "llmcore": Llmcore,
+    "llama.cpp": LlamaCpp,
+    "llama-bench": LlamaBench,
+    "openvino": OpenVino,
+    "probe": Probe,
+}
 
 
 def serve(name: str, arguments: dict[str, Any]) -> None:

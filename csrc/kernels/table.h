@@ -12,10 +12,13 @@ constexpr int kSplitTokens = 256;   // attention is split here, whatever the bat
 constexpr int kMaxQueryBlock = 96;  // query rows that share one reading of the keys
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
-enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4, kNumWeightFormats };
+enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4, kTernaryDense, kNumWeightFormats };
 // What the codes of nf4 stand for (quant/nf4.h), plus kNf4Zero.
 constexpr uint8_t kNf4Levels[16] = {0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
 constexpr int kNf4Zero = 127;
+// The codes of the three weights in a field of ternary_dense (quant/ternary_dense.h), two bits each.
+constexpr uint8_t kTrits[32] = {0,  1,  2,  4,  5,  6,  8,  9,  10, 16, 17, 18, 20, 21, 22, 24,
+                                25, 26, 32, 33, 34, 36, 37, 38, 40, 41, 42, 0,  0,  0,  0,  0};
 enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16 };
 // What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of

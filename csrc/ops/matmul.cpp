@@ -22,6 +22,12 @@ static_assert([] {
   }
   return true;
 }());
+static_assert([] {
+  for (unsigned field = 0; field < 27; ++field) {
+    if (kTrits[field] != (field % 3 | field / 3 % 3 << 2 | field / 9 << 4)) return false;
+  }
+  return static_cast<int>(Format::kTernaryDense) == kTernaryDense;
+}());
 
 MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k)
     : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), groups_(ceil_div(max_k, 32)) {

@@ -7,8 +7,8 @@
 namespace llmcore {
 namespace {
 
-constexpr std::array<const char*, 7> kNames = {"f32",       "bf16",         "f16",     Int8::kName,
-                                               Int4::kName, Ternary::kName, Nf4::kName};
+constexpr std::array<const char*, 8> kNames = {"f32",       "bf16",         "f16",      Int8::kName,
+                                               Int4::kName, Ternary::kName, Nf4::kName, TernaryDense::kName};
 
 }  // namespace
 
@@ -23,10 +23,9 @@ Format format_from_name(const std::string& name) {
   throw ArgumentError("format must be one of " + known + ", got '" + name.substr(0, 40) + "'");
 }
 
-int code_bits(Format format) {
-  if (format == Format::kF32) return 32;
-  if (!is_integer(format)) return 16;
-  return visit_codec(format, []<class Codec>() { return Codec::kBits; });
+int64_t panel_bytes(Format format, int64_t K_padded) {
+  if (!is_integer(format)) return K_padded * kRowsPerPanel * (format == Format::kF32 ? 4 : 2);
+  return visit_codec(format, [&]<class Codec>() { return Codec::Layout::panel_bytes(K_padded); });
 }
 
 }  // namespace llmcore

@@ -8,11 +8,12 @@
 #include "quant/int8.h"
 #include "quant/nf4.h"
 #include "quant/ternary.h"
+#include "quant/ternary_dense.h"
 
 namespace llmcore {
 
 /// The values are the indices of the kernel table (kernels/table.h, WeightFormat).
-enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4 };
+enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4, kTernaryDense };
 
 /// Calls visitor.template operator()<Codec>() for the codec of an integer format.
 template <class Visitor>
@@ -24,6 +25,8 @@ auto visit_codec(Format format, Visitor&& visitor) {
       return visitor.template operator()<Ternary>();
     case Format::kNf4:
       return visitor.template operator()<Nf4>();
+    case Format::kTernaryDense:
+      return visitor.template operator()<TernaryDense>();
     default:
       return visitor.template operator()<Int8>();
   }
@@ -40,7 +43,7 @@ inline bool is_integer(Format f) { return f >= Format::kInt8; }
 const char* format_name(Format format);
 /// Throws ArgumentError naming the formats there are.
 Format format_from_name(const std::string& name);
-/// Bits a code takes, scales not counted.
-int code_bits(Format format);
+/// Bytes of a panel's codes, 16 rows of K_padded, scales not counted.
+int64_t panel_bytes(Format format, int64_t K_padded);
 
 }  // namespace llmcore

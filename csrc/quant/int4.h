@@ -12,7 +12,7 @@ namespace llmcore {
 
 struct Int4 {
   static constexpr const char* kName = "int4";
-  static constexpr int kBits = 4;
+  using Layout = Lines<4>;
   static constexpr int kZero = 8;
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 15;

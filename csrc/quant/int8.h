@@ -11,7 +11,7 @@ namespace llmcore {
 
 struct Int8 {
   static constexpr const char* kName = "int8";
-  static constexpr int kBits = 8;
+  using Layout = Lines<8>;
   static constexpr int kZero = 128;
   static constexpr int kMinCode = 1;
   static constexpr int kMaxCode = 255;

@@ -11,17 +11,21 @@
 // So one 64-byte load and a mask give 16 lanes of 4 consecutive k, what vpdpbusd, sdot and their relatives eat, and a
 // lane is a weight row on every ISA. Codes are unsigned: real weight = scale * (code - zero).
 
+#include <cstddef>
 #include <cstdint>
 
 namespace llmcore {
 
 constexpr int kLineBytes = 64;
+constexpr int64_t kRowsPerPanel = 16;
 
 template <int bits>
 struct Lines {
   static constexpr int kParts = 8 / bits;
   static constexpr int kStep = 4 * kParts;
   static constexpr unsigned kMask = (1u << bits) - 1;
+
+  static constexpr int64_t panel_bytes(int64_t K_padded) { return K_padded * kRowsPerPanel * bits / 8; }
 
   // Writes a whole row: codes [K_padded], one per byte, each below 2^bits.
   static void put_row(uint8_t* panel, int row, const uint8_t* codes, int64_t K_padded) {
@@ -35,9 +39,22 @@ struct Lines {
       __builtin_memcpy(panel + k / kStep * kLineBytes + row * 4, &word, 4);
     }
   }
-  static unsigned get(const uint8_t* panel, int row, int64_t k) {
+  static unsigned get(const uint8_t* panel, int row, int64_t k, int64_t /*K_padded*/) {
     const int64_t j = k % kStep;
     return (panel[k / kStep * kLineBytes + row * 4 + j % 4] >> (j / 4 * bits)) & kMask;
+  }
+  // A whole panel of one code.
+  static void fill(uint8_t* panel, unsigned code, int64_t K_padded) {
+    for (int shift = bits; shift < 8; shift += bits) code |= (code & kMask) << shift;
+    __builtin_memset(panel, static_cast<int>(code), static_cast<size_t>(panel_bytes(K_padded)));
+  }
+  // Whether no code of a panel is above `highest`.
+  static bool check(const uint8_t* panel, unsigned highest, int64_t K_padded) {
+    bool bad = false;
+    for (int64_t i = 0; i < panel_bytes(K_padded); ++i) {
+      for (int part = 0; part < kParts; ++part) bad |= ((panel[i] >> (part * bits)) & kMask) > highest;
+    }
+    return !bad;
   }
 };
 

@@ -96,8 +96,8 @@ constexpr float kSearchFactor = 0.025f;  // of the scale: from 0.55 to 1.15 of i
 
 int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points) {
   const int64_t rows = round_up(N, kRowsPerPanel);
-  const int64_t bits = checked_mul(checked_mul(rows, padded_k(format, K)), code_bits(format));
-  int64_t bytes = bits / 8;
+  (void)checked_mul(K, 4 * kRowsPerPanel);  // of the widest format
+  int64_t bytes = checked_mul(rows / kRowsPerPanel, panel_bytes(format, padded_k(format, K)));
   if (is_integer(format)) {
     const int64_t groups = group_size ? ceil_div(K, group_size) : 1;
     bytes = checked_add(bytes, group_size ? checked_mul(rows * 2, groups) : rows * 4);
@@ -117,20 +117,20 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element 
                  "group_size must be 32, 64, 128 or 0 (one scale per row), got " + std::to_string(group_size));
   check_argument(is_integer(format) || group_size == 0,
                  std::string("group_size must be 0 for the format ") + format_name(format));
+  check_argument(format != Format::kTernaryDense || group_size == 0 || group_size == TritLines::kGroup,
+                 "group_size must be 128 or 0 (one scale per row) for ternary_dense");
   check_argument(!zero_points || format == Format::kInt8 || format == Format::kInt4,
                  std::string("the format ") + format_name(format) + " has no zero points");
   K_padded_ = padded_k(format, K);
-  panel_bytes_ = K_padded_ * kRowsPerPanel * code_bits(format) / 8;
+  panel_bytes_ = llmcore::panel_bytes(format, K_padded_);
   codes_ = Buffer(checked_mul(panels(), panel_bytes_));
   if (is_integer(format)) {
     const int64_t rows = panels() * kRowsPerPanel;
     scales_ = Buffer(checked_mul(rows * (scale_type_ == Element::kF32 ? 4 : 2), groups()));
     if (zero_points) shifts_ = Buffer(checked_mul(rows * 2, groups()));
-    visit_codec(format, [&]<class Codec>() {  // padding holds the zero code
-      unsigned fill = 0;
-      for (int shift = 0; shift < 8; shift += Codec::kBits) fill |= static_cast<unsigned>(Codec::kZero) << shift;
-      if (N_ % kRowsPerPanel || K_ != K_padded_) {
-        std::memset(codes_.data(), static_cast<int>(fill), static_cast<size_t>(codes_.size()));
+    visit_codec(format, [&]<class Codec>() {  // rows of padding hold the zero code
+      if (N_ % kRowsPerPanel) {
+        Codec::Layout::fill(codes_.data() + (panels() - 1) * panel_bytes_, Codec::kZero, K_padded_);
       }
     });
   }
@@ -209,7 +209,7 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
   }
   for (int64_t k = K_; k < K_padded_; ++k) codes[k] = Codec::kZero;
   uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
-  Lines<Codec::kBits>::put_row(panel, static_cast<int>(n % kRowsPerPanel), codes, K_padded_);
+  Codec::Layout::put_row(panel, static_cast<int>(n % kRowsPerPanel), codes, K_padded_);
 }
 
 void Matrix::check() const {
@@ -221,15 +221,10 @@ void Matrix::check() const {
         throw QuantError(std::string("packed zero points are out of range for ") + Codec::kName);
       }
     }
-    if constexpr (Codec::kMaxCode + 1 != 1 << Codec::kBits) {
-      using Parts = Lines<Codec::kBits>;
-      bool bad = false;
-      for (int64_t i = 0; i < codes_.size(); ++i) {
-        for (int part = 0; part < Parts::kParts; ++part) {
-          bad |= ((codes_.data()[i] >> (part * Codec::kBits)) & Parts::kMask) > static_cast<unsigned>(Codec::kMaxCode);
-        }
+    for (int64_t panel = 0; panel < panels(); ++panel) {
+      if (!Codec::Layout::check(codes_.data() + panel * panel_bytes_, Codec::kMaxCode, K_padded_)) {
+        throw QuantError(std::string("packed codes are out of range for ") + Codec::kName);
       }
-      if (bad) throw QuantError(std::string("packed codes are out of range for ") + Codec::kName);
     }
   });
 }
@@ -308,7 +303,7 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
         row[k] = static_cast<uint8_t>(code);
       }
       uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
-      Lines<Codec::kBits>::put_row(panel, static_cast<int>(n % kRowsPerPanel), row.data(), K_padded_);
+      Codec::Layout::put_row(panel, static_cast<int>(n % kRowsPerPanel), row.data(), K_padded_);
     }
   });
 }
@@ -334,7 +329,7 @@ void Matrix::decode_row(int64_t n, float* out) const {
       visit_codec(format_, [&]<class Codec>() {
         const int64_t width = per_row() ? K_ : group_size_;
         for (int64_t k = 0; k < K_; ++k) {
-          const int code = value_of<Codec>(Lines<Codec::kBits>::get(panel, static_cast<int>(lane), k));
+          const int code = value_of<Codec>(Codec::Layout::get(panel, static_cast<int>(lane), k, K_padded_));
           out[k] = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
         }
       });
@@ -346,7 +341,7 @@ void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_poi
   const uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
   visit_codec(format_, [&]<class Codec>() {
     for (int64_t k = 0; k < K_; ++k) {
-      const unsigned code = Lines<Codec::kBits>::get(panel, static_cast<int>(n % kRowsPerPanel), k);
+      const unsigned code = Codec::Layout::get(panel, static_cast<int>(n % kRowsPerPanel), k, K_padded_);
       codes[k] = static_cast<int8_t>(value_of<Codec>(code));
     }
   });

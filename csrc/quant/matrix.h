@@ -16,7 +16,6 @@
 
 namespace llmcore {
 
-constexpr int64_t kRowsPerPanel = 16;
 /// Activations of a matrix with one scale per row are quantised in groups of this many k.
 constexpr int64_t kDefaultActivationGroup = 128;
 

@@ -11,7 +11,7 @@ namespace llmcore {
 
 struct Ternary {
   static constexpr const char* kName = "ternary";
-  static constexpr int kBits = 2;
+  using Layout = Lines<2>;
   static constexpr int kZero = 1;
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 2;

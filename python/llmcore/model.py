@@ -247,7 +247,7 @@ def load(
 ) -> Model:
     """Loads a checkpoint: a Hugging Face folder, a name in the local Hugging Face cache, or "tiny" (built in).
 
-    quantize: None (as stored), "int8", "int4", "nf4", "ternary" or a QuantConfig. A checkpoint that is already
+    quantize: None (as stored), a format's name or a QuantConfig (which lists them). A checkpoint that is already
         quantised keeps its exact values, and can't be quantised again.
     device: "auto" or "cpu". threads: 1 to 1024 (default: all usable cores); no result depends on it.
     dtype: type of the float weights: "auto" (as stored), "float32", "bfloat16", "float16".

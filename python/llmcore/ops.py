@@ -80,9 +80,9 @@ def quantize(
 ) -> QuantizedTensor:
     """Packs a weight matrix.
 
-    weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "nf4" (groups of 64), "ternary" (per row),
-    "f32", "bf16", "f16". group_size: 0 for one scale per row, 32, 64 or 128, None for the format's own. scale: "max"
-    or "mse"; symmetric: False for zero points; both as in QuantConfig. Raises ArgumentError.
+    weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "nf4" (groups of 64), "ternary" and
+    "ternary_dense" (per row), "f32", "bf16", "f16". group_size: 0 for one scale per row, 32, 64 or 128, None for the
+    format's own. scale: "max" or "mse"; symmetric: False for zero points; both as in QuantConfig. Raises ArgumentError.
     """
     values = np.ascontiguousarray(weight, np.float32)
     if values.ndim != 2:

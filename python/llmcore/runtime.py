@@ -21,7 +21,7 @@ def features() -> dict[str, object]:
     return {
         "isa": isa(),
         "available_isas": _core.available_isas(),
-        "formats": ["f32", "bf16", "f16", "int8", "int4", "ternary", "nf4"],
+        "formats": ["f32", "bf16", "f16", "int8", "int4", "ternary", "nf4", "ternary_dense"],
         "kv_dtypes": list(KV_DTYPES),
         "backends": ["cpu"],
         "compiler": _core.compiler,

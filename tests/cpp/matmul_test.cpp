@@ -20,18 +20,30 @@ struct WeightType {
   bool zero_points = false;
 };
 
-constexpr WeightType kWeightTypes[] = {
-    {Format::kF32, 0, Element::kF32},         {Format::kBF16, 0, Element::kF32},
-    {Format::kF16, 0, Element::kF32},         {Format::kInt8, 0, Element::kF32},
-    {Format::kInt8, 32, Element::kF16},       {Format::kInt8, 64, Element::kBF16},
-    {Format::kInt8, 128, Element::kF32},      {Format::kInt4, 0, Element::kF32},
-    {Format::kInt4, 32, Element::kF16},       {Format::kInt4, 64, Element::kF32},
-    {Format::kInt4, 128, Element::kBF16},     {Format::kTernary, 0, Element::kF32},
-    {Format::kTernary, 32, Element::kBF16},   {Format::kTernary, 64, Element::kF16},
-    {Format::kTernary, 128, Element::kF32},   {Format::kNf4, 64, Element::kF16},
-    {Format::kNf4, 0, Element::kF32},         {Format::kInt8, 0, Element::kF32, true},
-    {Format::kInt8, 64, Element::kF16, true}, {Format::kInt4, 0, Element::kF32, true},
-    {Format::kInt4, 32, Element::kF16, true}, {Format::kInt4, 128, Element::kBF16, true}};
+constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
+                                       {Format::kBF16, 0, Element::kF32},
+                                       {Format::kF16, 0, Element::kF32},
+                                       {Format::kInt8, 0, Element::kF32},
+                                       {Format::kInt8, 32, Element::kF16},
+                                       {Format::kInt8, 64, Element::kBF16},
+                                       {Format::kInt8, 128, Element::kF32},
+                                       {Format::kInt4, 0, Element::kF32},
+                                       {Format::kInt4, 32, Element::kF16},
+                                       {Format::kInt4, 64, Element::kF32},
+                                       {Format::kInt4, 128, Element::kBF16},
+                                       {Format::kTernary, 0, Element::kF32},
+                                       {Format::kTernary, 32, Element::kBF16},
+                                       {Format::kTernary, 64, Element::kF16},
+                                       {Format::kTernary, 128, Element::kF32},
+                                       {Format::kNf4, 64, Element::kF16},
+                                       {Format::kNf4, 0, Element::kF32},
+                                       {Format::kTernaryDense, 0, Element::kF32},
+                                       {Format::kTernaryDense, 128, Element::kF16},
+                                       {Format::kInt8, 0, Element::kF32, true},
+                                       {Format::kInt8, 64, Element::kF16, true},
+                                       {Format::kInt4, 0, Element::kF32, true},
+                                       {Format::kInt4, 32, Element::kF16, true},
+                                       {Format::kInt4, 128, Element::kBF16, true}};
 
 Matrix random_matrix(const WeightType& type, const Shape& shape) {
   ThreadPool pool(1);

@@ -13,7 +13,11 @@ using namespace llmcore::test;
 
 namespace {
 
-constexpr Format kIntegers[] = {Format::kInt8, Format::kInt4, Format::kTernary};
+constexpr Format kIntegers[] = {Format::kInt8, Format::kInt4, Format::kTernary, Format::kTernaryDense};
+
+bool has_groups(Format format, int64_t group_size) {
+  return format != Format::kTernaryDense || group_size == 0 || group_size == TritLines::kGroup;
+}
 
 std::string describe(Format format, int64_t group_size) {
   return std::string(format_name(format)) + " in groups of " + std::to_string(group_size);
@@ -55,7 +59,8 @@ TEST(quant, float_formats_keep_what_they_can_hold) {
 
 TEST(quant, integer_formats_are_within_their_bound) {
   for (const Format format : kIntegers) {
-    if (format == Format::kTernary) continue;  // its error is bounded by the weights, not by the scale
+    if (format == Format::kTernary || format == Format::kTernaryDense)
+      continue;  // its error is bounded by the weights, not by the scale
     for (const int64_t group_size : {0, 32, 64, 128}) {
       for (const int64_t K : {1, 31, 32, 100, 257}) {
         NOTE(describe(format, group_size) + ", K " + std::to_string(K));
@@ -84,7 +89,8 @@ TEST(quant, codes_and_scales_come_back_exactly) {
   for (const Format format : kIntegers) {
     const auto [lowest, highest] = code_range(format);
     for (const int64_t group_size : {0, 32, 128}) {
-      for (const int64_t K : {1, 16, 37, 160}) {
+      if (!has_groups(format, group_size)) continue;
+      for (const int64_t K : {1, 16, 37, 160, 384, 800}) {
         NOTE(describe(format, group_size) + ", K " + std::to_string(K));
         constexpr int64_t N = 18;
         Random random(static_cast<uint64_t>(K));
@@ -112,6 +118,7 @@ TEST(quant, codes_and_scales_come_back_exactly) {
 TEST(quant, packing_again_what_was_unpacked_changes_nothing) {
   for (const Format format : kIntegers) {
     for (const int64_t group_size : {0, 64}) {
+      if (!has_groups(format, group_size)) continue;
       NOTE(describe(format, group_size));
       const Matrix once = packed(format, 20, 130, group_size, Random(8).units(20 * 130));
       const std::vector<float> values = decoded(once);
@@ -139,6 +146,7 @@ TEST(quant, ternary_weights_are_kept_exactly) {
 TEST(quant, a_row_of_zeros_stays_zero) {
   for (const Format format : kIntegers) {
     for (const int64_t group_size : {0, 32}) {
+      if (!has_groups(format, group_size)) continue;
       NOTE(describe(format, group_size));
       const std::vector<float> zeros(3 * 40, 0.0f);
       CHECK(decoded(packed(format, 3, 40, group_size, zeros)) == zeros);
@@ -148,6 +156,7 @@ TEST(quant, a_row_of_zeros_stays_zero) {
 
 TEST(quant, a_weight_that_is_not_finite_shows_in_its_group_alone) {
   for (const Format format : kIntegers) {
+    if (!has_groups(format, 32)) continue;
     for (const float bad : {NAN, INFINITY}) {
       NOTE(describe(format, 32));
       std::vector<float> w = Random(4).units(2 * 96);

@@ -148,6 +148,12 @@ LLMCORE_INLINE U8x64 look_up(U8x64 x, const uint8_t* table) {
   const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
 }
+template <int bit>
+LLMCORE_INLINE U8x64 look_up(U8x64 x, U8x64 bits, const uint8_t* table) {
+  const U8x64 low = look_up(x, table), high = look_up(x, table + 16);
+  return {_mm256_blendv_epi8(low.a, high.a, _mm256_slli_epi16(bits.a, 7 - bit)),
+          _mm256_blendv_epi8(low.b, high.b, _mm256_slli_epi16(bits.b, 7 - bit))};
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

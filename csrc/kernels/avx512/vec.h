@@ -110,6 +110,12 @@ LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
   const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(all, a.v)};
 }
+template <int bit>
+LLMCORE_INLINE U8x64 look_up(U8x64 a, U8x64 bits, const uint8_t* table) {
+  const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16)));
+  const __mmask64 set = _mm512_test_epi8_mask(bits.v, _mm512_set1_epi8(static_cast<char>(1 << bit)));
+  return {_mm512_mask_shuffle_epi8(look_up(a, table).v, set, high, a.v)};
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

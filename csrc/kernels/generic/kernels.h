@@ -14,7 +14,7 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
       name,
       kPanelQuantum,
       {float_matmul<F32Lines>, float_matmul<BF16Lines>, float_matmul<F16Lines>, integer_matmul<Int8Lines>,
-       integer_matmul<Int4Lines>, integer_matmul<TernaryLines>, integer_matmul<Nf4Lines>},
+       integer_matmul<Int4Lines>, integer_matmul<TernaryLines>, integer_matmul<Nf4Lines>, integer_matmul<DenseLines>},
       matmul_scratch_bytes_kernel,
       quantize_row_kernel,
       rms_norm_kernel,

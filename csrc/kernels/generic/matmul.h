@@ -15,13 +15,26 @@ struct CodeLines {
   static constexpr int kStep = 4 * kParts;
   static constexpr int kZero = kZero_;
   static constexpr int kMaxCode = kMaxCode_;
+  // Bytes of k values, a multiple of kStep.
+  static constexpr int64_t bytes(int64_t k) { return k / kStep * 64; }
 };
 using Int8Lines = CodeLines<8, 128, 255>;
 using Int4Lines = CodeLines<4, 8, 15>;
 using TernaryLines = CodeLines<2, 1, 2>;
 using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, true>;
+// quant/ternary_dense.h
+struct DenseLines : TernaryLines {
+  static constexpr int64_t kUnit = 384, kUnitBytes = 20 * 64;
+  static constexpr int64_t bytes(int64_t k) { return k / kUnit * kUnitBytes + TernaryLines::bytes(k % kUnit); }
+};
+template <class Lines>
+constexpr bool kIsDense = false;
+template <>
+constexpr bool kIsDense<DenseLines> = true;
+
 // Values of k that all rows pass before the next: 16 KB of codes; a multiple of all groups.
 constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024;
+constexpr int64_t kDenseBlock = kTilePanels >= 4 ? DenseLines::kUnit : 3 * DenseLines::kUnit;
 constexpr int64_t kBlockRows = 96;
 constexpr int64_t kSpan = 8;
 
@@ -189,6 +202,30 @@ void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
   }
 }
 
+// Field f's codes of three groups, two bits each.
+template <int i>
+LLMCORE_INLINE U8x64 trits(const uint8_t* lines, U8x64 high) {
+  const U8x64 line = load_u8(lines + 64 * (1 + i / 2));
+  return look_up<i>(extract<i % 2 * 4, 15>(line), high, llmcore::kTrits);
+}
+
+template <int i>
+LLMCORE_INLINE void unpack_field(const uint8_t* lines, U8x64 high, uint8_t* out) {
+  const U8x64 three = trits<i>(lines, high);
+  store_u8(out + 64 * i, extract<0, 3>(three));
+  store_u8(out + 64 * (32 + i), extract<2, 3>(three));
+  store_u8(out + 64 * (64 + i), extract<4, 3>(three));
+  if constexpr (i < 7) unpack_field<i + 1>(lines, high, out);
+}
+
+template <>
+void unpack_lines<DenseLines>(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+  for (; count >= DenseLines::kUnit; count -= DenseLines::kUnit, out += DenseLines::kUnit * 16) {
+    for (int q = 0; q < 4; ++q, codes += 5 * 64) unpack_field<0>(codes, load_u8(codes), out + q * 8 * 64);
+  }
+  unpack_lines<TernaryLines>(codes, count, out);
+}
+
 // A part of a line need not be shifted down where dot4 takes the larger codes: its sum is then 2^shift times as large,
 // and shifted once a group instead.
 template <class Lines, int part>
@@ -212,17 +249,26 @@ LLMCORE_INLINE I32x16 sum_of_four(const I32x16 (&acc)[4]) {
   return acc[i];
 }
 
-// One row of x times one panel. The panel is read from its start to its end, and panels lie one after another, so that
-// memory sees one stream; packed lines are asked for early, for the hardware's prefetching stops at each page. Four
-// sums hide the latency of the products.
+constexpr int kAhead = 8192;  // bytes
+
+// sum + a group's products of one row and one panel.
+LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int64_t g, I32x16 total, F32x16 sum) {
+  F32x16 scale = set1(a.x_scales[g]);
+  const int64_t index = a.per_row ? panel * 16 : (panel * a.x_groups + g) * 16;
+  if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, index), scale);
+  return fma(shifted_sum(a, total, index, a.x_sums[g]), scale, sum);
+}
+
+// One row of x times one panel, from a group on, whose line is `codes`. The panel is read from its start to its end,
+// and panels lie one after another, so that memory sees one stream; packed lines are asked for early, for the
+// hardware's prefetching stops at each page. Four sums hide the latency of the products.
 template <class Lines>
-void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t g,
+                                    F32x16 sum) {
   constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
-  constexpr int kAhead = 8192, kBytes = 64 * 4 / Lines::kParts;
-  const uint8_t* codes = a.codes + panel * a.panel_bytes;
-  const int8_t* x = a.x;
-  F32x16 sum = set1(0.0f);
-  for (int64_t g = 0; g < a.x_groups; ++g) {
+  constexpr int kBytes = 64 * 4 / Lines::kParts;
+  const int8_t* x = a.x + g * a.x_group;
+  for (; g < a.x_groups; ++g) {
     const int64_t begin = g * a.x_group;
     const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
     const I32x16 zero = set1_i32(0);
@@ -240,10 +286,51 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     }
     const I32x16 total = add(add(sum_of_four<Lines, 0>(acc), sum_of_four<Lines, 1>(acc)),
                              add(sum_of_four<Lines, 2>(acc), sum_of_four<Lines, 3>(acc)));
-    F32x16 scale = set1(a.x_scales[g]);
-    const int64_t index = a.per_row ? panel * 16 : (panel * a.x_groups + g) * 16;
-    if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, index), scale);
-    sum = fma(shifted_sum(a, total, index, a.x_sums[g]), scale, sum);
+    sum = add_group(a, panel, g, total, sum);
+  }
+  return sum;
+}
+
+// acc[s] += the products of part s of eight fields from the i-th on, times 4^s.
+template <int i>
+LLMCORE_INLINE void multiply_fields(I32x16 (&acc)[2][3], const uint8_t* lines, U8x64 high, const int8_t* x) {
+  constexpr int64_t kGroup = DenseLines::kUnit / 3;
+  const U8x64 three = trits<i>(lines, high);
+  I32x16(&sums)[3] = acc[i % 2];
+  sums[0] = dot4<2>(sums[0], extract<0, 3>(three), load_s8x4(x + 4 * i));
+  sums[1] = dot4<2 << 2>(sums[1], extract<0, 3 << 2>(three), load_s8x4(x + kGroup + 4 * i));
+  sums[2] = dot4<2 << 4>(sums[2], extract<0, 3 << 4>(three), load_s8x4(x + 2 * kGroup + 4 * i));
+  if constexpr (i < 7) multiply_fields<i + 1>(acc, lines, high, x);
+}
+
+LLMCORE_INLINE F32x16 dense_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes) {
+  static_assert(dot4_zero<2>() == 0 && dot4_zero<2 << 2>() == 0 && dot4_zero<2 << 4>() == 0);
+  F32x16 sum = set1(0.0f);
+  int64_t g = 0;
+  const int8_t* x = a.x;
+  for (int64_t k = a.K; k >= DenseLines::kUnit; k -= DenseLines::kUnit, g += 3, x += DenseLines::kUnit) {
+    const I32x16 zero = set1_i32(0);
+    I32x16 acc[2][3] = {{set1_i32(-a.x_sums[g]), set1_i32(-4 * a.x_sums[g + 1]), set1_i32(-16 * a.x_sums[g + 2])},
+                        {zero, zero, zero}};
+    for (int q = 0; q < 4; ++q, codes += 5 * 64) {
+      for (int line = 0; line < 5 * 64; line += 64) prefetch(codes + kAhead + line);
+      multiply_fields<0>(acc, codes, load_u8(codes), x + q * 8 * 4);
+    }
+    sum = add_group(a, panel, g, add(acc[0][0], acc[1][0]), sum);
+    sum = add_group(a, panel, g + 1, shift_right_arithmetic<2>(add(acc[0][1], acc[1][1])), sum);
+    sum = add_group(a, panel, g + 2, shift_right_arithmetic<4>(add(acc[0][2], acc[1][2])), sum);
+  }
+  return vector_groups<TernaryLines>(a, panel, codes, g, sum);
+}
+
+template <class Lines>
+void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+  const uint8_t* codes = a.codes + panel * a.panel_bytes;
+  F32x16 sum;
+  if constexpr (kIsDense<Lines>) {
+    sum = dense_groups(a, panel, codes);
+  } else {
+    sum = vector_groups<Lines>(a, panel, codes, 0, set1(0.0f));
   }
   if (a.per_row) sum = mul(sum, load(static_cast<const float*>(a.scales) + panel * 16));
   store_outputs(a, 0, panel, sum);
@@ -253,17 +340,18 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 // block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
-  const bool unpack = Lines::kParts > 1 && a.M >= 2 * kTileRows;
+  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= 2 * kTileRows);
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
-  const int64_t size = tiles > 1 && a.M <= kBlockRows ? kBlock : a.K;
+  const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
+  const int64_t size = !blocks ? a.K : kIsDense<Lines> ? kDenseBlock : kBlock;
   const uint8_t* codes = a.codes + panel * a.panel_bytes;
   for (int64_t begin = 0; begin < a.K; begin += size) {
     const int64_t end = begin + size < a.K ? begin + size : a.K, k = end - begin;
-    const int64_t bytes = k / Lines::kStep * 64;
+    const int64_t bytes = Lines::bytes(k);
     Block b{codes, a.panel_bytes, panel, begin, end, reinterpret_cast<float*>(a.scratch), codes, a.panel_bytes, 0};
-    if (tiles > 1 && a.M <= kBlockRows) {
+    if (blocks) {
       b.next += end < a.K ? bytes : bytes + (NP - 1) * a.panel_bytes;  // or the next panels' first block
-      const int64_t spans = tiles * (unpack ? Lines::kParts : 1) * ((bytes / 64 + kSpan - 1) / kSpan);
+      const int64_t lines = unpack ? k / 4 : bytes / 64, spans = tiles * ((lines + kSpan - 1) / kSpan);
       b.next_lines = (bytes / 64 + spans - 1) / spans;
     }
     codes += bytes;
@@ -277,7 +365,7 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
         continue;
       }
     }
-    integer_rows<Lines, NP>(a, b);
+    if constexpr (!kIsDense<Lines>) integer_rows<Lines, NP>(a, b);
   }
 }
 

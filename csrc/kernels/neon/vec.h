@@ -192,6 +192,16 @@ LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
   LLMCORE_QUADS a.v[i] = vqtbl1q_u8(all, a.v[i]);
   return a;
 }
+template <int bit>
+LLMCORE_INLINE U8x64 look_up(U8x64 a, U8x64 bits, const uint8_t* table) {
+  const uint8x16x2_t all = {{vld1q_u8(table), vld1q_u8(table + 16)}};
+  LLMCORE_QUADS {
+    const uint8x16_t set = vandq_u8(bits.v[i], vdupq_n_u8(1 << bit));
+    const uint8x16_t high = bit > 4 ? vshrq_n_u8(set, bit > 4 ? bit - 4 : 1) : vshlq_n_u8(set, bit > 4 ? 0 : 4 - bit);
+    a.v[i] = vqtbl2q_u8(all, vorrq_u8(a.v[i], high));
+  }
+  return a;
+}
 LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);

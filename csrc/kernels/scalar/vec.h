@@ -250,6 +250,13 @@ inline U8x64 look_up(U8x64 a, const uint8_t* table) {
   for (int i = 0; i < 64; ++i) r.v[i] = table[a.v[i]];
   return r;
 }
+// The same with bit `bit` of `bits` as the fifth bit of each index.
+template <int bit>
+inline U8x64 look_up(U8x64 a, U8x64 bits, const uint8_t* table) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = table[a.v[i] + ((bits.v[i] >> bit & 1) << 4)];
+  return r;
+}
 inline S8x4 load_s8x4(const int8_t* p) {
   S8x4 r;
   __builtin_memcpy(r.v, p, 4);

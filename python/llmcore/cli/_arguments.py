@@ -30,7 +30,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantize",
         metavar="FORMAT",
-        help="int8, int4, nf4 or ternary: pack the weights so while loading (default: as they are stored)",
+        help="int8, int4, nf4, ternary or ternary_dense: pack the weights so at load (default: as they are stored)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="threads (default: the cores this process may use)")
 

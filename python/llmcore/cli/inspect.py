@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `llmcore inspect`."""
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--quantize", metavar="FORMAT", help="show the memory with int8, int4, nf4 or ternary weights")
+    parser.add_argument("--quantize", metavar="FORMAT", help="show the memory with the weights in this format")
     parser.add_argument("--context", type=int, metavar="N", help=f"... and one text of N tokens ({DEFAULT_CONTEXT})")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `llmcore plan`."""
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--quantize", metavar="FORMAT", help="int8, int4, nf4 or ternary (default: as stored)")
+    parser.add_argument("--quantize", metavar="FORMAT", help="as in llmcore quantize (default: as stored)")
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a text (default: the model's own maximum)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at the same time (1)")
     parser.add_argument(

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--format", default="int8", metavar="FORMAT", help="int8 (default), int4, nf4, ternary or none")
+    parser.add_argument(
+        "--format", default="int8", metavar="FORMAT", help="int8 (default), int4, nf4, ternary, ternary_dense or none"
+    )
     parser.add_argument("--group-size", type=int, metavar="N", help="weights of a row that share a scale: 32, 64, 128")
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
     parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
