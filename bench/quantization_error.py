@@ -1,17 +1,19 @@
 """What quantising costs a model: error of its logits, change of its predictions, and its loss on a text, by format.
 
-    python bench/quantization_error.py MODEL [--text FILE] [--chunks 8] [--tokens 200]
+    python bench/quantization_error.py MODEL [--text FILE] [--chunks 8] [--tokens 200] [--calibrate OTHER] [--json OUT]
 
 MODEL is a folder with float weights and a tokenizer. Every format is compared with the weights as they are stored:
   error    ||logits - stored|| / ||stored|| over all positions
   KL       mean Kullback-Leibler divergence of the next token's distribution from the stored model's, in nats
   top-1    share of positions where the likeliest token is the same
   loss     nats per token
+With --calibrate, formats are rounded by GPTQ on that text, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,18 @@ RECIPES: tuple[tuple[str, llmcore.QuantConfig | None], ...] = (
 )
 
 
+CALIBRATED: tuple[tuple[str, llmcore.QuantConfig], ...] = (
+    *(
+        (f"int4, {group}, gptq", llmcore.QuantConfig(format="int4", group_size=group, rounding="gptq"))
+        for group in (128, 32)
+    ),
+    ("int4, 128, mse gptq", llmcore.QuantConfig(format="int4", group_size=128, scale="mse", rounding="gptq")),
+    ("int4, 128, zero gptq", llmcore.QuantConfig(format="int4", symmetric=False, rounding="gptq")),
+    ("nf4, 64, gptq", llmcore.QuantConfig(format="nf4", rounding="gptq")),
+    ("ternary, 64, gptq", llmcore.QuantConfig(format="ternary", group_size=64, rounding="gptq")),
+)
+
+
 def log_softmax(logits: Doubles) -> Doubles:
     shifted = logits - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
@@ -58,13 +72,18 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="UTF-8 text; without one ids are random and the loss means little")
     parser.add_argument("--chunks", type=int, default=8, help="parts of the text to look at (default 8)")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each part (default 200)")
+    parser.add_argument("--calibrate", type=Path, help="UTF-8 text for GPTQ, another than --text")
+    parser.add_argument("--json", type=Path, help="keep the table in this file, too")
     args = parser.parse_args()
+    calibration = [args.calibrate.read_text("utf-8")[:200_000]] if args.calibrate else None
+    records = []
 
     stored: list[Doubles] = []
     ids: list[list[int]] = []
-    print(f"{'format':18} {'MB':>8} {'error':>9} {'KL':>9} {'top-1':>7} {'loss':>8}")
-    for name, recipe in RECIPES:
-        with llmcore.load(args.model, recipe, progress=False) as model:
+    print(f"{'format':20} {'MB':>8} {'error':>9} {'KL':>9} {'top-1':>7} {'loss':>8}")
+    for name, recipe in (*RECIPES, *(CALIBRATED if calibration else ())):
+        texts = calibration if recipe is not None and recipe.needs_calibration() else None
+        with llmcore.load(args.model, recipe, progress=False, calibration=texts) as model:
             if not ids and args.text:
                 ids = list(chunks_of(model, args.text.read_text("utf-8"), args.chunks, args.tokens))
             elif not ids:
@@ -80,7 +99,11 @@ def main() -> None:
         same = (a.argmax(1) == b.argmax(1)).mean()
         losses = [-log_softmax(x[:-1])[np.arange(len(i) - 1), i[1:]] for x, i in zip(logits, ids, strict=True)]
         loss = np.concatenate(losses).mean()
-        print(f"{name:18} {size:8.2f} {error:9.5f} {divergence:9.5f} {same:7.3f} {loss:8.4f}")
+        print(f"{name:20} {size:8.2f} {error:9.5f} {divergence:9.5f} {same:7.3f} {loss:8.4f}")
+        figures = {"megabytes": size, "error": error, "kl": divergence, "top_1": same, "loss": loss}
+        records.append({"format": name} | {key: float(value) for key, value in figures.items()})
+    if args.json:
+        args.json.write_text(json.dumps({"model": Path(args.model).name, "rows": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

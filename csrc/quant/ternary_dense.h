@@ -64,8 +64,8 @@ struct TritLines {
   static bool check(const uint8_t* panel, unsigned highest, int64_t K_padded) {
     bool bad = false;
     for (; K_padded >= kUnit; K_padded -= kUnit, panel += kUnitLines * kLineBytes) {
-      for (int i = 0; i < kLineBytes; ++i) {
-        for (int64_t f = 0; f < 32; ++f) bad |= field_at(panel + i, f) > 13 * highest;
+      for (int64_t f = 0; f < 32; ++f) {
+        for (int i = 0; i < kLineBytes; ++i) bad |= field_at(panel + i, f) > 13 * highest;
       }
     }
     return !bad && Rest::check(panel, highest, K_padded);

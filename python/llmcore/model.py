@@ -25,6 +25,7 @@ from llmcore.quantization import MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
+    from llmcore.packing import Packer
     from llmcore.tokenizer import Tokenizer
 
 STEP_TOKENS = 256
@@ -244,6 +245,7 @@ def load(
     dtype: str = "auto",
     progress: bool = True,
     check_finite: bool = False,
+    calibration: Sequence[str | Sequence[int]] | None = None,
 ) -> Model:
     """Loads a checkpoint: a Hugging Face folder, a name in the local Hugging Face cache, or "tiny" (built in).
 
@@ -254,13 +256,18 @@ def load(
     check_finite: look at every weight and raise NumericError for the tensor with a NaN or infinity; otherwise such a
         model loads, and raises NumericError for the request whose logits it breaks.
 
+    calibration: texts, or token ids, like those the model will see, for QuantConfig(rounding="gptq"). The unquantised
+        model is then in memory, too, until all matrices are packed; some thousand tokens are enough. Another machine's
+        linear algebra may round otherwise, so `save` the model where its bits are to be the same.
+
     Weights are read and packed a part at a time, so memory peaks at the packed size and one part; no file stays open.
     Raises CheckpointError and its subclasses, UnsupportedModelError, TokenizerError, ArgumentError, OutOfMemoryError.
     """
+    from llmcore.calibration import Calibration
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
     from llmcore.packed import PackedCheckpoint, is_packed
-    from llmcore.packing import Packer, num_weights
+    from llmcore.packing import Packer
 
     if device not in ("auto", "cpu"):
         raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
@@ -274,14 +281,32 @@ def load(
             return _make(packed.spec, weights, tokenizer, checkpoint, checkpoint.fingerprint[:32], threads)
         binding = bind(checkpoint)
         tokenizer = _load_tokenizer(checkpoint.path, binding.spec)
-        total = sum(num_weights(slot) for slot in binding.slots.values())
-        weights = {}
-        with Progress(total, "loading", "weights", enabled=progress) as bar:
-            for name, slot in binding.slots.items():
-                weights[name] = Packer(binding, recipe, floats, check_finite).pack(slot)
-                bar.advance(num_weights(slot))
+        inputs = None
+        if recipe is not None and recipe.needs_calibration():
+            if calibration is None:
+                raise ArgumentError('rounding="gptq" needs calibration= texts')
+            plain = _pack(Packer(binding, None, floats, check_finite), progress)
+            inputs = Calibration(_make(binding.spec, plain, tokenizer, None, "", threads), calibration)
+        elif calibration is not None:
+            raise ArgumentError('calibration= is for QuantConfig(rounding="gptq")')
+        weights = _pack(Packer(binding, recipe, floats, check_finite, inputs), progress)
         fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
+        if inputs:
+            fingerprint = _fingerprint(fingerprint, recipe, inputs.digest())
         return _make(binding.spec, weights, tokenizer, checkpoint, fingerprint, threads)
+
+
+def _pack(packer: Packer, progress: bool) -> dict[str, object]:
+    from llmcore.packing import num_weights
+
+    slots = packer.binding.slots
+    weights: dict[str, object] = {}
+    total = sum(num_weights(slot) for slot in slots.values())
+    with Progress(total, "loading", "weights", enabled=progress) as bar:
+        for name, slot in slots.items():
+            weights[name] = packer.pack(slot)
+            bar.advance(num_weights(slot))
+    return weights
 
 
 def _check_packed(recipe: QuantConfig | None, floats: str | None) -> None:

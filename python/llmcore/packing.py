@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core
+from llmcore.calibration import Calibration, gptq
 from llmcore.checkpoint.compressed_tensors import PackedTensor
 from llmcore.errors import ArgumentError, NumericError, escape
 from llmcore.models.binding import Binding, BoundSlot, DenseTensor
@@ -27,11 +28,19 @@ def num_weights(slot: BoundSlot) -> int:
 class Packer:
     """Turns the tensors of a slot into a packed matrix or a float32 vector."""
 
-    def __init__(self, binding: Binding, recipe: QuantConfig | None, floats: str | None, check_finite: bool) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        recipe: QuantConfig | None,
+        floats: str | None,
+        check_finite: bool,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.binding = binding
         self.recipe = recipe
         self.floats = floats
         self.check_finite = check_finite
+        self.calibration = calibration
 
     def is_matrix(self, slot: BoundSlot) -> bool:
         return self.binding.spec.is_matrix(slot.slot.name)
@@ -72,10 +81,24 @@ class Packer:
         first = slot.parts[0]
         scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
         matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
+        if wanted.calibrated and self.calibration:
+            self._pack_calibrated(matrix, wanted, slot, self.calibration)
+            return matrix
         at = 0
         for part in slot.parts:
             at += self._pack_part(matrix, at, part, slot.slot.transpose, wanted.search)
         return matrix
+
+    def _pack_calibrated(
+        self, matrix: _core.Matrix, wanted: MatrixFormat, slot: BoundSlot, calibration: Calibration
+    ) -> None:
+        parts = [_to_float32(self._read(part, 0, part.shape[0])) for part in slot.parts]
+        weights = np.concatenate([part.T if slot.slot.transpose else part for part in parts])
+        codes, scales, zeros = gptq(weights, calibration.moments(slot.slot.name), wanted)
+        if zeros is None:
+            matrix.set_codes(0, codes, scales)
+        else:
+            matrix.set_codes(0, codes, scales, zeros)
 
     def _pack_part(
         self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool, search: bool

@@ -31,6 +31,8 @@ class MatrixFormat:
     group_size: int = 0
     search: bool = False
     zero_points: bool = False
+    calibrated: bool = False
+    """Codes are chosen by GPTQ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,11 @@ class QuantConfig:
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
         smallest squared error, at some 10 times the work.
     symmetric: False gives each scale a zero point, so that the codes span what the weights do (int8 and int4).
-    overrides: module pattern -> format name (with this `scale`) or QuantConfig for those modules; the first that
-        matches counts.
+    rounding: "nearest" takes for each weight the nearest code; "gptq" rounds column by column and makes up for the
+        errors in the columns that follow, on the inputs that a calibration text gives (`load(calibration=)`). The
+        head is rounded to the nearest.
+    overrides: module pattern -> format name (with this `scale` and `rounding`) or QuantConfig for those modules; the
+        first that matches counts.
 
     Raises ArgumentError.
     """
@@ -58,6 +63,7 @@ class QuantConfig:
     head: str | None = None
     scale: str = "max"
     symmetric: bool = True
+    rounding: str = "nearest"
     skip: Sequence[str] = ()
     overrides: Mapping[str, str | QuantConfig] = field(default_factory=dict)
 
@@ -71,6 +77,8 @@ class QuantConfig:
             raise ArgumentError(f"group_size must be 128 or 0 for ternary_dense, got {self.group_size}")
         if self.scale not in ("max", "mse"):
             raise ArgumentError(f"scale must be max or mse, got {escape(self.scale)}")
+        if self.rounding not in ("nearest", "gptq"):
+            raise ArgumentError(f"rounding must be nearest or gptq, got {escape(self.rounding)}")
         if not isinstance(self.symmetric, bool):
             raise ArgumentError(f"symmetric must be True or False, got {escape(self.symmetric)}")
         if not self.symmetric and self.format not in ZERO_POINT_FORMATS:
@@ -92,7 +100,9 @@ class QuantConfig:
                 config = resolve(override)
                 if config is None:
                     return None
-                return (replace(config, scale=self.scale) if isinstance(override, str) else config).own()
+                if isinstance(override, str):
+                    config = replace(config, scale=self.scale, rounding=self.rounding)
+                return config.own()
         if is_head:
             return QuantConfig(format=self.head or "int8", scale=self.scale).own()
         return self.own()
@@ -101,8 +111,17 @@ class QuantConfig:
         """The format without exceptions."""
         group = _DEFAULT_GROUP[self.format] if self.group_size is None else self.group_size
         return MatrixFormat(
-            format=self.format, group_size=group, search=self.scale == "mse", zero_points=not self.symmetric
+            format=self.format,
+            group_size=group,
+            search=self.scale == "mse",
+            zero_points=not self.symmetric,
+            calibrated=self.rounding == "gptq",
         )
+
+    def needs_calibration(self) -> bool:
+        """Whether any matrix may be rounded with a calibration text."""
+        configs = [self, *(config for override in self.overrides.values() if (config := resolve(override)))]
+        return any(config.rounding == "gptq" for config in configs)
 
 
 def resolve(quantize: str | QuantConfig | None) -> QuantConfig | None:

@@ -17,6 +17,7 @@ examples:
   llmcore quantize path/to/model -o model-int4 --format int4
   llmcore quantize path/to/model -o model-int8                          int8, the default
   llmcore quantize path/to/model -o mixed --format int4 --group-size 64 --skip "model.layers.0.*"
+  llmcore quantize path/to/model -o better --format int4 --calibrate text.txt
   llmcore quantize path/to/model -o packed --format none                as stored, only laid out for this program
   llmcore run model-int4 "Once upon a time"
 
@@ -37,8 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
     parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
     parser.add_argument("--scale", choices=["max", "mse"], default="max", help="mse: search scales for less error")
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="round by GPTQ on this UTF-8 text, which should be like what the model will see",
+    )
+    parser.add_argument(
+        "--calibration-tokens", type=int, default=16384, metavar="N", help="tokens of it that are looked at (16384)"
+    )
     parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="as stored; * matches any text")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _beginning(args: argparse.Namespace) -> list[int]:
+    """The first tokens of the calibration text."""
+    import llmcore
+    from llmcore.errors import ArgumentError, escape
+
+    if args.calibration_tokens < 1:
+        raise ArgumentError("--calibration-tokens must be at least 1")
+    try:
+        with open(args.calibrate, encoding="utf-8") as file:
+            text = file.read(64 * args.calibration_tokens)  # characters; no token is that long on the average
+    except OSError as error:
+        raise ArgumentError(f"can't read {escape(args.calibrate)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ArgumentError(f"{escape(args.calibrate)} is not UTF-8 text") from None
+    return llmcore.Tokenizer.load(args.model).encode(text)[: args.calibration_tokens]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,9 +82,13 @@ def run(args: argparse.Namespace) -> int:
             skip=args.skip,
             scale=args.scale,
             symmetric=not args.asymmetric,
+            rounding="gptq" if args.calibrate else "nearest",
         )
+    elif args.calibrate:
+        raise llmcore.ArgumentError("--calibrate needs a format to quantise to, not none")
+    texts = [_beginning(args)] if args.calibrate else None
     start = time.perf_counter()
-    with llmcore.load(args.model, recipe) as model:
+    with llmcore.load(args.model, recipe, calibration=texts) as model:
         loaded = time.perf_counter()
         model.save(args.output)
         report = {

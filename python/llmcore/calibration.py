@@ -1,0 +1,177 @@
+"""Calibration: what the inputs of a model's matrices look like on some text, and codes chosen with that (GPTQ)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore.errors import ArgumentError, NumericError
+from llmcore.quantization import MatrixFormat
+
+if TYPE_CHECKING:
+    from llmcore.model import Model
+    from llmcore.tokenizer import Tokenizer
+
+FloatArray = npt.NDArray[np.float32]
+
+PIECE_TOKENS = 512
+"""Calibration texts are cut into sequences of at most this many tokens."""
+_BUDGET_BYTES = 1 << 30
+"""Second moments held at once; the text passes through the model as often as that takes."""
+_DAMPING = 0.01
+"""Of the mean diagonal, added to the diagonal: section 3.3 of GPTQ."""
+_BLOCK = 128
+"""Columns whose error is spread over the columns after them in one product; a multiple of all groups."""
+_INPUTS = {
+    "qkv": "attention_norm",
+    "attention_output": "attention",
+    "gate_up": "mlp_norm",
+    "up": "mlp_norm",
+    "down": "activation",
+}
+
+
+class Calibration:
+    """Second moments of the inputs of each matrix of an unquantised model over some sequences."""
+
+    def __init__(self, model: Model, texts: Sequence[str | Sequence[int]]) -> None:
+        """texts: strings, or token ids; cut into pieces. Raises ArgumentError when there is no token in them."""
+        self._model = model
+        self._sequences = list(_pieces(texts, model.tokenizer, model.spec.max_position_embeddings))
+        if not self._sequences:
+            raise ArgumentError("calibration holds no tokens")
+        self._moments: dict[str, FloatArray] = {}
+
+    def moments(self, slot: str) -> FloatArray:
+        """Sum of x x^T over all inputs x of a matrix slot ("layers.3.down"): float32 [K, K].
+
+        Those of some layers are held at a time, so ask in the order of the layers.
+        """
+        name = self._input_of(slot)
+        if name not in self._moments:
+            self._moments = {}  # first, for the memory
+            self._moments = self._measure(self._names_from(name))
+        return self._moments[name]
+
+    def digest(self) -> str:
+        """A hash of the token ids."""
+        return hashlib.sha256(b"|".join(ids.tobytes() for ids in self._sequences)).hexdigest()
+
+    def _input_of(self, slot: str) -> str:
+        prefix, _, last = slot.rpartition(".")
+        return f"{prefix}.{_INPUTS[last]}" if prefix else "final_norm"
+
+    def _names_from(self, name: str) -> list[str]:
+        if name == "final_norm":
+            return [name]
+        spec = self._model.spec
+        widths = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+        layers = max(1, _BUDGET_BYTES // sum(4 * width**2 for width in widths))
+        first = int(name.split(".")[1])
+        kinds = dict.fromkeys(_INPUTS.values())
+        return [f"layers.{i}.{kind}" for i in range(first, min(first + layers, spec.num_layers)) for kind in kinds]
+
+    def _measure(self, names: list[str]) -> dict[str, FloatArray]:
+        wanted: dict[str, Any] = dict.fromkeys(names, 0)
+
+        def see(name: str, rows: FloatArray) -> None:
+            if name in wanted:
+                wanted[name] = wanted[name] + rows.T @ rows
+
+        model = self._model
+        model.plan(max_tokens=PIECE_TOKENS, max_logit_rows=PIECE_TOKENS, max_model_len=PIECE_TOKENS)
+        for sequence in self._sequences:
+            model.core.forward([sequence], model.kv_dtype, 0, see)
+        return wanted
+
+
+def _pieces(
+    texts: Sequence[str | Sequence[int]], tokenizer: Tokenizer | None, context: int
+) -> Iterator[npt.NDArray[np.int32]]:
+    if isinstance(texts, str):
+        raise ArgumentError("calibration must be a list of texts or of token ids, not one text")
+    for text in texts:
+        if isinstance(text, str):
+            if tokenizer is None:
+                raise ArgumentError("this checkpoint has no tokenizer: give token ids for calibration")
+            text = tokenizer.encode(text)
+        ids = np.asarray(text)
+        if ids.size and (ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer)):
+            raise ArgumentError("calibration must be a list of texts or of token ids")
+        size = min(PIECE_TOKENS, context)
+        for start in range(0, len(ids), size):
+            yield ids[start : start + size].astype(np.int32)
+
+
+def gptq(
+    weights: FloatArray, moments: FloatArray, form: MatrixFormat
+) -> tuple[npt.NDArray[np.int8], FloatArray, FloatArray | None]:
+    """Codes int8 [N, K], scales [N, groups] and zero points (or None), chosen to keep weights @ inputs.
+
+    Columns are rounded one after another, and each one's error is made up for in those after it, as the inputs' second
+    moments [K, K] say best (E. Frantar and others, "GPTQ", 2023, algorithm 1). A group's scales are taken when its turn
+    comes. weights: float32 [N, K].
+    """
+    from llmcore import ops
+
+    rows, columns = weights.shape
+    factor = _inverse_factor(moments)
+    left = weights.astype(np.float32)
+    group = form.group_size or columns
+    codes = np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, -(-columns // group)), np.float32)
+    zeros = np.zeros_like(scales)
+    for begin in range(0, columns, _BLOCK):
+        end = min(begin + _BLOCK, columns)
+        errors = np.empty((rows, end - begin), np.float32)
+        for k in range(begin, end):
+            if k % group == 0:
+                part = ops.quantize(
+                    left[:, k : k + group],
+                    form.format,
+                    group_size=form.group_size,
+                    scale="mse" if form.search else "max",
+                    symmetric=not form.zero_points,
+                )
+                scale, zero = part.codes()[1][:, 0], part.zero_points()[:, 0]
+                scales[:, k // group], zeros[:, k // group] = scale, zero
+                with np.errstate(divide="ignore"):
+                    inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+            codes[:, k] = _nearest(left[:, k] * inverse + zero, form)
+            error = (left[:, k] - scale * (codes[:, k] - zero)) / factor[k, k]
+            left[:, k + 1 : end] -= np.outer(error, factor[k, k + 1 : end])
+            errors[:, k - begin] = error
+        left[:, end:] -= errors @ factor[begin:end, end:]
+    return codes, scales, zeros if form.zero_points else None
+
+
+def _inverse_factor(moments: FloatArray) -> FloatArray:
+    """The upper triangular U with U^T U = (moments + damping)^-1."""
+    damped = moments.astype(np.float64)
+    diagonal = np.einsum("ii->i", damped)
+    diagonal += _DAMPING * diagonal.mean() or 1.0
+    try:
+        factor: FloatArray = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    except np.linalg.LinAlgError:
+        raise NumericError("the inputs of a matrix are not finite on the calibration text") from None
+    return factor
+
+
+def _nearest(values: FloatArray, form: MatrixFormat) -> npt.NDArray[np.int8]:
+    """The codes nearest to weights that are divided by their scales."""
+    if form.format == "nf4":
+        levels = np.array(NF4_LEVELS, np.float32)
+        return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)].astype(np.int8)
+    lowest, highest = _RANGES[form.format]
+    if form.format == "int8" and form.zero_points:
+        lowest = -128
+    return np.clip(np.rint(values), lowest, highest).astype(np.int8)
+
+
+NF4_LEVELS = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
+"""csrc/quant/nf4.h"""
+_RANGES = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1), "ternary_dense": (-1, 1)}
