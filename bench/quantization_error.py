@@ -7,7 +7,7 @@ MODEL is a folder with float weights and a tokenizer. Every format is compared w
   KL       mean Kullback-Leibler divergence of the next token's distribution from the stored model's, in nats
   top-1    share of positions where the likeliest token is the same
   loss     nats per token
-With --calibrate, formats are rounded by GPTQ on that text, too.
+With --calibrate, formats are rounded by GPTQ and scaled as AWQ and SmoothQuant do on that text, too.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ CALIBRATED: tuple[tuple[str, llmcore.QuantConfig], ...] = (
     ),
     ("int4, 128, mse gptq", llmcore.QuantConfig(format="int4", group_size=128, scale="mse", rounding="gptq")),
     ("int4, 128, zero gptq", llmcore.QuantConfig(format="int4", symmetric=False, rounding="gptq")),
+    ("int4, 128, awq", llmcore.QuantConfig(format="int4", smoothing="awq")),
+    ("int4, 128, awq gptq", llmcore.QuantConfig(format="int4", smoothing="awq", rounding="gptq")),
+    ("int8, row, smooth", llmcore.QuantConfig(format="int8", smoothing="smoothquant")),
     ("nf4, 64, gptq", llmcore.QuantConfig(format="nf4", rounding="gptq")),
     ("ternary, 64, gptq", llmcore.QuantConfig(format="ternary", group_size=64, rounding="gptq")),
 )

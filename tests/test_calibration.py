@@ -10,7 +10,7 @@ import pytest
 import bits_hash
 import llmcore
 from llmcore import ops
-from llmcore.calibration import gptq
+from llmcore.calibration import Inputs, column_scales, gptq
 from llmcore.errors import ArgumentError
 from llmcore.quantization import MatrixFormat, QuantConfig
 
@@ -137,11 +137,58 @@ def test_a_calibrated_model_is_nearer_and_saves_as_it_is(tmp_path: Path) -> None
         assert np.array_equal(np.asarray(again.forward(ids[0])), expected)
 
 
+def seen(x: np.ndarray) -> Inputs:
+    return Inputs(len(x), x.T @ x, np.abs(x).sum(0), np.abs(x).max(0))
+
+
+def test_awq_lessens_the_error_by_weights() -> None:
+    x = np.random.default_rng(5).standard_normal((400, 128)).astype(np.float32)
+    x[:, ::16] *= 10  # what AWQ is for: few columns with large inputs
+    w = np.random.default_rng(4).standard_normal((32, 128)).astype(np.float32)
+    form = MatrixFormat(format="int4", group_size=32, smoothing="awq")
+    by = column_scales(w, seen(x), form)
+    assert by.max() * by.min() == pytest.approx(1, rel=1e-4)
+    own, plain = packed(w * by, form).dequantize() / by, packed(w, form).dequantize()
+    errors = [np.linalg.norm(x @ (each - w).T) for each in (own, plain)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_smoothquant_lessens_the_error_by_activations() -> None:
+    x = np.random.default_rng(5).standard_normal((400, 128)).astype(np.float32)
+    x[:, 7] *= 300  # one column takes nearly all of the int8 range
+    w = np.random.default_rng(4).standard_normal((32, 128)).astype(np.float32)
+    form = MatrixFormat(format="int8", smoothing="smoothquant")
+    by = column_scales(w, seen(x), form)
+    wanted = x @ w.T
+    errors = [np.linalg.norm(ops.matmul(a, packed(b, form)) - wanted) for a, b in ((x / by, w * by), (x, w))]
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("smoothing", ["awq", "smoothquant"])
+@pytest.mark.parametrize("skip", [[], ["*.gate_proj", "*.up_proj"], ["*.down_proj", "*.q_proj"]])
+def test_scaled_columns_keep_the_function(tmp_path: Path, smoothing: str, skip: list[str]) -> None:
+    bits_hash.write_model(tmp_path)
+    ids = list(range(60))
+    recipe = QuantConfig(format="int8", group_size=32, smoothing=smoothing, skip=skip)
+    assert error_of(tmp_path, recipe, [ids], [ids]) < 0.03
+
+
+def test_smoothing_and_rounding_work_together(tmp_path: Path) -> None:
+    bits_hash.write_model(tmp_path)
+    rng = np.random.default_rng(0)
+    calibration, ids = rng.integers(0, 12, (6, 200)).tolist(), rng.integers(0, 12, (2, 100)).tolist()
+    errors = [
+        error_of(tmp_path, QuantConfig(format="int4", smoothing=smoothing, rounding=rounding), ids, calibration)
+        for smoothing, rounding in (("awq", "nearest"), ("awq", "gptq"))
+    ]
+    assert errors[1] < errors[0]
+
+
 def test_what_calibration_needs(tmp_path: Path) -> None:
     bits_hash.write_model(tmp_path)
     recipe = QuantConfig(format="int4", rounding="gptq")
     for wrong, match in (
-        (None, "needs calibration"),
+        (None, "need calibration"),
         ("one text", "list of texts"),
         ([], "no tokens"),
         ([[]], "no tokens"),
@@ -153,5 +200,9 @@ def test_what_calibration_needs(tmp_path: Path) -> None:
             llmcore.load(tmp_path, recipe, progress=False, calibration=wrong)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="gptq"):
         llmcore.load(tmp_path, "int4", progress=False, calibration=[[1, 2]])
+    with pytest.raises(ArgumentError, match="calibration"):
+        llmcore.load(tmp_path, QuantConfig(format="int4", smoothing="awq"), progress=False)
+    with pytest.raises(ArgumentError, match="smoothing"):
+        QuantConfig(format="int4", smoothing="much")
     with pytest.raises(ArgumentError, match="rounding"):
         QuantConfig(format="int4", rounding="up")

@@ -1,10 +1,14 @@
-"""Calibration: what the inputs of a model's matrices look like on some text, and codes chosen with that (GPTQ)."""
+"""Calibration: what the inputs of a model's matrices look like on some text, and what is chosen with that.
+
+Codes by GPTQ, and scales of columns by AWQ or SmoothQuant.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +18,7 @@ from llmcore.quantization import MatrixFormat
 
 if TYPE_CHECKING:
     from llmcore.model import Model
+    from llmcore.ops import QuantizedTensor
     from llmcore.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,8 +40,21 @@ _INPUTS = {
 }
 
 
+@dataclass
+class Inputs:
+    """Of all inputs x of a matrix: `count`, and sums over them."""
+
+    count: int
+    moments: FloatArray
+    """Sum of x x^T: [K, K]."""
+    magnitudes: FloatArray
+    """Sum of |x|: [K]."""
+    largest: FloatArray
+    """Largest |x|: [K]."""
+
+
 class Calibration:
-    """Second moments of the inputs of each matrix of an unquantised model over some sequences."""
+    """The inputs of each matrix of an unquantised model over some sequences."""
 
     def __init__(self, model: Model, texts: Sequence[str | Sequence[int]]) -> None:
         """texts: strings, or token ids; cut into pieces. Raises ArgumentError when there is no token in them."""
@@ -44,18 +62,15 @@ class Calibration:
         self._sequences = list(_pieces(texts, model.tokenizer, model.spec.max_position_embeddings))
         if not self._sequences:
             raise ArgumentError("calibration holds no tokens")
-        self._moments: dict[str, FloatArray] = {}
+        self._inputs: dict[str, Inputs] = {}
 
-    def moments(self, slot: str) -> FloatArray:
-        """Sum of x x^T over all inputs x of a matrix slot ("layers.3.down"): float32 [K, K].
-
-        Those of some layers are held at a time, so ask in the order of the layers.
-        """
+    def inputs(self, slot: str) -> Inputs:
+        """Of a matrix slot ("layers.3.down"). Some layers' are held at a time: ask in the order of the layers."""
         name = self._input_of(slot)
-        if name not in self._moments:
-            self._moments = {}  # first, for the memory
-            self._moments = self._measure(self._names_from(name))
-        return self._moments[name]
+        if name not in self._inputs:
+            self._inputs = {}  # first, for the memory
+            self._inputs = self._measure(self._names_from(name))
+        return self._inputs[name]
 
     def digest(self) -> str:
         """A hash of the token ids."""
@@ -75,12 +90,21 @@ class Calibration:
         kinds = dict.fromkeys(_INPUTS.values())
         return [f"layers.{i}.{kind}" for i in range(first, min(first + layers, spec.num_layers)) for kind in kinds]
 
-    def _measure(self, names: list[str]) -> dict[str, FloatArray]:
-        wanted: dict[str, Any] = dict.fromkeys(names, 0)
+    def _measure(self, names: list[str]) -> dict[str, Inputs]:
+        wanted: dict[str, Inputs] = {}
 
         def see(name: str, rows: FloatArray) -> None:
-            if name in wanted:
-                wanted[name] = wanted[name] + rows.T @ rows
+            if name not in names:
+                return
+            size = np.abs(rows)
+            if name not in wanted:
+                zeros = np.zeros(rows.shape[1], np.float32)
+                wanted[name] = Inputs(0, np.zeros((rows.shape[1],) * 2, np.float32), zeros, zeros)
+            seen = wanted[name]
+            seen.count += len(rows)
+            seen.moments += rows.T @ rows
+            seen.magnitudes = seen.magnitudes + size.sum(0)
+            seen.largest = np.maximum(seen.largest, size.max(0))
 
         model = self._model
         model.plan(max_tokens=PIECE_TOKENS, max_logit_rows=PIECE_TOKENS, max_model_len=PIECE_TOKENS)
@@ -116,8 +140,6 @@ def gptq(
     moments [K, K] say best (E. Frantar and others, "GPTQ", 2023, algorithm 1). A group's scales are taken when its turn
     comes. weights: float32 [N, K].
     """
-    from llmcore import ops
-
     rows, columns = weights.shape
     factor = _inverse_factor(moments)
     left = weights.astype(np.float32)
@@ -130,13 +152,7 @@ def gptq(
         errors = np.empty((rows, end - begin), np.float32)
         for k in range(begin, end):
             if k % group == 0:
-                part = ops.quantize(
-                    left[:, k : k + group],
-                    form.format,
-                    group_size=form.group_size,
-                    scale="mse" if form.search else "max",
-                    symmetric=not form.zero_points,
-                )
+                part = _pack(left[:, k : k + group], form)
                 scale, zero = part.codes()[1][:, 0], part.zero_points()[:, 0]
                 scales[:, k // group], zeros[:, k // group] = scale, zero
                 with np.errstate(divide="ignore"):
@@ -147,6 +163,50 @@ def gptq(
             errors[:, k - begin] = error
         left[:, end:] -= errors @ factor[begin:end, end:]
     return codes, scales, zeros if form.zero_points else None
+
+
+def column_scales(weights: FloatArray, inputs: Inputs, form: MatrixFormat) -> FloatArray:
+    """What the columns of a matrix [N, K] are multiplied with, and its inputs divided by: float32 [K], around 1.
+
+    "smoothquant": the square root of largest input / largest weight (G. Xiao and others, 2023, equation 4, alpha 0.5).
+    "awq": the mean magnitude of the inputs to the power that gives the least error of the outputs, out of 20 within
+    [0, 1) (J. Lin and others, 2023, equation 4), with the nearest codes, on at most 512 of the rows.
+    """
+    if form.smoothing == "smoothquant":
+        return _around_one(np.sqrt(_positive(inputs.largest) / _positive(np.abs(weights).max(0))))
+    rows = weights[:: -(-len(weights) // 512)]
+    mean = _positive(inputs.magnitudes / np.float32(max(inputs.count, 1)))
+    best, least = np.ones(weights.shape[1], np.float32), np.inf
+    for step in range(20):
+        scales = _around_one(mean ** np.float32(step / 20))
+        difference = _pack(rows * scales, form).dequantize() / scales - rows
+        error = float(np.einsum("nk,nk->", difference @ inputs.moments, difference))
+        if error < least:
+            best, least = scales, error
+    return best
+
+
+def _positive(values: FloatArray) -> FloatArray:
+    """Without zeros: a ten-thousandth of the largest at least."""
+    return np.maximum(values, np.float32(1e-4) * values.max() or np.float32(1))
+
+
+def _around_one(scales: FloatArray) -> FloatArray:
+    """Divided by the geometric mean of the largest and the smallest."""
+    result: FloatArray = (scales / np.sqrt(scales.max() * scales.min())).astype(np.float32)
+    return result
+
+
+def _pack(weights: FloatArray, form: MatrixFormat) -> QuantizedTensor:
+    from llmcore import ops
+
+    return ops.quantize(
+        weights,
+        form.format,
+        group_size=form.group_size,
+        scale="mse" if form.search else "max",
+        symmetric=not form.zero_points,
+    )
 
 
 def _inverse_factor(moments: FloatArray) -> FloatArray:

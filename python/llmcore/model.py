@@ -256,9 +256,9 @@ def load(
     check_finite: look at every weight and raise NumericError for the tensor with a NaN or infinity; otherwise such a
         model loads, and raises NumericError for the request whose logits it breaks.
 
-    calibration: texts, or token ids, like those the model will see, for QuantConfig(rounding="gptq"). The unquantised
-        model is then in memory, too, until all matrices are packed; some thousand tokens are enough. Another machine's
-        linear algebra may round otherwise, so `save` the model where its bits are to be the same.
+    calibration: texts, or token ids, like those the model will see, for the `rounding` and `smoothing` of a
+        QuantConfig. The unquantised model is then in memory, too, until all matrices are packed; some thousand tokens
+        are enough. Another machine's linear algebra may round otherwise, so `save` a model whose bits are to stay.
 
     Weights are read and packed a part at a time, so memory peaks at the packed size and one part; no file stays open.
     Raises CheckpointError and its subclasses, UnsupportedModelError, TokenizerError, ArgumentError, OutOfMemoryError.
@@ -284,11 +284,11 @@ def load(
         inputs = None
         if recipe is not None and recipe.needs_calibration():
             if calibration is None:
-                raise ArgumentError('rounding="gptq" needs calibration= texts')
+                raise ArgumentError('rounding="gptq" and smoothing need calibration= texts')
             plain = _pack(Packer(binding, None, floats, check_finite), progress)
             inputs = Calibration(_make(binding.spec, plain, tokenizer, None, "", threads), calibration)
         elif calibration is not None:
-            raise ArgumentError('calibration= is for QuantConfig(rounding="gptq")')
+            raise ArgumentError('calibration= is for QuantConfig(rounding="gptq") and smoothing')
         weights = _pack(Packer(binding, recipe, floats, check_finite, inputs), progress)
         fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
         if inputs:

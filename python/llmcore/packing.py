@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core
-from llmcore.calibration import Calibration, gptq
+from llmcore.calibration import Calibration, column_scales, gptq
 from llmcore.checkpoint.compressed_tensors import PackedTensor
 from llmcore.errors import ArgumentError, NumericError, escape
 from llmcore.models.binding import Binding, BoundSlot, DenseTensor
@@ -18,6 +18,10 @@ from llmcore.quantization import MatrixFormat, QuantConfig
 _CHUNK_BYTES = 32 << 20
 """Rows are read and packed this many float32 bytes at a time, so memory peaks at the packed size and a little."""
 _STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+
+
+SMOOTHED = ("qkv", "gate_up", "up", "down")
+"""Slots whose columns can be scaled: a norm or a linear map feeds them."""
 
 
 def num_weights(slot: BoundSlot) -> int:
@@ -41,6 +45,7 @@ class Packer:
         self.floats = floats
         self.check_finite = check_finite
         self.calibration = calibration
+        self._scales: dict[str, npt.NDArray[np.float32]] = {}
 
     def is_matrix(self, slot: BoundSlot) -> bool:
         return self.binding.spec.is_matrix(slot.slot.name)
@@ -76,12 +81,13 @@ class Packer:
         """The slot's weights: a packed matrix, or a float32 vector. Raises QuantError, NumericError, StorageError."""
         if not self.is_matrix(slot):
             parts = [self._read(part, 0, part.shape[0]) for part in slot.parts]
-            return np.concatenate([_to_float32(values) for values in parts]) + np.float32(slot.slot.offset)
+            vector = np.concatenate([_to_float32(values) for values in parts]) + np.float32(slot.slot.offset)
+            return self._divide(slot.slot.name, vector)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
         first = slot.parts[0]
         scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
         matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
-        if wanted.calibrated and self.calibration:
+        if self.calibration and (wanted.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
             self._pack_calibrated(matrix, wanted, slot, self.calibration)
             return matrix
         at = 0
@@ -92,13 +98,55 @@ class Packer:
     def _pack_calibrated(
         self, matrix: _core.Matrix, wanted: MatrixFormat, slot: BoundSlot, calibration: Calibration
     ) -> None:
-        parts = [_to_float32(self._read(part, 0, part.shape[0])) for part in slot.parts]
-        weights = np.concatenate([part.T if slot.slot.transpose else part for part in parts])
-        codes, scales, zeros = gptq(weights, calibration.moments(slot.slot.name), wanted)
+        name = slot.slot.name
+        weights = self._divide(name, self._weights(slot))
+        by = self._column_scales(name)
+        if by is not None:
+            weights = weights * by
+        if not wanted.calibrated:
+            matrix.set_rows(0, np.ascontiguousarray(weights), search=wanted.search)
+            return
+        moments = calibration.inputs(name).moments
+        codes, scales, zeros = gptq(weights, moments if by is None else moments / np.outer(by, by), wanted)
         if zeros is None:
             matrix.set_codes(0, codes, scales)
         else:
             matrix.set_codes(0, codes, scales, zeros)
+
+    def _weights(self, slot: BoundSlot) -> npt.NDArray[np.float32]:
+        parts = [_to_float32(self._read(part, 0, part.shape[0])) for part in slot.parts]
+        whole: npt.NDArray[np.float32] = np.concatenate([part.T if slot.slot.transpose else part for part in parts])
+        return whole
+
+    def _column_scales(self, name: str) -> npt.NDArray[np.float32] | None:
+        """What the columns of a matrix slot are multiplied with; None: nothing."""
+        slot = self.binding.slots.get(name)
+        if self.calibration is None or slot is None or name.rpartition(".")[2] not in SMOOTHED:
+            return None
+        if name.endswith(".down") and not self.binding.spec.gated_mlp:
+            return None  # what feeds it isn't linear in anything
+        wanted = self.format(slot)
+        if wanted.smoothing == "none":
+            return None
+        if name not in self._scales:
+            self._scales[name] = column_scales(self._weights(slot), self.calibration.inputs(name), wanted)
+        return self._scales[name]
+
+    def _divide(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What feeds a matrix with scaled columns, divided by the scales: a norm, or the rows of `up`."""
+        prefix, _, last = name.rpartition(".")
+        fed = {"attention_norm": "qkv", "mlp_norm": "gate_up" if self.binding.spec.gated_mlp else "up"}
+        matrix = fed.get(last.removesuffix("_bias"))
+        if matrix:
+            by = self._column_scales(f"{prefix}.{matrix}")
+            return values if by is None else values / by
+        if last.removesuffix("_bias") == "gate_up":
+            by = self._column_scales(f"{prefix}.down")
+            if by is not None:  # rows of gate, then those of up
+                factors = np.concatenate([np.ones_like(by), by])
+                divided: npt.NDArray[np.float32] = values / (factors[:, None] if values.ndim == 2 else factors)
+                return divided
+        return values
 
     def _pack_part(
         self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool, search: bool

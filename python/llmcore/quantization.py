@@ -13,6 +13,7 @@ ZERO_POINT_FORMATS = ("int8", "int4")
 FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
+SMOOTHINGS = ("none", "awq", "smoothquant")
 GROUP_SIZES = (0, 32, 64, 128)
 """0: one scale per row."""
 _DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0, "nf4": 64, "ternary_dense": 0}
@@ -33,6 +34,7 @@ class MatrixFormat:
     zero_points: bool = False
     calibrated: bool = False
     """Codes are chosen by GPTQ."""
+    smoothing: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,11 @@ class QuantConfig:
     rounding: "nearest" takes for each weight the nearest code; "gptq" rounds column by column and makes up for the
         errors in the columns that follow, on the inputs that a calibration text gives (`load(calibration=)`). The
         head is rounded to the nearest.
-    overrides: module pattern -> format name (with this `scale` and `rounding`) or QuantConfig for those modules; the
-        first that matches counts.
+    smoothing: scales the columns of qkv, gate and up, and down, and what feeds them the other way round, so that the
+        product stays and rounding costs less: "awq" for columns whose inputs are large (weights), "smoothquant" for
+        inputs that a few columns dominate (activations); from the calibration text. "none".
+    overrides: module pattern -> format name (with this `scale`, `rounding` and `smoothing`) or QuantConfig for those
+        modules; the first that matches counts.
 
     Raises ArgumentError.
     """
@@ -64,6 +69,7 @@ class QuantConfig:
     scale: str = "max"
     symmetric: bool = True
     rounding: str = "nearest"
+    smoothing: str = "none"
     skip: Sequence[str] = ()
     overrides: Mapping[str, str | QuantConfig] = field(default_factory=dict)
 
@@ -79,6 +85,8 @@ class QuantConfig:
             raise ArgumentError(f"scale must be max or mse, got {escape(self.scale)}")
         if self.rounding not in ("nearest", "gptq"):
             raise ArgumentError(f"rounding must be nearest or gptq, got {escape(self.rounding)}")
+        if self.smoothing not in SMOOTHINGS:
+            raise ArgumentError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, got {escape(self.smoothing)}")
         if not isinstance(self.symmetric, bool):
             raise ArgumentError(f"symmetric must be True or False, got {escape(self.symmetric)}")
         if not self.symmetric and self.format not in ZERO_POINT_FORMATS:
@@ -101,7 +109,7 @@ class QuantConfig:
                 if config is None:
                     return None
                 if isinstance(override, str):
-                    config = replace(config, scale=self.scale, rounding=self.rounding)
+                    config = replace(config, scale=self.scale, rounding=self.rounding, smoothing=self.smoothing)
                 return config.own()
         if is_head:
             return QuantConfig(format=self.head or "int8", scale=self.scale).own()
@@ -116,12 +124,13 @@ class QuantConfig:
             search=self.scale == "mse",
             zero_points=not self.symmetric,
             calibrated=self.rounding == "gptq",
+            smoothing=self.smoothing,
         )
 
     def needs_calibration(self) -> bool:
-        """Whether any matrix may be rounded with a calibration text."""
+        """Whether any matrix may be packed with a calibration text."""
         configs = [self, *(config for override in self.overrides.values() if (config := resolve(override)))]
-        return any(config.rounding == "gptq" for config in configs)
+        return any(config.rounding == "gptq" or config.smoothing != "none" for config in configs)
 
 
 def resolve(quantize: str | QuantConfig | None) -> QuantConfig | None:

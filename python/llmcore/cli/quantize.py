@@ -9,6 +9,7 @@ from pathlib import Path
 from llmcore.cli._arguments import MODEL_HELP
 from llmcore.cli._terminal import print_facts, print_json
 from llmcore.progress import quantity
+from llmcore.quantization import SMOOTHINGS
 
 HELP = "Pack a checkpoint's weights into a folder that loads at once"
 
@@ -41,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="round by GPTQ on this UTF-8 text, which should be like what the model will see",
+        help="UTF-8 text like what the model will see: round by GPTQ on it",
+    )
+    parser.add_argument(
+        "--smoothing", choices=SMOOTHINGS, default="none", help="scale columns as AWQ or SmoothQuant do, on that text"
     )
     parser.add_argument(
         "--calibration-tokens", type=int, default=16384, metavar="N", help="tokens of it that are looked at (16384)"
@@ -83,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             scale=args.scale,
             symmetric=not args.asymmetric,
             rounding="gptq" if args.calibrate else "nearest",
+            smoothing=args.smoothing,
         )
     elif args.calibrate:
         raise llmcore.ArgumentError("--calibrate needs a format to quantise to, not none")
