@@ -16,8 +16,7 @@ struct Int4 {
   static constexpr int kZero = 8;
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 15;
-  static float choose_scale(const float* w, int64_t n) {
-    const Range r = range(w, n);
+  static float choose_scale(const Range& r, const float* /*w*/, int64_t /*n*/) {
     return (r.highest > -r.lowest ? r.highest : r.lowest) / -8.0f;
   }
 };

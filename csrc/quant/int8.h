@@ -15,8 +15,7 @@ struct Int8 {
   static constexpr int kZero = 128;
   static constexpr int kMinCode = 1;
   static constexpr int kMaxCode = 255;
-  static float choose_scale(const float* w, int64_t n) {
-    const Range r = range(w, n);
+  static float choose_scale(const Range& r, const float* /*w*/, int64_t /*n*/) {
     return (r.highest > -r.lowest ? r.highest : -r.lowest) / 127.0f;
   }
 };

@@ -168,23 +168,17 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
   const int64_t width = per_row() ? K_ : group_size_;
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
-    float poison[8] = {};  // NaN as soon as a weight is not finite: the scale then says so, and nothing fails silently
-    int64_t i = begin;
-    for (; i + 8 <= end; i += 8) {
-      for (int j = 0; j < 8; ++j) poison[j] += w[i + j] * 0.0f;
-    }
-    for (; i < end; ++i) poison[0] += w[i] * 0.0f;
     const Range r = range(w + begin, end - begin);
     constexpr int kSteps = Codec::kMaxCode - Codec::kMinCode;
     float scale = has_zero_points() ? (r.highest - r.lowest) / static_cast<float>(kSteps)
-                                    : Codec::choose_scale(w + begin, end - begin);
+                                    : Codec::choose_scale(r, w + begin, end - begin);
     // The code that stands for 0 at a scale.
     const auto zero_at = [&](float s) {
       const float steps = has_zero_points() ? std::nearbyint(-r.lowest / s) : -1.0f;
       if (!(steps >= 0.0f)) return Codec::kZero;  // or the scale is 0 or not finite
       return Codec::kMinCode + (steps < static_cast<float>(kSteps) ? static_cast<int>(steps) : kSteps);
     };
-    for (const float p : poison) scale += p;
+    scale += r.poison;  // the scale says so then, and nothing fails silently
     float stored = store_scale(n, g, scale);
     if (search && std::isfinite(stored) && stored != 0.0f) {
       const auto error_of = [&](float s) {

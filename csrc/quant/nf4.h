@@ -18,8 +18,7 @@ struct Nf4 {
   static constexpr int kMaxCode = 15;
   static constexpr int kLevels[16] = {-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127};
   static constexpr int level(unsigned code) { return kLevels[code]; }
-  static float choose_scale(const float* w, int64_t n) {
-    const Range r = range(w, n);
+  static float choose_scale(const Range& r, const float* /*w*/, int64_t /*n*/) {
     return (r.highest > -r.lowest ? r.highest : -r.lowest) / 127.0f;
   }
 };

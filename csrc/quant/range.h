@@ -6,19 +6,22 @@
 namespace llmcore {
 
 struct Range {
-  float lowest = 0, highest = 0;  // 0 counts as one of the weights
+  float lowest = 0, highest = 0;  // 0 counts as one of the weights, NaN doesn't
+  float poison = 0;               // NaN as soon as a weight is not finite, else 0
 };
 
 inline Range range(const float* w, int64_t n) {
-  float low[8] = {}, high[8] = {};
+  float low[8] = {}, high[8] = {}, poison[8] = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     for (int j = 0; j < 8; ++j) {
+      poison[j] += w[i + j] * 0.0f;
       low[j] = w[i + j] < low[j] ? w[i + j] : low[j];
       high[j] = w[i + j] > high[j] ? w[i + j] : high[j];
     }
   }
   for (; i < n; ++i) {
+    poison[0] += w[i] * 0.0f;
     low[0] = w[i] < low[0] ? w[i] : low[0];
     high[0] = w[i] > high[0] ? w[i] : high[0];
   }
@@ -26,6 +29,7 @@ inline Range range(const float* w, int64_t n) {
   for (int j = 0; j < 8; ++j) {
     r.lowest = low[j] < r.lowest ? low[j] : r.lowest;
     r.highest = high[j] > r.highest ? high[j] : r.highest;
+    r.poison += poison[j];
   }
   return r;
 }

@@ -15,12 +15,11 @@ struct Ternary {
   static constexpr int kZero = 1;
   static constexpr int kMinCode = 0;
   static constexpr int kMaxCode = 2;
-  static float choose_scale(const float* w, int64_t n) {
+  static float choose_scale(const Range& r, const float* w, int64_t n) {
     const float threshold = static_cast<float>(above(w, n, -1.0f).sum / static_cast<double>(n)) * 0.5f;
     const Above a = above(w, n, threshold);
     if (a.count == 0) return 0.0f;
     const float mean = static_cast<float>(a.sum / static_cast<double>(a.count));
-    const Range r = range(w, n);
     const float top = r.highest > -r.lowest ? r.highest : -r.lowest;
     // The mean of equal magnitudes is that magnitude, whatever its sum was rounded to.
     return __builtin_fabsf(mean - top) <= 1e-4f * top && is_ternary(w, n, top) ? top : mean;
