@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from llmcore import _core
 from llmcore.calibration import Calibration, column_scales, gptq
-from llmcore.checkpoint.compressed_tensors import PackedTensor
+from llmcore.checkpoint.quantized import PackedTensor
 from llmcore.errors import ArgumentError, NumericError, escape
 from llmcore.models.binding import Binding, BoundSlot, DenseTensor
 from llmcore.quantization import MatrixFormat, QuantConfig
@@ -53,13 +53,13 @@ class Packer:
     def format(self, slot: BoundSlot) -> MatrixFormat:
         """How a matrix slot is stored."""
         part, name = slot.parts[0], slot.slot.name
-        if isinstance(part, PackedTensor):
+        if not isinstance(part, DenseTensor):
             if self.recipe is not None:
                 raise ArgumentError(
                     "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
                 )
             group = 0 if part.group_size == part.shape[1] else part.group_size
-            return MatrixFormat(format=f"int{part.bits}", group_size=group)
+            return MatrixFormat(format=f"int{part.bits}", group_size=group, zero_points=part.has_zero_points)
         stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
         if self.recipe is None or name == "position_embedding":
             return stored
@@ -85,7 +85,7 @@ class Packer:
             return self._divide(slot.slot.name, vector)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
         first = slot.parts[0]
-        scales = _STORED[first.scale_dtype] if isinstance(first, PackedTensor) else "f16"
+        scales = _STORED[first.scale_dtype] if not isinstance(first, DenseTensor) else "f16"
         matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
         if self.calibration and (wanted.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
             self._pack_calibrated(matrix, wanted, slot, self.calibration)
@@ -158,10 +158,14 @@ class Packer:
         step = max(1, _CHUNK_BYTES // (4 * part.shape[1]))
         for row in range(0, part.shape[0], step):
             stop = min(part.shape[0], row + step)
-            if isinstance(part, PackedTensor):
+            if not isinstance(part, DenseTensor):
                 scales = part.scales(row, stop)
                 self._check(scales, part.module)
-                matrix.set_codes(at + row, part.codes(row, stop), scales)
+                zeros = part.zero_points(row, stop)
+                if part.has_zero_points:
+                    matrix.set_codes(at + row, part.codes(row, stop), scales, zeros)
+                else:
+                    matrix.set_codes(at + row, part.codes(row, stop), scales)
             else:
                 matrix.set_rows(at + row, self._read(part, row, stop), search=search)
         return part.shape[0]

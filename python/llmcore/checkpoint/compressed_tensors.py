@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.safetensors_header import TensorInfo
-from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError, escape
+from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, rows_within, widened
+from llmcore.errors import QuantError, UnsupportedModelError, escape
 
 Format = Literal["int-quantized", "pack-quantized"]
 FORMATS: Mapping[str, Format] = {
@@ -27,17 +27,6 @@ FORMATS: Mapping[str, Format] = {
     "pack-quantized": "pack-quantized",
 }
 SUFFIXES = (".weight_packed", ".weight_scale", ".weight_shape")
-SCALE_DTYPES = ("F32", "F16", "BF16")
-
-
-class Source(Protocol):
-    """What is read here of a checkpoint."""
-
-    tensors: Mapping[str, TensorInfo]
-
-    def read(self, name: str) -> npt.NDArray[np.generic]: ...
-
-    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +43,16 @@ class Scheme:
     ignore: tuple[str, ...]
     """Module names that must not be quantised; entries beginning with "re:" are not evaluated."""
 
+    def tensor_names(self, module: str, source: Source) -> tuple[str, ...]:
+        """The tensors that a quantised module has."""
+        if self.format == "int-quantized":
+            return module + ".weight", module + ".weight_scale"
+        return tuple(module + suffix for suffix in SUFFIXES)
+
+    def tensor(self, module: str, shape: tuple[int, int], source: Source) -> PackedTensor:
+        """The quantised matrix of `module`, which must be `shape` = (N, K). Raises QuantError when that doesn't fit."""
+        return packed_tensor(module, shape, self, source)
+
 
 _PRESETS: Mapping[str, tuple[int, int | None, bool]] = {
     "W8A8": (8, None, True),
@@ -63,24 +62,8 @@ _PRESETS: Mapping[str, tuple[int, int | None, bool]] = {
 }
 
 
-def read_scheme(config: Config) -> Scheme | None:
-    """The quantisation that config.json declares, or None.
-
-    Raises QuantError for a broken declaration and UnsupportedModelError for a method or a scheme that isn't read.
-    """
-    try:
-        section = config.section("quantization_config")
-        return None if section is None else _scheme(section)
-    except ConfigError as error:
-        raise QuantError(str(error)) from None
-
-
-def _scheme(config: Config) -> Scheme:
-    method = config.string("quant_method")
-    if method != "compressed-tensors":
-        raise UnsupportedModelError(
-            str(config.error("quant_method", "this quantisation can't be read", allowed="compressed-tensors"))
-        )
+def read(config: Config) -> Scheme:
+    """Of a quantization_config with this quant_method. Raises ConfigError, UnsupportedModelError."""
     config.require_neutral({"transform_config": (None, {}), "kv_cache_scheme": (None,)})
     sparsity = config.section("sparsity_config")
     if sparsity is not None and sparsity.values:
@@ -171,13 +154,18 @@ class PackedTensor:
         return self.shape[1] // self.group_size
 
     @property
+    def has_zero_points(self) -> bool:
+        """These formats have none."""
+        return False
+
+    @property
     def dtype(self) -> str:
         """A name for messages, as "int4 in groups of 64"."""
         return f"int{self.bits} in groups of {self.group_size}"
 
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]:
         """int8 [rows, K] of the rows `start` to `stop`, from -2^(bits-1) to 2^(bits-1) - 1."""
-        start, stop = self._rows(start, stop)
+        start, stop = rows_within(self, start, stop)
         if self.format == "int-quantized":
             return self.source.read_rows(self.module + ".weight", start, stop).view(np.int8)
         words = self.source.read_rows(self.module + ".weight_packed", start, stop)
@@ -191,29 +179,14 @@ class PackedTensor:
 
     def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """float32 [rows, G] of the rows `start` to `stop`; widening the stored type changes no value."""
-        start, stop = self._rows(start, stop)
+        start, stop = rows_within(self, start, stop)
         stored = self.source.read_rows(self.module + ".weight_scale", start, stop)
-        if self.scale_dtype == "BF16":
-            return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return stored.astype(np.float32)
+        return widened(stored, self.scale_dtype)
 
-    def _rows(self, start: int, stop: int | None) -> tuple[int, int]:
-        stop = self.shape[0] if stop is None else stop
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise ArgumentError(f"rows {start} to {stop} of {escape(self.module)} are outside 0 to {self.shape[0]}")
-        return start, stop
-
-
-def tensors_of(module: str, scheme: Scheme) -> tuple[str, ...]:
-    """The names of the tensors that a quantised `module` has."""
-    if scheme.format == "int-quantized":
-        return module + ".weight", module + ".weight_scale"
-    return tuple(module + suffix for suffix in SUFFIXES)
-
-
-def is_quantized(module: str, source: Source) -> bool:
-    """Whether the file holds `module` in quantised form."""
-    return any(module + suffix in source.tensors for suffix in SUFFIXES)
+    def zero_points(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """float32 [rows, G] of zeros."""
+        start, stop = rows_within(self, start, stop)
+        return np.zeros((stop - start, self.num_groups), np.float32)
 
 
 def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: Source) -> PackedTensor:
@@ -228,10 +201,10 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         )
     name = module + (".weight" if scheme.format == "int-quantized" else ".weight_packed")
     stored = (rows, columns) if scheme.format == "int-quantized" else (rows, -(-columns * scheme.bits // 32))
-    _expect(source, name, stored, ("I8",) if scheme.format == "int-quantized" else ("I32",))
-    _expect(source, module + ".weight_scale", (rows, columns // group_size), SCALE_DTYPES)
+    expect(source, name, stored, ("I8",) if scheme.format == "int-quantized" else ("I32",))
+    expect(source, module + ".weight_scale", (rows, columns // group_size), SCALE_DTYPES)
     if scheme.format == "pack-quantized":
-        _expect(source, module + ".weight_shape", (2,), ("I64", "I32"))
+        expect(source, module + ".weight_shape", (2,), ("I64", "I32"))
         found = tuple(int(size) for size in source.read(module + ".weight_shape"))
         if found != shape:
             raise QuantError("does not fit the config", field=module + ".weight_shape", value=found, allowed=str(shape))
@@ -245,13 +218,3 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         source=source,
         format=scheme.format,
     )
-
-
-def _expect(source: Source, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
-    info = source.tensors.get(name)
-    if info is None:
-        raise QuantError("a tensor of a quantised layer is missing", field=name)
-    if info.shape != shape:
-        raise QuantError("has the wrong shape", field=name, value=list(info.shape), allowed=str(list(shape)))
-    if info.dtype not in dtypes:
-        raise QuantError("has the wrong dtype", field=name, value=info.dtype, allowed=", ".join(dtypes))

@@ -12,16 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llmcore.checkpoint.compressed_tensors import (
-    PackedTensor,
-    Scheme,
-    is_quantized,
-    packed_tensor,
-    read_scheme,
-    tensors_of,
-)
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import shown
+from llmcore.checkpoint.methods import is_quantized, read_scheme
+from llmcore.checkpoint.quantized import PackedTensor, Scheme
 from llmcore.checkpoint.readers import Checkpoint
 from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError, escape
 from llmcore.models.registry import Architecture, describe
@@ -221,8 +215,8 @@ class _Binder:
                 )
             if len(shape) != 2:
                 raise QuantError("only matrices can be quantised", file=self.file, field=module)
-            parts.append(packed_tensor(module, (shape[0], shape[1]), scheme, self.checkpoint))
-            self.used.update(tensors_of(module, scheme))
+            parts.append(scheme.tensor(module, (shape[0], shape[1]), self.checkpoint))
+            self.used.update(scheme.tensor_names(module, self.checkpoint))
         self.check_alike(slot, [f"{part.dtype} with {part.scale_dtype}" for part in parts])
         return tuple(parts)
 

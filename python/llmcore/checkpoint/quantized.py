@@ -1,0 +1,90 @@
+"""What the methods of quantised checkpoints (methods.py) have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore.checkpoint.safetensors_header import TensorInfo
+from llmcore.errors import ArgumentError, QuantError, escape
+
+SCALE_DTYPES = ("F32", "F16", "BF16")
+
+
+class Source(Protocol):
+    """What is read here of a checkpoint."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str) -> npt.NDArray[np.generic]: ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]: ...
+
+
+class PackedTensor(Protocol):
+    """A quantised matrix [N, K]: value = scale * (code - zero point), scale and zero point of group k // group_size."""
+
+    @property
+    def module(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def bits(self) -> int:
+        """4 or 8."""
+
+    @property
+    def group_size(self) -> int:
+        """Elements that share a scale; K for one scale per row."""
+
+    @property
+    def has_zero_points(self) -> bool: ...
+    @property
+    def scale_dtype(self) -> str: ...
+    @property
+    def dtype(self) -> str:
+        """A name for messages, as "int4 in groups of 64"."""
+
+    def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]: ...
+    def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]: ...
+    def zero_points(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]: ...
+
+
+class Scheme(Protocol):
+    """How the linear layers of a checkpoint are quantised."""
+
+    @property
+    def dynamic_activations(self) -> bool:
+        """Meant to run with int8 activations, scaled per token as they come."""
+
+    def tensor_names(self, module: str, source: Source) -> tuple[str, ...]: ...
+    def tensor(self, module: str, shape: tuple[int, int], source: Source) -> PackedTensor: ...
+
+
+def expect(source: Source, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+    """Raises QuantError unless the file holds this tensor so."""
+    info = source.tensors.get(name)
+    if info is None:
+        raise QuantError("a tensor of a quantised layer is missing", field=name)
+    if info.shape != shape:
+        raise QuantError("has the wrong shape", field=name, value=list(info.shape), allowed=str(list(shape)))
+    if info.dtype not in dtypes:
+        raise QuantError("has the wrong dtype", field=name, value=info.dtype, allowed=", ".join(dtypes))
+
+
+def rows_within(tensor: PackedTensor, start: int, stop: int | None) -> tuple[int, int]:
+    """`start` and `stop` of some rows. Raises ArgumentError outside of the matrix."""
+    stop = tensor.shape[0] if stop is None else stop
+    if not 0 <= start <= stop <= tensor.shape[0]:
+        raise ArgumentError(f"rows {start} to {stop} of {escape(tensor.module)} are outside 0 to {tensor.shape[0]}")
+    return start, stop
+
+
+def widened(stored: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.float32]:
+    """Scales in float32, the same values."""
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(np.float32)
