@@ -490,7 +490,6 @@ def quantization(**weights: Any) -> dict[str, Any]:
         pytest.param(quantization(group_size=0), QuantError, id="group 0"),
         pytest.param(quantization(group_size=-2), QuantError, id="group -2"),
         pytest.param(quantization(symmetric="true"), QuantError, id="sym string"),
-        pytest.param(quantization(symmetric=False), UnsupportedModelError, id="asymmetric"),
         pytest.param(quantization(type="float"), UnsupportedModelError, id="float"),
         pytest.param(quantization(strategy="block"), UnsupportedModelError, id="block"),
         pytest.param(quantization(actorder="group"), UnsupportedModelError, id="actorder"),

@@ -203,8 +203,10 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.array(rows, np.uint32).view(np.int32)
 
 
-def quantized(folder: Path, *, bits: int, group_size: int | None, form: str, scale: str = "<f4") -> dict[str, Any]:
-    """Saves the tiny model with its layers quantised; gives codes and scales by module."""
+def quantized(
+    folder: Path, *, bits: int, group_size: int | None, form: str, scale: str = "<f4", symmetric: bool = True
+) -> dict[str, Any]:
+    """Saves the tiny model with its layers quantised; gives codes, scales and zero points by module."""
     random = np.random.default_rng(3)
     weights: dict[str, Any] = tiny_model.tensors()
     truth: dict[str, Any] = {}
@@ -213,7 +215,12 @@ def quantized(folder: Path, *, bits: int, group_size: int | None, form: str, sca
         module = name.removesuffix(".weight")
         codes = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (rows, columns)).astype(np.int8)
         scales = random.standard_normal((rows, columns // (group_size or columns))).astype(scale)
-        truth[module] = codes, scales
+        zeros = np.zeros(scales.shape, np.int8)
+        if not symmetric:
+            zeros = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), scales.shape).astype(np.int8)
+            packed = form == "pack-quantized"
+            weights[module + ".weight_zero_point"] = pack(zeros.T, bits).T.copy() if packed else zeros
+        truth[module] = codes, scales, zeros
         weights[module + ".weight_scale"] = scales
         if form == "int-quantized":
             weights[module + ".weight"] = codes
@@ -225,7 +232,7 @@ def quantized(folder: Path, *, bits: int, group_size: int | None, form: str, sca
     )
     group = {
         "targets": ["Linear"],
-        "weights": {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy},
+        "weights": {"num_bits": bits, "type": "int", "symmetric": symmetric, "dynamic": False, **strategy},
         "input_activations": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
         if form == "int-quantized"
         else None,
@@ -251,16 +258,22 @@ FORMS = [
 ]
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "group_size", "form"), FORMS)
-def test_quantised_weights_are_read_without_loss(bits: int, group_size: int | None, form: str, tmp_path: Path) -> None:
-    truth = quantized(tmp_path / "m", bits=bits, group_size=group_size, form=form)
+def test_quantised_weights_are_read_without_loss(
+    bits: int, group_size: int | None, form: str, symmetric: bool, tmp_path: Path
+) -> None:
+    truth = quantized(tmp_path / "m", bits=bits, group_size=group_size, form=form, symmetric=symmetric)
     with open_checkpoint(tmp_path / "m") as checkpoint:
         binding = bind(checkpoint)
         seen = set()
         for slot in binding.slots.values():
             for part in slot.parts:
                 if isinstance(part, PackedTensor):
-                    codes, scales = truth[part.module]
+                    codes, scales, zeros = truth[part.module]
+                    assert part.has_zero_points == (not symmetric)
+                    assert np.array_equal(part.zero_points(), zeros)
+                    assert np.array_equal(part.zero_points(3, 5), zeros[3:5])
                     assert np.array_equal(part.codes(), codes)
                     assert part.codes().dtype == np.int8
                     assert np.array_equal(part.scales(), scales)

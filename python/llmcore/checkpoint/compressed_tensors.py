@@ -1,9 +1,10 @@
-"""compressed-tensors checkpoints (llm-compressor, vLLM): symmetric integer weights of 4 or 8 bits, read as they are.
+"""compressed-tensors checkpoints (llm-compressor, vLLM): integer weights of 4 or 8 bits, read as they are.
 
     int-quantized     X.weight I8 [N, K],                       X.weight_scale [N, 1]
     pack-quantized    X.weight_packed I32 [N, ceil(K * b / 32)], X.weight_scale [N, G], X.weight_shape I64 [2] = [N, K]
 
-A value is scale * code. Packed codes are stored as code + 2^(b-1), a row being one stream of bits, lowest first.
+A value is scale * code, or scale * (code - zero) with X.weight_zero_point: I8 [N, G], or packed along N into I32
+[ceil(N * b / 32), G]. Packed codes and zeros are stored as code + 2^(b-1), in one stream of bits, lowest first.
 Source: the compressed-tensors project's description of its formats.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, rows_within, widened
+from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, rows_within, widened
 from llmcore.errors import QuantError, UnsupportedModelError, escape
 
 Format = Literal["int-quantized", "pack-quantized"]
@@ -26,6 +27,7 @@ FORMATS: Mapping[str, Format] = {
     "naive-quantized": "int-quantized",
     "pack-quantized": "pack-quantized",
 }
+ZERO_POINT = ".weight_zero_point"
 SUFFIXES = (".weight_packed", ".weight_scale", ".weight_shape")
 
 
@@ -42,23 +44,24 @@ class Scheme:
     """Meant to run with int8 activations, scaled per token as they come."""
     ignore: tuple[str, ...]
     """Module names that must not be quantised; entries beginning with "re:" are not evaluated."""
+    symmetric: bool = True
 
     def tensor_names(self, module: str, source: Source) -> tuple[str, ...]:
         """The tensors that a quantised module has."""
-        if self.format == "int-quantized":
-            return module + ".weight", module + ".weight_scale"
-        return tuple(module + suffix for suffix in SUFFIXES)
+        suffixes = (".weight", ".weight_scale") if self.format == "int-quantized" else SUFFIXES
+        return tuple(module + suffix for suffix in (*suffixes, *(() if self.symmetric else (ZERO_POINT,))))
 
     def tensor(self, module: str, shape: tuple[int, int], source: Source) -> PackedTensor:
         """The quantised matrix of `module`, which must be `shape` = (N, K). Raises QuantError when that doesn't fit."""
         return packed_tensor(module, shape, self, source)
 
 
-_PRESETS: Mapping[str, tuple[int, int | None, bool]] = {
-    "W8A8": (8, None, True),
-    "INT8": (8, None, True),
-    "W4A16": (4, 128, False),
-    "W8A16": (8, None, False),
+_PRESETS: Mapping[str, tuple[int, int | None, bool, bool]] = {
+    "W8A8": (8, None, True, True),
+    "INT8": (8, None, True, True),
+    "W4A16": (4, 128, False, True),
+    "W4A16_ASYM": (4, 128, False, False),
+    "W8A16": (8, None, False, True),
 }
 
 
@@ -82,10 +85,17 @@ def read(config: Config) -> Scheme:
 def _group(groups: Config, name: str, config: Config, ignore: tuple[str, ...]) -> Scheme:
     if name in _PRESETS:
         groups.strings(name)
-        bits, group_size, dynamic = _PRESETS[name]
+        bits, group_size, dynamic, symmetric = _PRESETS[name]
         default: Format = "int-quantized" if dynamic else "pack-quantized"
         form = config.choice("format", FORMATS, default=default, error=UnsupportedModelError)
-        return Scheme(format=form, bits=bits, group_size=group_size, dynamic_activations=dynamic, ignore=ignore)
+        return Scheme(
+            format=form,
+            bits=bits,
+            group_size=group_size,
+            dynamic_activations=dynamic,
+            ignore=ignore,
+            symmetric=symmetric,
+        )
     group = groups.section(name)
     if group is None:
         raise groups.error(name, "has the wrong type", allowed="an object")
@@ -104,6 +114,7 @@ def _group(groups: Config, name: str, config: Config, ignore: tuple[str, ...]) -
         group_size=group_size,
         dynamic_activations=_activations(group.section("input_activations")),
         ignore=ignore,
+        symmetric=weights.boolean("symmetric", default=True),
     )
 
 
@@ -112,8 +123,6 @@ def _weights(weights: Config) -> tuple[int, int | None]:
     weights.choice("type", {"int": "int"}, default="int", error=UnsupportedModelError)
     if bits not in (4, 8):
         raise UnsupportedModelError(str(weights.error("num_bits", "is not supported", allowed="4, 8")))
-    if not weights.boolean("symmetric", default=True):
-        raise UnsupportedModelError(str(weights.error("symmetric", "zero points are not supported", allowed="true")))
     if weights.has("dynamic") and weights.boolean("dynamic"):
         raise weights.error("dynamic", "weights can't have scales made at run time", allowed="false")
     weights.require_neutral({"actorder": (None, False, "weight", "static")})
@@ -147,6 +156,7 @@ class PackedTensor:
     dynamic_activations: bool
     source: Source
     format: Format
+    symmetric: bool = True
 
     @property
     def num_groups(self) -> int:
@@ -155,8 +165,8 @@ class PackedTensor:
 
     @property
     def has_zero_points(self) -> bool:
-        """These formats have none."""
-        return False
+        """False when all are 0."""
+        return not self.symmetric
 
     @property
     def dtype(self) -> str:
@@ -169,13 +179,7 @@ class PackedTensor:
         if self.format == "int-quantized":
             return self.source.read_rows(self.module + ".weight", start, stop).view(np.int8)
         words = self.source.read_rows(self.module + ".weight_packed", start, stop)
-        data = words.reshape(stop - start, -1).view(np.uint8)
-        if self.bits == 8:
-            return (data[:, : self.shape[1]] ^ np.uint8(0x80)).view(np.int8)
-        codes = np.empty((data.shape[0], data.shape[1], 2), np.uint8)
-        codes[:, :, 0] = data & 15
-        codes[:, :, 1] = data >> 4
-        return codes.reshape(data.shape[0], -1)[:, : self.shape[1]].view(np.int8) - np.int8(8)
+        return _unpacked(words.reshape(stop - start, -1), self.bits)[:, : self.shape[1]]
 
     def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """float32 [rows, G] of the rows `start` to `stop`; widening the stored type changes no value."""
@@ -184,9 +188,20 @@ class PackedTensor:
         return widened(stored, self.scale_dtype)
 
     def zero_points(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
-        """float32 [rows, G] of zeros."""
+        """float32 integers [rows, G] of the rows `start` to `stop`."""
         start, stop = rows_within(self, start, stop)
-        return np.zeros((stop - start, self.num_groups), np.float32)
+        if self.symmetric:
+            return np.zeros((stop - start, self.num_groups), np.float32)
+        name = self.module + ZERO_POINT
+        if self.format == "int-quantized":
+            return self.source.read_rows(name, start, stop).astype(np.float32)
+        packed = np.ascontiguousarray(self.source.read(name).T)  # now a row holds the zeros of a group
+        return _unpacked(packed, self.bits)[:, start:stop].T.astype(np.float32)
+
+
+def _unpacked(words: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.int8]:
+    """Signed codes [rows, n * 32 / bits] of words [rows, n]."""
+    return (fields(words, bits) - np.uint8(1 << (bits - 1))).view(np.int8)
 
 
 def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: Source) -> PackedTensor:
@@ -208,6 +223,10 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         found = tuple(int(size) for size in source.read(module + ".weight_shape"))
         if found != shape:
             raise QuantError("does not fit the config", field=module + ".weight_shape", value=found, allowed=str(shape))
+    if not scheme.symmetric and scheme.format == "int-quantized":
+        expect(source, module + ZERO_POINT, (rows, columns // group_size), ("I8",))
+    elif not scheme.symmetric:
+        expect(source, module + ZERO_POINT, (-(-rows * scheme.bits // 32), columns // group_size), ("I32",))
     return PackedTensor(
         module=module,
         shape=shape,
@@ -217,4 +236,5 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         dynamic_activations=scheme.dynamic_activations,
         source=source,
         format=scheme.format,
+        symmetric=scheme.symmetric,
     )

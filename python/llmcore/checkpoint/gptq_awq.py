@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, rows_within, widened
+from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, rows_within, widened
 from llmcore.errors import QuantError, UnsupportedModelError, escape
 
 SUFFIXES = (".qweight", ".qzeros", ".scales")
@@ -172,7 +172,7 @@ class ColumnTensor:
             unsigned = columns[:, start % 8 : start % 8 + stop - start].T
         else:
             # A row's words one after another are its codes from the lowest bits up.
-            unsigned = _fields(np.ascontiguousarray(words[:, start:stop].T), self.bits)
+            unsigned = fields(np.ascontiguousarray(words[:, start:stop].T), self.bits)
         return (np.ascontiguousarray(unsigned) - np.uint8(self._middle)).view(np.int8)
 
     def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
@@ -196,22 +196,11 @@ class ColumnTensor:
         return 1 << (self.bits - 1)
 
 
-def _fields(words: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.uint8]:
-    """Words [rows, n] to codes [rows, n * 32 / bits], from the lowest bits up."""
-    data = words.astype("<i4", copy=False).view(np.uint8).reshape(len(words), -1)
-    if bits == 8:
-        return data
-    codes = np.empty((*data.shape, 2), np.uint8)
-    codes[:, :, 0] = data & 15
-    codes[:, :, 1] = data >> 4
-    return codes.reshape(len(words), -1)
-
-
 def _columns(words: npt.NDArray[np.generic], scheme: Scheme) -> npt.NDArray[np.uint8]:
     """Words [rows, n] whose fields are columns, to codes [rows, columns]."""
-    fields = _fields(np.ascontiguousarray(words), scheme.bits)
+    unordered = fields(np.ascontiguousarray(words), scheme.bits)
     if not scheme.awq:
-        return fields
-    ordered = np.empty((len(fields), words.shape[1], 8), np.uint8)
-    ordered[:, :, _AWQ_ORDER] = fields.reshape(len(fields), -1, 8)
-    return ordered.reshape(len(fields), -1)
+        return unordered
+    ordered = np.empty((len(unordered), words.shape[1], 8), np.uint8)
+    ordered[:, :, _AWQ_ORDER] = unordered.reshape(len(unordered), -1, 8)
+    return ordered.reshape(len(unordered), -1)

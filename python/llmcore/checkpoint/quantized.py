@@ -88,3 +88,14 @@ def widened(stored: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.float
     if dtype == "BF16":
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return stored.astype(np.float32)
+
+
+def fields(words: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.uint8]:
+    """Words [rows, n] to codes [rows, n * 32 / bits], from the lowest bits up."""
+    data = words.astype("<i4", copy=False).view(np.uint8).reshape(len(words), -1)
+    if bits == 8:
+        return data
+    codes = np.empty((*data.shape, 2), np.uint8)
+    codes[:, :, 0] = data & 15
+    codes[:, :, 1] = data >> 4
+    return codes.reshape(len(words), -1)
