@@ -110,3 +110,25 @@ def test_a_cut_file_is_refused(data_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("the checkpoint ends at byte 5000")
     assert not (tmp_path / "out").exists()
+
+
+def test_quantize_with_a_calibration_text(folders: dict[str, Path], data_dir: Path, tmp_path: Path) -> None:
+    text = data_dir / "text" / "tinystories_excerpt.txt"
+    empty, program = tmp_path / "empty.txt", [sys.executable, "-m", "llmcore", "quantize", str(folders[FILES[0]])]
+    empty.write_text("\n")
+    options = ["--format", "int4", "--smoothing", "awq", "--calibration-tokens", "2000"]
+    for file, code in ((text, 0), (empty, 2), (tmp_path / "absent.txt", 2), (Path(sys.executable), 2)):
+        command = [*program, "-o", str(tmp_path / "packed"), *options, "--calibrate", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("\n") == (1 if code else 0)
+    losses = []
+    with llmcore.load(tmp_path / "packed", progress=False) as model:
+        ids = model.require_tokenizer().encode(text.read_text("utf-8")[-4000:])[:400]
+        with llmcore.load(folders[FILES[0]], "int4", progress=False) as nearest:
+            for each in (model, nearest):
+                logits = np.asarray(each.forward(ids), np.float64)[:-1]
+                largest = logits.max(1, keepdims=True)
+                chosen = logits[np.arange(len(logits)), ids[1:]]
+                losses.append(np.mean(np.log(np.exp(logits - largest).sum(1)) + largest[:, 0] - chosen))
+    assert losses[0] < losses[1]

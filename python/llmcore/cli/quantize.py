@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _beginning(args: argparse.Namespace) -> list[int]:
     """The first tokens of the calibration text."""
     import llmcore
+    from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.errors import ArgumentError, escape
 
     if args.calibration_tokens < 1:
@@ -68,7 +69,11 @@ def _beginning(args: argparse.Namespace) -> list[int]:
         raise ArgumentError(f"can't read {escape(args.calibrate)}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ArgumentError(f"{escape(args.calibrate)} is not UTF-8 text") from None
-    return llmcore.Tokenizer.load(args.model).encode(text)[: args.calibration_tokens]
+    if not text.strip():
+        raise ArgumentError(f"{escape(args.calibrate)} holds no text")
+    with open_checkpoint(args.model) as checkpoint:
+        tokenizer = llmcore.Tokenizer.load(checkpoint.path)
+    return tokenizer.encode(text)[: args.calibration_tokens]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         )
     elif args.calibrate:
         raise llmcore.ArgumentError("--calibrate needs a format to quantise to, not none")
+    if args.smoothing != "none" and not args.calibrate:
+        raise llmcore.ArgumentError("--smoothing needs --calibrate FILE")
     texts = [_beginning(args)] if args.calibrate else None
     start = time.perf_counter()
     with llmcore.load(args.model, recipe, calibration=texts) as model:
