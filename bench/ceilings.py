@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,23 +28,44 @@ class Ceilings:
     float32: float | None
 
 
-def measure(threads: int, *, passes: int = 5) -> Ceilings:
-    """Builds the probes with a C++ compiler ($CXX, c++, g++ or clang++) and runs them; without one nothing is known."""
+@contextmanager
+def _library() -> Iterator[ctypes.CDLL | None]:
+    """The probes, built with a C++ compiler ($CXX, c++, g++ or clang++); None without one."""
     compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None)
     if compiler is None:
-        return Ceilings(threads, None, None, None)
+        yield None
+        return
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "ceilings.so")
         options = ["-O2", "-march=native", "-std=c++20", "-shared", "-fPIC", "-pthread"]
         subprocess.run([compiler, *options, str(SOURCE), "-o", str(library)], check=True)
-        native = ctypes.CDLL(str(library))
-        rates = []
-        for name, arguments in (("read", (1 << 29, passes)), ("int8", (passes,)), ("float", (passes,))):
-            function = native[f"llmcore_bench_{name}_rate"]
-            function.restype = ctypes.c_double
-            function.argtypes = [ctypes.c_int, *([ctypes.c_int64] if name == "read" else []), ctypes.c_int]
-            rates.append(function(threads, *arguments) or None)
+        yield ctypes.CDLL(str(library))
+
+
+def _call(native: ctypes.CDLL, name: str, *arguments: int) -> float | None:
+    function = native[f"llmcore_bench_{name}_rate"]
+    function.restype = ctypes.c_double
+    function.argtypes = [ctypes.c_int, *([ctypes.c_int64] if name == "read" else []), ctypes.c_int]
+    return function(*arguments) or None
+
+
+def measure(threads: int, *, passes: int = 5) -> Ceilings:
+    """Builds the probes and runs them; without a compiler nothing is known."""
+    with _library() as native:
+        if native is None:
+            return Ceilings(threads, None, None, None)
+        rates = [
+            _call(native, name, threads, *arguments)
+            for name, arguments in (("read", (1 << 29, passes)), ("int8", (passes,)), ("float", (passes,)))
+        ]
     return Ceilings(threads, *rates)
+
+
+@contextmanager
+def integer_probe(threads: int) -> Iterator[Callable[[], float | None]]:
+    """A function that measures the rate of int8 operations now, in some 50 ms; None where it is unknown."""
+    with _library() as native:
+        yield lambda: None if native is None else _call(native, "int8", threads, 1)
 
 
 def main() -> None:

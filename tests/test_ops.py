@@ -189,6 +189,18 @@ def test_ternary_weights_are_kept_exactly(group: int) -> None:
     assert np.array_equal(ops.quantize(w, "ternary", group_size=group).dequantize(), w)
 
 
+def test_matmul_into_an_array() -> None:
+    w, x = ops.quantize(normal(33, 70), "int8"), normal(5, 70)
+    out = np.full((5, 33), np.nan, np.float32)
+    assert ops.matmul(x, w, out=out) is out
+    assert np.array_equal(out, ops.matmul(x, w))
+    frozen = np.zeros((5, 33), np.float32)
+    frozen.flags.writeable = False
+    for wrong in (np.zeros((5, 32), np.float32), np.zeros((5, 33)), np.zeros((33, 5), np.float32).T, frozen, [1.0]):
+        with pytest.raises(ArgumentError, match="out"):
+            ops.matmul(x, w, out=wrong)  # type: ignore[arg-type]
+
+
 def test_bits_per_weight_count_scales_and_padding() -> None:
     w = normal(32, 256)
     assert ops.quantize(w, "f32").bits_per_weight == 32

@@ -20,7 +20,8 @@ namespace {
 // A named table, or the one in use.
 const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa); }
 
-py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::object& bias, const std::string& isa) {
+py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::object& bias, const std::string& isa,
+                             const py::object& out) {
   check_dims(x, 2, "x");
   check_argument(x.shape(1) == w.K(),
                  "matmul: x must have K = " + std::to_string(w.K()) + " columns, got " + std::to_string(x.shape(1)));
@@ -30,7 +31,16 @@ py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::obj
     bias_array = bias.cast<FloatArray>();
     check_argument(bias_array.ndim() == 1 && bias_array.shape(0) == w.N(), "matmul: bias must be [N]");
   }
-  py::array_t<float> y({M, w.N()});
+  py::array_t<float> y;
+  if (out.is_none()) {
+    y = py::array_t<float>({M, w.N()});
+  } else {
+    check_argument(py::isinstance<py::array_t<float, py::array::c_style>>(out), "matmul: out must be float32, C order");
+    y = py::reinterpret_borrow<py::array_t<float>>(out);
+    check_argument(
+        y.ndim() == 2 && y.shape(0) == M && y.shape(1) == w.N() && y.writeable(),
+        "matmul: out must be a writable [M, N] = [" + std::to_string(M) + ", " + std::to_string(w.N()) + "]");
+  }
   const float *x_data = x.data(), *bias_data = bias.is_none() ? nullptr : bias_array.data();
   float* y_data = y.mutable_data();
   const NativeCall call;
@@ -142,7 +152,8 @@ py::tuple quantize_activations(const FloatArray& x, int64_t group, const std::st
 }  // namespace
 
 void bind_ops(py::module_& m) {
-  m.def("matmul", matmul_op, py::arg("x"), py::arg("w"), py::arg("bias") = py::none(), py::arg("isa") = "");
+  m.def("matmul", matmul_op, py::arg("x"), py::arg("w"), py::arg("bias") = py::none(), py::arg("isa") = "",
+        py::arg("out") = py::none());
   m.def(
       "rms_norm",
       [](const FloatArray& x, const FloatArray& weight, float eps, const std::string& isa) {

@@ -99,13 +99,15 @@ def quantize(
     return QuantizedTensor(matrix)
 
 
-def matmul(x: npt.ArrayLike, w: QuantizedTensor, bias: npt.ArrayLike | None = None) -> FloatArray:
-    """x @ w.T (+ bias). x: [M, K] -> [M, N].
+def matmul(
+    x: npt.ArrayLike, w: QuantizedTensor, bias: npt.ArrayLike | None = None, *, out: FloatArray | None = None
+) -> FloatArray:
+    """x @ w.T (+ bias). x: [M, K] -> [M, N], in new memory or in `out` (which must not overlap x).
 
     For integer formats each row of x is quantised to int8 with one scale per group of k (the weight's group, or 128);
     products are summed exactly in int32 within a group, groups by float32 fma in ascending k. Raises ArgumentError.
     """
-    return _core.matmul(_float(x), w._matrix, None if bias is None else _float(bias))
+    return _core.matmul(_float(x), w._matrix, None if bias is None else _float(bias), out=out)
 
 
 def rms_norm(x: npt.ArrayLike, weight: npt.ArrayLike, eps: float = 1e-5) -> FloatArray:
