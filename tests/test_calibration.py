@@ -10,7 +10,7 @@ import pytest
 import bits_hash
 import llmcore
 from llmcore import ops
-from llmcore.calibration import Inputs, column_scales, gptq
+from llmcore.calibration import NF4_LEVELS, Inputs, column_scales, gptq
 from llmcore.errors import ArgumentError
 from llmcore.quantization import MatrixFormat, QuantConfig
 
@@ -92,6 +92,13 @@ def test_codes_are_those_of_the_algorithm_without_blocks(name: str) -> None:
     # One weight in the middle of two levels may fall either way, and all after it in its row differ then.
     same = np.isclose(own, slow, rtol=1e-4, atol=1e-7).all(1)
     assert same.mean() >= 0.75
+
+
+def test_nf4_levels_are_those_of_the_core() -> None:
+    w = np.array([NF4_LEVELS], np.float32)
+    codes, scales = ops.quantize(w, "nf4", group_size=32).codes()
+    assert codes.tolist() == [list(NF4_LEVELS)]
+    assert scales == 1
 
 
 def test_uncorrelated_inputs_give_the_nearest_codes() -> None:

@@ -53,9 +53,12 @@ class ThreadPool {
       std::atomic<int64_t> next;
       int64_t end;
     };
+    constexpr int64_t kMostShares = 64;  // more threads than that begin in pairs
+    Share all[kMostShares];
     const int64_t units = (count + quantum - 1) / quantum;
-    const int shares = static_cast<int>(units < size() ? units : size());
-    const auto work = [&](Share* all, int thread) {
+    const int64_t threads = size() < kMostShares ? size() : kMostShares;
+    const int shares = static_cast<int>(units < threads ? units : threads);
+    const auto work = [&](int thread) {
       for (int i = 0; i < shares; ++i) {
         Share& share = all[(thread + i) % shares];
         for (;;) {
@@ -65,19 +68,16 @@ class ThreadPool {
         }
       }
     };
-    Share few[16];
-    std::unique_ptr<Share[]> many(shares > 16 ? new Share[static_cast<size_t>(shares)] : nullptr);
-    Share* all = many ? many.get() : few;
     for (int i = 0; i < shares; ++i) {
       all[i].next.store(units * i / shares * quantum, std::memory_order_relaxed);
       const int64_t end = units * (i + 1) / shares * quantum;
       all[i].end = end < count ? end : count;
     }
     if (shares <= 1) {
-      if (count > 0) work(all, 0);
+      if (count > 0) work(0);
       return;
     }
-    run([&](int thread, int) { work(all, thread); });
+    run([&](int thread, int) { work(thread); });
   }
 
  private:

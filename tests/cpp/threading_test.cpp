@@ -50,6 +50,42 @@ TEST(threading, every_index_is_visited_once) {
   }
 }
 
+TEST(threading, parallel_parts_visits_everything_once_whoever_does_it) {
+  for (const int threads : {1, 2, 3, 80}) {
+    ThreadPool pool(threads);
+    for (const int64_t count : {0, 1, 15, 16, 17, 100, 4000}) {
+      for (const int64_t part : {4, 12, 400}) {
+        std::vector<int> visits(static_cast<size_t>(count), 0);
+        pool.parallel_parts(count, 4, part, [&](int64_t begin, int64_t end, int thread) {
+          CHECK_EQ(begin % 4, 0);
+          CHECK(begin < end && end <= count && end - begin <= part && thread >= 0 && thread < threads);
+          for (int64_t i = begin; i < end; ++i) ++visits[static_cast<size_t>(i)];
+          return true;
+        });
+        for (const int v : visits) CHECK_EQ(v, 1);
+      }
+    }
+  }
+}
+
+TEST(threading, parallel_parts_ends_when_told_and_gives_a_slow_threads_work_away) {
+  ThreadPool pool(2);
+  std::atomic<int> calls{0};
+  pool.parallel_parts(1000, 1, 1, [&](int64_t, int64_t, int) {
+    ++calls;
+    return false;
+  });
+  CHECK(calls >= 1 && calls <= 2);
+  if (pool.size() < 2) return;  // the system refused a thread
+  std::atomic<int> done{0};
+  pool.parallel_parts(8, 1, 1, [&](int64_t begin, int64_t, int) {
+    while (begin == 0 && done < 7) std::this_thread::yield();  // the first part waits for all others, 3 of them its own
+    ++done;
+    return true;
+  });
+  CHECK_EQ(done.load(), 8);
+}
+
 // A job's plain writes are the caller's to read without a lock: what TSan watches here.
 TEST(threading, results_are_seen_by_the_caller) {
   ThreadPool pool(4);
