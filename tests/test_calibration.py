@@ -199,12 +199,14 @@ def test_what_calibration_needs(tmp_path: Path) -> None:
         ("one text", "list of texts"),
         ([], "no tokens"),
         ([[]], "no tokens"),
-        ([[0.5]], "token ids"),
+        ([[2**40]], "token ids"),
         (["a text"], "no tokenizer"),
         ([[10**6]], "vocabulary|id"),
     ):
         with pytest.raises(ArgumentError, match=match):
             llmcore.load(tmp_path, recipe, progress=False, calibration=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="token ids"):
+        llmcore.load(tmp_path, recipe, progress=False, calibration=[[0.5]])  # type: ignore[list-item]
     with pytest.raises(ArgumentError, match="gptq"):
         llmcore.load(tmp_path, "int4", progress=False, calibration=[[1, 2]])
     with pytest.raises(ArgumentError, match="calibration"):

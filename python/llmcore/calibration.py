@@ -57,7 +57,9 @@ class Calibration:
     """The inputs of each matrix of an unquantised model over some sequences."""
 
     def __init__(self, model: Model, texts: Sequence[str | Sequence[int]]) -> None:
-        """texts: strings, or token ids; cut into pieces. Raises ArgumentError when there is no token in them."""
+        """texts: strings, or token ids; cut into pieces. Raises ArgumentError when there is no token in them, and for
+        ids that are out of range; TypeError for ids that aren't integers.
+        """
         self._model = model
         self._sequences = list(_pieces(texts, model.tokenizer, model.spec.max_position_embeddings))
         if not self._sequences:
@@ -116,6 +118,8 @@ class Calibration:
 def _pieces(
     texts: Sequence[str | Sequence[int]], tokenizer: Tokenizer | None, context: int
 ) -> Iterator[npt.NDArray[np.int32]]:
+    from llmcore.model import id_array
+
     if isinstance(texts, str):
         raise ArgumentError("calibration must be a list of texts or of token ids, not one text")
     for text in texts:
@@ -123,12 +127,9 @@ def _pieces(
             if tokenizer is None:
                 raise ArgumentError("this checkpoint has no tokenizer: give token ids for calibration")
             text = tokenizer.encode(text)
-        ids = np.asarray(text)
-        if ids.size and (ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer)):
-            raise ArgumentError("calibration must be a list of texts or of token ids")
         size = min(PIECE_TOKENS, context)
-        for start in range(0, len(ids), size):
-            yield ids[start : start + size].astype(np.int32)
+        for start in range(0, len(text), size):
+            yield id_array(text[start : start + size])
 
 
 def gptq(

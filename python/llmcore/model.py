@@ -492,10 +492,11 @@ def _sequences(ids: Ids) -> tuple[list[npt.NDArray[np.int32]], bool]:
         rows = list(ids) if nested else [ids]
     if not rows or any(len(row) == 0 for row in rows):
         raise ArgumentError("ids must hold at least one token in each sequence")
-    return [_id_array(row) for row in rows], nested
+    return [id_array(row) for row in rows], nested
 
 
-def _id_array(row: Any) -> npt.NDArray[np.int32]:
+def id_array(row: Any) -> npt.NDArray[np.int32]:
+    """Token ids [T] as the core takes them. Raises TypeError, ArgumentError."""
     array = np.asarray(row)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise TypeError("token ids must be integers")
