@@ -3,15 +3,22 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <span>
+#include <type_traits>
 
 #include "base/error.h"
 #include "tokenizer/archive.h"
-#include "tokenizer/unicode.h"
 
 namespace llmcore {
 namespace {
 
 constexpr size_t kMaxIds = PairTable::kMaxIds;
+
+/// Whether some text has a symbol that is the unknown token.
+bool has_unknowns(const BpeSpec& spec) {
+  const std::vector<uint32_t>& ids = spec.byte_ids;
+  return spec.characters && std::find(ids.begin(), ids.end(), kNoId) != ids.end();
+}
 
 [[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
 
@@ -30,6 +37,12 @@ Bpe::Bpe(BpeSpec spec) : spec_(std::move(spec)) {
   index_byte_pairs();
   const auto is_byte = [&](uint32_t id) { return kind(id) == TokenKind::kByte; };
   bytes_merge_ = spec_.characters && std::any_of(rules_.begin(), rules_.end(), is_byte);
+  unknowns_ = has_unknowns(spec_);
+  if (spec_.characters) {
+    index_characters();
+  } else {
+    index_merged_characters();
+  }
   classify_words();
   find_neighbours();
 }
@@ -47,6 +60,7 @@ void Bpe::save(ArchiveWriter& out) const {
   pairs_.save(out);
   out.put(byte_pairs_);
   out.put(byte_symbols_);
+  character_starts_.save(out);
   out.put(rules_);
   out.put(neighbours_);
 }
@@ -64,10 +78,11 @@ Bpe::Bpe(ArchiveReader& in) {
   pairs_.load(in);
   in.get(byte_pairs_);
   in.get(byte_symbols);
+  const bool whole_starts = character_starts_.load(in);
   in.get(rules_);
   in.get(neighbours_);
   const size_t pairs = size_t{256} * 256;
-  if (flags.size() != 7 || byte_symbols.size() != 256 || byte_pairs_.size() != pairs ||
+  if (flags.size() != 7 || byte_symbols.size() != 256 || byte_pairs_.size() != pairs || !whole_starts ||
       (flags[5] && neighbours_.size() != pairs)) {
     refuse("a damaged archive");
   }
@@ -78,6 +93,7 @@ Bpe::Bpe(ArchiveReader& in) {
   joins_before_space_ = flags[4];
   refines_ = flags[5];
   bytes_merge_ = flags[6];
+  unknowns_ = has_unknowns(spec_);
   std::copy(byte_symbols.begin(), byte_symbols.end(), byte_symbols_.begin());
 }
 
@@ -204,9 +220,7 @@ void Bpe::encode_symbols(std::string_view piece, EncodeState& state) const {
 }
 
 void Bpe::find_neighbours() {
-  const auto has_byte = [](uint32_t id) { return id != kNoId; };
-  const bool no_unknown = std::all_of(spec_.byte_ids.begin(), spec_.byte_ids.end(), has_byte) || !spec_.fuse_unk;
-  refines_ = spec_.characters && !spec_.whole_words && no_unknown;
+  refines_ = spec_.characters && !spec_.whole_words && (!unknowns_ || !spec_.fuse_unk);
   if (!refines_) return;
   neighbours_.assign(size_t{256} * 256, 0);
   for (uint32_t id = 0; id < size(); ++id) {
@@ -254,36 +268,45 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 // isn't there, in the vocabulary or by merging, many pieces at once; then all ids are put together.
 void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t first, const char* readable_end,
                        EncodeState& state, std::vector<uint32_t>& ids) const {
-  std::array<ShortKey, kPieceBatch> keys;
-  std::array<uint64_t, kPieceBatch> hashes;
   std::array<uint16_t, kPieceBatch> others;
   const size_t readable = static_cast<size_t>(readable_end - text);
   size_t begin = first;
   for (size_t i = 0; i < n; ++i) {
     const size_t size = ends[i] - begin;
-    keys[i] = {0, 0};
-    if (size <= kShortKeyBytes) keys[i] = short_key(text + begin, size, readable - begin);
-    hashes[i] = keys[i].hash();
-    __builtin_prefetch(&state.line(hashes[i]));
+    if (size <= kShortKeyBytes) {
+      state.keys[i] = short_key(text + begin, size, readable - begin);
+      state.hashes[i] = state.keys[i].hash();
+      __builtin_prefetch(&state.line(state.hashes[i]));
+    } else {
+      state.keys[i] = {0, 0};
+      state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
+      words_.prefetch(state.hashes[i], size);
+      state.merged.prefetch(state.hashes[i]);
+    }
     begin = ends[i];
   }
   state.results.clear();
   size_t missed = 0;
   for (size_t i = 0; i < n; ++i) {
-    EncodeState::Line& line = state.line(hashes[i]);
+    const ShortKey& key = state.keys[i];
+    EncodeState::Found& found = state.found[i];
+    EncodeState::Line& line = state.line(state.hashes[i]);
     const auto holds = [&](const EncodeState::Slot& slot) {
-      return slot.lo == keys[i].lo && (slot.hi & ~(uint64_t{0xF} << 60)) == keys[i].hi;
+      return slot.lo == key.lo && (slot.hi & ~(uint64_t{0xF} << 60)) == key.hi;
     };
     if (!holds(line.slots[0]) && holds(line.slots[1])) std::swap(line.slots[0], line.slots[1]);
     const EncodeState::Slot& slot = line.slots[0];
-    state.found[i].ids = slot.ids;
-    state.found[i].count = static_cast<uint32_t>(slot.hi >> 60);
-    if (!holds(slot) || keys[i].hi == 0) {
-      words_.prefetch_tiny(hashes[i]);
+    found.ids = slot.ids;
+    found.count = static_cast<uint32_t>(slot.hi >> 60);
+    if (!holds(slot) || key.hi == 0) {
+      if (key.hi != 0) {
+        words_.prefetch(state.hashes[i], key.hi >> 56);
+        state.merged.prefetch(state.hashes[i]);
+      }
       others[missed++] = static_cast<uint16_t>(i);
     }
   }
-  if (missed > 0) encode_others(text, ends, first, readable_end, others, missed, state);
+  if (missed > 0) encode_others(text, ends, first, std::span(others.data(), missed), state);
   size_t count = ids.size();
   ids.resize(count + EncodeState::kIds * n + state.results.size());
   uint32_t* const out = ids.data();
@@ -300,61 +323,67 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
 }
 
 /// The pieces that aren't in the cache of short ones; with their ids they go to it and to the state's `found`.
-void Bpe::encode_others(const char* text, const uint32_t* ends, size_t first, const char* readable_end,
-                        const std::array<uint16_t, kPieceBatch>& others, size_t count, EncodeState& state) const {
+void Bpe::encode_others(const char* text, const uint32_t* ends, size_t first, std::span<const uint16_t> others,
+                        EncodeState& state) const {
   size_t lanes = 0;
-  for (size_t k = 0; k < count; ++k) {
-    const size_t i = others[k], begin = i ? ends[i - 1] : first;
+  for (const size_t i : others) {
+    const size_t begin = i ? ends[i - 1] : first;
     const std::string_view piece(text + begin, ends[i] - begin);
-    EncodeState::Found& found = state.found[i];
-    const auto put = [&](const auto* values, size_t n, auto id_of) {
-      found.count = static_cast<uint32_t>(n);
-      found.begin = static_cast<uint32_t>(state.results.size());
-      for (size_t at = 0; at < n; ++at) {
-        if (n <= EncodeState::kIds)
-          found.ids[at] = id_of(values[at]);
-        else
-          state.results.push_back(id_of(values[at]));
-      }
-    };
-    const auto itself = [](uint32_t id) { return id; };
-    EncodeState::Lane& lane = state.lanes[lanes];
-    if (piece.size() <= kShortKeyBytes) {
-      lane.key = short_key(piece.data(), piece.size(), static_cast<size_t>(readable_end - piece.data()));
-      lane.hash = lane.key.hash();
-      const uint32_t id = piece.size() <= WordTable::kTinyBytes ? words_.find_tiny_word(lane.key, lane.hash)
-                                                                : words_.find_short_word(lane.key);
-      if (id != kNoId) {
-        put(&id, 1, itself);
-        keep_short(state, lane.key, lane.hash, found);
-        continue;
-      }
-    } else {
-      const uint32_t id = words_.find_word(piece, piece.size());
-      if (id != kNoId) {
-        put(&id, 1, itself);
-        continue;
-      }
-      if (piece.size() > EncodeState::kLongBytes) {
-        merge(piece, state);
-        put(state.symbols.data(), state.symbols.size(), [](const Symbol& s) { return s.id; });
-        continue;
-      }
-      lane.hash = hash_text(piece);
-    }
-    const EncodeState::LongSlot& slot = state.long_slot(lane.hash);
-    if (slot.holds(piece, lane.hash)) {
-      put(slot.ids.data(), slot.count, itself);
+    const ShortKey& key = state.keys[i];
+    const uint64_t hash = state.hashes[i];
+    if (piece.size() > PieceCache::kBytes) {
+      encode_symbols(piece, state);
+      put(state, i, std::span<const Symbol>(state.symbols));
       continue;
     }
+    const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
+    const std::span<const uint32_t> kept =
+        id != kNoId ? std::span<const uint32_t>(&id, 1) : state.merged.find(piece, hash);
+    if (!kept.empty()) {
+      put(state, i, kept);
+      continue;
+    }
+    const size_t n = start_symbols(piece, state.starts.data());
+    if (n > EncodeState::kLaneSymbols) {
+      merge(piece, state);
+      put(state, i, std::span<const Symbol>(state.symbols));
+      state.merged.keep(piece, hash, state.symbols);
+      continue;
+    }
+    EncodeState::Lane& lane = state.lanes[lanes];
     lane.piece = piece;
     lane.place = i;
-    lane.merger.start(pairs_, byte_pairs_, piece, start_symbols(piece, lane.merger.symbols));
+    lane.merger.start(pairs_, byte_pairs_, piece, {state.starts.data(), n});
     if (++lanes < state.lanes.size()) continue;
     run_lanes(state, lanes);
     lanes = 0;
   }
   run_lanes(state, lanes);
+}
+
+/// Ids of piece `i` of the batch, and if they fit there, into the cache of short pieces.
+template <class Value>
+void Bpe::put(EncodeState& state, size_t i, std::span<const Value> values) {
+  EncodeState::Found& found = state.found[i];
+  found.count = static_cast<uint32_t>(values.size());
+  found.begin = static_cast<uint32_t>(state.results.size());
+  uint32_t* out = found.ids.data();
+  if (values.size() > EncodeState::kIds) {
+    state.results.resize(found.begin + values.size());
+    out = state.results.data() + found.begin;
+  }
+  for (const Value& value : values) {
+    if constexpr (std::is_same_v<Value, Symbol>) {
+      *out++ = value.id;
+    } else {
+      *out++ = value;
+    }
+  }
+  const ShortKey& key = state.keys[i];
+  if (key.hi == 0 || values.size() > EncodeState::kIds) return;
+  EncodeState::Line& line = state.line(state.hashes[i]);
+  line.slots[1] = line.slots[0];
+  line.slots[0] = {key.lo, key.hi | static_cast<uint64_t>(found.count) << 60, found.ids};
 }
 
 /// Merges the pieces in the lanes, taking turns.
@@ -369,45 +398,14 @@ void Bpe::run_lanes(EncodeState& state, size_t count) const {
         active[still++] = active[i];
         continue;
       }
-      const size_t n = lane.merger.finish();
-      EncodeState::Found& found = state.found[lane.place];
-      found.count = static_cast<uint32_t>(n);
-      found.begin = static_cast<uint32_t>(state.results.size());
-      for (size_t k = 0; k < n; ++k) {
-        const uint32_t id = lane.merger.symbols[k].id;
-        if (n <= EncodeState::kIds)
-          found.ids[k] = id;
-        else
-          state.results.push_back(id);
-      }
-      if (lane.piece.size() <= kShortKeyBytes && n <= EncodeState::kIds) {
-        keep_short(state, lane.key, lane.hash, found);
-      } else {
-        keep(state, lane.piece, lane.hash, lane.merger.symbols, n);
-      }
+      const std::span<const Symbol> symbols(state.starts.data(), lane.merger.finish(state.starts.data()));
+      put(state, lane.place, symbols);
+      state.merged.keep(lane.piece, state.hashes[lane.place], symbols);
     }
     count = still;
     for (size_t i = 0; i < count; ++i) state.lanes[active[i]].merger.apply(pairs_);
+    for (size_t i = 0; i < count; ++i) state.lanes[active[i]].merger.settle(pairs_);
   }
-}
-
-void Bpe::keep_short(EncodeState& state, const ShortKey& key, uint64_t hash, const EncodeState::Found& found) {
-  EncodeState::Line& line = state.line(hash);
-  line.slots[1] = line.slots[0];
-  line.slots[0] = {key.lo, key.hi | static_cast<uint64_t>(found.count) << 60, found.ids};
-}
-
-/// Puts an encoded piece into the cache of longer ones, if it isn't too long for that.
-void Bpe::keep(EncodeState& state, std::string_view piece, uint64_t hash, const Symbol* symbols, size_t count) const {
-  // The length of an unknown stretch isn't its token's.
-  const auto is_unknown = [&](const Symbol& s) { return s.id == spec_.unk_id; };
-  if (count > EncodeState::kLongIds || std::any_of(symbols, symbols + count, is_unknown)) return;
-  EncodeState::LongSlot& slot = state.long_slot(hash);
-  slot.hash = hash;
-  slot.size = static_cast<uint8_t>(piece.size());
-  slot.count = static_cast<uint8_t>(count);
-  std::copy(piece.begin(), piece.end(), slot.text.begin());
-  for (size_t i = 0; i < count; ++i) slot.ids[i] = symbols[i].id;
 }
 
 }  // namespace llmcore

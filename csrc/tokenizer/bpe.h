@@ -7,10 +7,13 @@
 #include <array>
 #include <cstdint>
 #include <random>
+#include <span>
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/character_starts.h"
 #include "tokenizer/merger.h"
+#include "tokenizer/piece_cache.h"
 #include "tokenizer/scan.h"
 #include "tokenizer/tables.h"
 
@@ -51,28 +54,14 @@ struct EncodeState {
   struct alignas(64) Line {
     Slot slots[2];
   };
-  static constexpr size_t kLongSlots = 4096;
-  static constexpr size_t kLongBytes = 64;
-  static constexpr size_t kLongIds = 28;
-  struct LongSlot {
-    uint64_t hash;
-    uint8_t size, count;
-    std::array<char, kLongBytes> text;
-    std::array<uint32_t, kLongIds> ids;
-
-    bool holds(std::string_view piece, uint64_t of) const noexcept {
-      return hash == of && std::string_view(text.data(), size) == piece;
-    }
-  };
+  static constexpr size_t kLanes = 16;
+  static constexpr size_t kLaneSymbols = 64;
   /// A piece that is being merged while others are, so that their cache misses overlap.
   struct Lane {
     std::string_view piece;
-    ShortKey key;   // of a short piece
-    uint64_t hash;  // of its key, or of a longer piece
-    size_t place;   // in the batch
-    Merger<kLongBytes> merger;
+    size_t place;  // in the batch
+    Merger<kLaneSymbols> merger;
   };
-  static constexpr size_t kLanes = 16;
   /// The ids of a piece of the batch: up to kIds of them here, or a stretch of `results`.
   struct Found {
     std::array<uint32_t, kIds> ids;
@@ -80,11 +69,13 @@ struct EncodeState {
   };
 
   Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & (kLines - 1)]; }
-  LongSlot& long_slot(uint64_t hash) noexcept { return long_slots[hash >> 32 & (kLongSlots - 1)]; }
 
   Table<Line> lines = Table<Line>(kLines);
-  Table<LongSlot> long_slots = Table<LongSlot>(kLongSlots);
+  PieceCache merged;
   std::array<Lane, kLanes> lanes;
+  std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
+  std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
+  std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
   std::vector<uint32_t> results;
   std::array<Found, kPieceBatch> found;
   std::vector<Symbol> symbols;
@@ -137,14 +128,20 @@ class Bpe {
   void add_explicit_merges();
   void recover_merges();
   void index_byte_pairs();
+  void index_characters();
+  void index_merged_characters();
   void classify_words();
+  void start(std::string_view piece, std::vector<Symbol>& symbols) const;
   size_t start_symbols(std::string_view piece, Symbol* symbols) const;
+  size_t start_bytes(std::string_view piece, Symbol* symbols) const;
   size_t start_characters(std::string_view piece, Symbol* symbols) const;
   void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,
                     EncodeState& state, std::vector<uint32_t>& ids) const;
   void find_neighbours();
-  void encode_others(const char* text, const uint32_t* ends, size_t first, const char* readable_end,
-                     const std::array<uint16_t, kPieceBatch>& others, size_t count, EncodeState& state) const;
+  void encode_others(const char* text, const uint32_t* ends, size_t first, std::span<const uint16_t> others,
+                     EncodeState& state) const;
+  template <class Value>
+  static void put(EncodeState& state, size_t i, std::span<const Value> values);
   void run_lanes(EncodeState& state, size_t count) const;
   void merge(std::string_view piece, EncodeState& state) const;
   void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
@@ -152,20 +149,20 @@ class Bpe {
   bool merge_parts(std::string_view piece, EncodeState& state) const;
   bool encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const;
   bool stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const;
-  static void keep_short(EncodeState& state, const ShortKey& key, uint64_t hash, const EncodeState::Found& found);
-  void keep(EncodeState& state, std::string_view piece, uint64_t hash, const Symbol* symbols, size_t count) const;
 
   BpeSpec spec_;
   WordTable words_;  // every normal token; marked is one whose text, as a piece, encodes to the token itself
   PairTable pairs_;
   // What two bytes become that are symbols side by side at first: most pairs need no hash.
   BytePairs byte_pairs_;
+  CharacterStarts character_starts_;
   std::array<uint32_t, 256>
       byte_symbols_{};  // the symbol that a byte (of ASCII, if symbols are characters) is at first
   std::vector<uint32_t> rules_;
   bool joins_before_space_ = false;
   bool refines_ = false;
   std::vector<uint8_t> neighbours_;  // by (byte << 8 | next byte): some token's text has the two side by side
+  bool unknowns_ = false;            // some text has a symbol that is the unknown token
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
 };
 

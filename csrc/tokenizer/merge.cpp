@@ -17,13 +17,32 @@ constexpr size_t kFewSymbols = 256;
 constexpr size_t kShortPiece = 96;
 // Bytes of a part: a power of two, as are the longest tokens of one repeated character.
 constexpr size_t kPartBytes = 64;
-static_assert(kPartBytes <= EncodeState::kLongBytes && kPartBytes <= kShortPiece);
+static_assert(kPartBytes <= PieceCache::kBytes && kPartBytes <= kShortPiece);
 
 }  // namespace
 
-/// Writes the symbols of a piece before any merge, at most one per byte, and returns how many there are.
+/// Writes symbols of a piece to begin merging with and returns how many there are: at most one per byte, but up to
+/// CharacterStarts::kWritten more may be written to.
 size_t Bpe::start_symbols(std::string_view piece, Symbol* symbols) const {
   if (spec_.characters) return start_characters(piece, symbols);
+  const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
+  uint32_t before = CharacterStarts::kNothing;
+  size_t n = 0;
+  for (size_t i = 0; i < piece.size();) {
+    // A piece may begin or end inside of a character.
+    const bool whole = (p[i] & 0xC0) != 0x80 && utf8_length(p[i]) <= piece.size() - i;
+    const size_t len = whole ? utf8_length(p[i]) : 1;
+    const uint32_t code = whole ? decode_utf8(p + i) : CharacterStarts::kNothing;
+    const size_t count = whole && CharacterStarts::leads(p[i]) ? character_starts_.write(code, before, symbols + n) : 0;
+    before = code;
+    n += count > 0 ? count : start_bytes(piece.substr(i, len), symbols + n);
+    i += len;
+  }
+  return n;
+}
+
+/// One symbol per byte.
+size_t Bpe::start_bytes(std::string_view piece, Symbol* symbols) const {
   for (size_t i = 0; i < piece.size(); ++i) {
     const uint8_t byte = static_cast<uint8_t>(piece[i]);
     if (byte_symbols_[byte] == kNoId) throw TokenizerError("tokenizer: no token for byte " + std::to_string(byte));
@@ -33,32 +52,43 @@ size_t Bpe::start_symbols(std::string_view piece, Symbol* symbols) const {
 }
 
 size_t Bpe::start_characters(std::string_view piece, Symbol* symbols) const {
+  const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
+  const uint32_t unknown = spec_.unk_id;
   size_t n = 0;
   for (size_t i = 0; i < piece.size();) {
-    const size_t len = std::min<size_t>(utf8_length(static_cast<uint8_t>(piece[i])), piece.size() - i);
+    const size_t len = std::min<size_t>(utf8_length(p[i]), piece.size() - i);
     const std::string_view one = piece.substr(i, len);
-    const uint32_t id = len == 1 ? byte_symbols_[static_cast<uint8_t>(piece[i])] : words_.find(one, piece.size() - i);
+    const bool in_table = CharacterStarts::leads(p[i]) && len == utf8_length(p[i]);
+    const size_t count =
+        in_table ? character_starts_.write(decode_utf8(p + i), CharacterStarts::kNothing, symbols + n) : 0;
+    i += len;
+    n += count;
+    if (count > 0) continue;
+    const uint32_t id = len == 1 ? byte_symbols_[p[i - 1]] : words_.find(one, len);
     const auto byte_id = [&](char c) { return spec_.byte_ids[static_cast<uint8_t>(c)]; };
-    if (id != kNoId && id != spec_.unk_id) {
+    if (id != kNoId && id != unknown) {
       symbols[n++] = {id, static_cast<uint32_t>(len)};
     } else if (std::all_of(one.begin(), one.end(), [&](char c) { return byte_id(c) != kNoId; })) {
       for (const char c : one) symbols[n++] = {byte_id(c), 1};
-    } else if (spec_.unk_id == kNoId) {
+    } else if (unknown == kNoId) {
       throw TokenizerError("tokenizer: no token for a character, and no unknown token");
-    } else if (spec_.fuse_unk && n > 0 && symbols[n - 1].id == spec_.unk_id) {
+    } else if (spec_.fuse_unk && n > 0 && symbols[n - 1].id == unknown) {
       symbols[n - 1].len += static_cast<uint32_t>(len);
     } else {
-      symbols[n++] = {spec_.unk_id, static_cast<uint32_t>(len)};
+      symbols[n++] = {unknown, static_cast<uint32_t>(len)};
     }
-    i += len;
   }
   return n;
 }
 
+void Bpe::start(std::string_view piece, std::vector<Symbol>& symbols) const {
+  symbols.resize(piece.size() + CharacterStarts::kWritten);
+  symbols.resize(start_symbols(piece, symbols.data()));
+}
+
 void Bpe::merge(std::string_view piece, EncodeState& state) const {
   if (piece.size() > kShortPiece && !bytes_merge_ && merge_parts(piece, state)) return;
-  state.symbols.resize(piece.size());
-  state.symbols.resize(start_symbols(piece, state.symbols.data()));
+  start(piece, state.symbols);
   if (piece.size() <= kShortPiece) {
     merge_few(piece, state.symbols);
   } else {
@@ -68,17 +98,20 @@ void Bpe::merge(std::string_view piece, EncodeState& state) const {
 
 void Bpe::encode_with_dropout(std::string_view piece, double dropout, std::mt19937_64& random,
                               EncodeState& state) const {
-  state.symbols.resize(piece.size());
-  state.symbols.resize(start_symbols(piece, state.symbols.data()));
+  if (spec_.characters) {
+    start(piece, state.symbols);
+  } else {
+    state.symbols.resize(piece.size());
+    start_bytes(piece, state.symbols.data());  // any merge may be left out, those within a character too
+  }
   merge_with_dropout(pairs_, dropout, random, state.symbols);
 }
 
 void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const {
   const auto run = [&](auto merger) {
-    std::copy(symbols.begin(), symbols.end(), merger.symbols);
-    merger.start(pairs_, byte_pairs_, piece, symbols.size());
-    while (merger.choose(pairs_)) merger.apply(pairs_);
-    symbols.assign(merger.symbols, merger.symbols + merger.finish());
+    merger.start(pairs_, byte_pairs_, piece, symbols);
+    for (; merger.choose(pairs_); merger.settle(pairs_)) merger.apply(pairs_);
+    symbols.resize(merger.finish(symbols.data()));
   };
   if (symbols.size() <= 64) {
     run(Merger<64>());
@@ -89,23 +122,21 @@ void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const 
 
 /// Encodes one part of a piece, or takes it from the cache. False when it has too many symbols.
 bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const {
-  const bool cached = part.size() > kShortKeyBytes && part.size() <= EncodeState::kLongBytes;
+  // Not where an unknown symbol is possible, whose length isn't its token's; shorter parts are as soon merged.
+  const bool cached = part.size() > kShortKeyBytes && part.size() <= kPartBytes && !unknowns_;
   const uint64_t hash = cached ? hash_text(part) : 0;
   if (cached) {
-    const EncodeState::LongSlot& slot = state.long_slot(hash);
-    if (slot.holds(part, hash)) {
-      symbols.resize(slot.count);
-      for (size_t i = 0; i < symbols.size(); ++i) {
-        symbols[i] = {slot.ids[i], static_cast<uint32_t>(token(slot.ids[i]).size())};
-      }
+    const std::span<const uint32_t> ids = state.merged.find(part, hash);
+    if (!ids.empty()) {
+      symbols.resize(ids.size());
+      for (size_t i = 0; i < ids.size(); ++i) symbols[i] = {ids[i], static_cast<uint32_t>(token(ids[i]).size())};
       return true;
     }
   }
-  symbols.resize(part.size());
-  symbols.resize(start_symbols(part, symbols.data()));
+  start(part, symbols);
   if (symbols.size() > kFewSymbols) return false;
   merge_few(part, symbols);
-  if (cached) keep(state, part, hash, symbols.data(), symbols.size());
+  if (cached) state.merged.keep(part, hash, symbols);
   return true;
 }
 

@@ -88,15 +88,14 @@ void WordTable::mark_word(std::string_view text) noexcept {
   tiny_[i].entry |= kWord;
 }
 
-uint32_t WordTable::find_short(const ShortKey& key) const noexcept {
-  for (size_t i = key.hash() & short_mask_;; i = (i + 1) & short_mask_) {
+uint32_t WordTable::find_short(const ShortKey& key, uint64_t hash) const noexcept {
+  for (size_t i = hash & short_mask_;; i = (i + 1) & short_mask_) {
     const ShortSlot& slot = short_[i];
     if (slot.key == key || slot.entry == kNoId) return slot.entry;
   }
 }
 
-uint32_t WordTable::find_long(std::string_view text) const noexcept {
-  const uint64_t hash = hash_text(text);
+uint32_t WordTable::find_long(std::string_view text, uint64_t hash) const noexcept {
   for (size_t i = hash & long_mask_;; i = (i + 1) & long_mask_) {
     const LongSlot& slot = long_[i];
     if (slot.entry == kNoId) return kNoId;
@@ -136,16 +135,16 @@ void PairTable::load(ArchiveReader& in) {
   in.get(slots_);
   in.get(results_);
   in.get(ranks_);
-  if (!std::has_single_bit(slots_.size()) || results_.size() != ranks_.size()) {
+  if (!std::has_single_bit(slots_.size()) || slots_.size() < kGroup || results_.size() != ranks_.size()) {
     throw TokenizerError("tokenizer: a damaged archive");
   }
-  mask_ = slots_.size() - 1;
+  mask_ = slots_.size() - kGroup;
   by_rank_ = std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end();
 }
 
 void PairTable::reserve(size_t pairs) {
-  slots_.assign(std::bit_ceil(2 * pairs + 2), kFree);
-  mask_ = slots_.size() - 1;
+  slots_.assign(std::max(kGroup, std::bit_ceil(2 * pairs + 2)), kFree);
+  mask_ = slots_.size() - kGroup;
   results_.reserve(pairs);
   ranks_.reserve(pairs);
 }
@@ -153,7 +152,7 @@ void PairTable::reserve(size_t pairs) {
 void PairTable::insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id) {
   const uint64_t key = key_of(left, right);
   size_t i = home_of(key);
-  while (slots_[i] != kFree && slots_[i] >> 24 != key) i = (i + 1) & mask_;
+  while (slots_[i] != kFree && slots_[i] >> 24 != key) i = (i + 1) & (slots_.size() - 1);
   slots_[i] = key << 24 | results_.size();
   results_.push_back(id);
   ranks_.push_back(rank);

@@ -48,6 +48,12 @@ uint64_t hash_text(std::string_view text) noexcept;
 
 constexpr uint32_t kNoId = 0xFFFFFFFFu;
 
+/// One symbol of an encoded piece: its id, and how many bytes of the piece it covers.
+struct Symbol {
+  uint32_t id;
+  uint32_t len;
+};
+
 template <class T>
 using Table = std::vector<T, PageAllocator<T>>;
 
@@ -78,13 +84,20 @@ class WordTable {
   uint32_t find_word(std::string_view text, size_t readable) const noexcept {
     return word_of(find_entry(text, readable));
   }
-  /// The same for a text of at most kTinyBytes, by its key, in two steps, so that the cache misses of many overlap.
-  void prefetch_tiny(uint64_t hash) const noexcept { __builtin_prefetch(&tiny_[hash & tiny_mask_]); }
-  uint32_t find_tiny_word(const ShortKey& key, uint64_t hash) const noexcept {
-    return word_of(find_tiny(key, hash & tiny_mask_));
+  /// The same in two steps, so that the cache misses of many overlap. `hash` is that of the key of a text of at most
+  /// kShortKeyBytes, and hash_text of a longer one.
+  void prefetch(uint64_t hash, size_t size) const noexcept {
+    const void* const tiny = &tiny_[hash & tiny_mask_];
+    const void* const medium = &short_[hash & short_mask_];
+    const void* const large = &long_[hash & long_mask_];
+    __builtin_prefetch(size <= kTinyBytes ? tiny : size <= kShortKeyBytes ? medium : large);
   }
-  /// A text of more than kTinyBytes, and at most kShortKeyBytes.
-  uint32_t find_short_word(const ShortKey& key) const noexcept { return word_of(find_short(key)); }
+  uint32_t find_short_word(const ShortKey& key, uint64_t hash) const noexcept {
+    return word_of(key.hi >> 56 <= kTinyBytes ? find_tiny(key, hash & tiny_mask_) : find_short(key, hash));
+  }
+  uint32_t find_long_word(std::string_view text, uint64_t hash) const noexcept {
+    return word_of(find_long(text, hash));
+  }
 
  private:
   struct TinySlot {
@@ -125,12 +138,13 @@ class WordTable {
   uint32_t find_entry(std::string_view text, size_t readable) const noexcept {
     if (text.size() <= kShortKeyBytes) {
       const ShortKey key = short_key(text.data(), text.size(), readable);
-      return text.size() <= kTinyBytes ? find_tiny(key, key.hash() & tiny_mask_) : find_short(key);
+      const uint64_t hash = key.hash();
+      return text.size() <= kTinyBytes ? find_tiny(key, hash & tiny_mask_) : find_short(key, hash);
     }
-    return find_long(text);
+    return find_long(text, hash_text(text));
   }
-  uint32_t find_short(const ShortKey& key) const noexcept;
-  uint32_t find_long(std::string_view text) const noexcept;
+  uint32_t find_short(const ShortKey& key, uint64_t hash) const noexcept;
+  uint32_t find_long(std::string_view text, uint64_t hash) const noexcept;
 
   Table<TinySlot> tiny_;
   Table<ShortSlot> short_;
@@ -142,12 +156,14 @@ class WordTable {
 /// Pair of ids -> the rule that merges it. Rules are numbered in order of rank, so the number says what is merged first
 /// unless there are equal ranks. Merging is a chain of look-ups that wait for one another and mostly miss the caches: a
 /// slot is one word (two ids of 20 bits, a rule of 24), and a look-up has two steps, so that those of many pieces
-/// overlap.
+/// overlap. Slots are in groups of four, all of which are compared: a branch less to guess wrong.
 class PairTable {
  public:
-  static constexpr uint32_t kNoRule = (1u << 24) - 1;
-  static constexpr uint32_t kMaxRules = 1u << 23;
-  static constexpr uint32_t kMaxIds = 1u << 20;
+  static constexpr uint32_t kMaxRules = (1u << 23) - 1;
+  static constexpr uint32_t kNoRule = kMaxRules;
+  static constexpr uint32_t kMaxIds = (1u << 20) - 1;
+  /// No id: no rule has it.
+  static constexpr uint32_t kNoSymbol = kMaxIds;
 
   void reserve(size_t pairs);
   /// A second rule for a pair replaces the first. Ids are below kMaxIds, and there are at most kMaxRules insertions.
@@ -164,27 +180,36 @@ class PairTable {
   }
   uint32_t find(uint32_t left, uint32_t right, size_t home) const noexcept {
     const uint64_t key = key_of(left, right);
-    for (size_t i = home;; i = (i + 1) & mask_) {
-      if (slots_[i] >> 24 == key || slots_[i] == kFree) return slots_[i] & kNoRule;
+    for (size_t i = home;; i = (i + kGroup) & mask_) {
+      const uint64_t* const group = &slots_[i];
+      uint64_t found = 0;  // one more than the rule, in the one slot that may have the key
+      for (size_t k = 0; k < kGroup; ++k) found |= (group[k] - (key << 24) + 1) & (0 - uint64_t{group[k] >> 24 == key});
+      // To go on, the group must be full and the key not in it: in one test, as either alone is hard to foresee.
+      const uint64_t full = group[kGroup - 1] + 1, missing = (found - 1) >> 63;
+      if (!(full & (0 - missing))) return static_cast<uint32_t>(found - 1) & kNoRule;
     }
   }
   uint32_t find(uint32_t left, uint32_t right) const noexcept {
     return find(left, right, home_of(key_of(left, right)));
   }
   /// What comes first: the smaller value.
-  uint32_t order(uint32_t rule) const noexcept { return by_rank_ ? rule : ranks_[rule]; }
+  uint32_t order(uint32_t rule) const noexcept {
+    if (by_rank_) return rule;
+    return rule == kNoRule ? rule : ranks_[rule];
+  }
   uint32_t result(uint32_t rule) const noexcept { return results_[rule]; }
   void prefetch_result(uint32_t rule) const noexcept { __builtin_prefetch(&results_[rule]); }
 
  private:
   static constexpr uint64_t kFree = ~uint64_t{0};
+  static constexpr size_t kGroup = 4;
   static uint64_t key_of(uint32_t left, uint32_t right) noexcept { return static_cast<uint64_t>(left) << 20 | right; }
   size_t home_of(uint64_t key) const noexcept { return mix(key ^ 0xD6E8FEB86659FD93u, 0x9E3779B97F4A7C15u) & mask_; }
 
   Table<uint64_t> slots_;
   Table<uint32_t> results_, ranks_;  // by rule
-  size_t mask_ = 0;
-  bool by_rank_ = false;  // no two ranks are equal
+  size_t mask_ = 0;                  // of the first slot of a group
+  bool by_rank_ = false;             // no two ranks are equal
 };
 
 }  // namespace llmcore

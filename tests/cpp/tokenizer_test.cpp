@@ -170,6 +170,55 @@ TEST(tokenizer, merging_follows_its_definition) {
   }
 }
 
+/// Rules that join bytes of characters in any way and order, across their borders too: whatever a character begins as,
+/// the result is that of its bytes.
+TEST(tokenizer, characters_begin_as_their_bytes_would) {
+  Random random(5);
+  const Alphabet alphabet{"\u3042", "\u3044", "\u30fc", "\u043e", "\u043f",    "\u0440",
+                          "\u00e9", "\u65e5", "a",      " ",      "\U0001f600"};
+  const int vocabularies = quick() ? 100 : 2000;
+  for (int v = 0; v < vocabularies; ++v) {
+    BpeSpec spec;
+    const auto add = [&](const std::string& text, uint32_t rank) {
+      spec.text.insert(spec.text.end(), text.begin(), text.end());
+      spec.text_ends.push_back(static_cast<uint32_t>(spec.text.size()));
+      spec.kinds.push_back(static_cast<uint8_t>(TokenKind::kNormal));
+      spec.ranks.push_back(rank);
+    };
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      spec.byte_ids.push_back(byte);
+      add(std::string(1, static_cast<char>(byte)), kNoId);
+    }
+    // Stretches of texts, so that many rules can act; in half of the vocabularies longer ones come later, as in trained
+    // ones.
+    std::vector<std::string> made;
+    for (int64_t i = 0, n = random.integer(10, 120); i < n; ++i) {
+      const std::string text = random_text(random, alphabet, 3);
+      const int64_t size = random.integer(2, std::min<int64_t>(6, static_cast<int64_t>(text.size())));
+      made.push_back(text.substr(static_cast<size_t>(random.integer(0, static_cast<int64_t>(text.size()) - size)),
+                                 static_cast<size_t>(size)));
+    }
+    const auto shorter = [](const std::string& a, const std::string& b) { return a.size() < b.size(); };
+    if (v % 2) std::stable_sort(made.begin(), made.end(), shorter);
+    std::vector<std::string> seen;
+    for (const std::string& text : made) {
+      if (std::find(seen.begin(), seen.end(), text) != seen.end()) continue;
+      add(text, static_cast<uint32_t>(v % 3 ? seen.size() : static_cast<size_t>(random.integer(0, 20))));
+      seen.push_back(text);
+    }
+    const Bpe bpe(spec);
+    EncodeState state;
+    for (int i = 0; i < 30; ++i) {
+      std::string text = random_text(random, alphabet, i % 5 ? random.integer(1, 8) : random.integer(20, 80));
+      if (i % 7 == 0) text = text.substr(static_cast<size_t>(random.integer(0, 2)) % text.size());  // cut anywhere
+      std::vector<uint32_t> ids;
+      bpe.encode_pieces(text.data(), {static_cast<uint32_t>(text.size())}, text.data() + text.size(), state, ids);
+      const Note note("vocabulary " + std::to_string(v) + ", text " + text);
+      CHECK(ids == merge_by_definition(bpe, spec, text));
+    }
+  }
+}
+
 /// Valid UTF-8 of anything: the characters that parts of pipelines look for more often than others.
 std::string random_text(Random& random, int64_t length) {
   static const std::array<uint32_t, 16> favourites{' ',    'a',   'B',  '1',    '\n',   '\r',   0x301,  0x200D,

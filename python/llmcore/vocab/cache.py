@@ -1,7 +1,7 @@
 """Built vocabularies kept in the user's cache folder, so that a tokenizer that was loaded before loads in milliseconds.
 
 An entry belongs to a path. It counts only for the files it was made from (names, sizes, times and inodes of all that
-loading may read) and for this version of llmcore on this kind of machine; else it is ignored and written anew. Every
+loading may read) and for this build of llmcore on this kind of machine; else it is ignored and written anew. Every
 failure to read or write one is silent: a cache is never needed. `LLMCORE_CACHE_DIR` says where (default:
 `$XDG_CACHE_HOME/llmcore` or `~/.cache/llmcore`); empty, there is none.
 """
@@ -76,6 +76,7 @@ def signature(path: Path, pattern: str | None) -> list[Any] | None:
     folder = path if path.is_dir() else path.parent
     files = []
     try:
+        core = Path(_core.__file__).stat()  # two builds of one version may keep their tables differently
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name == path.name or entry.name.endswith(_READ):
@@ -83,7 +84,7 @@ def signature(path: Path, pattern: str | None) -> list[Any] | None:
                     files.append([entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
     except OSError:
         return None
-    built = [__version__, _core.compiler, platform.machine(), sys.byteorder]
+    built = [f"{__version__} {core.st_size} {core.st_mtime_ns}", _core.compiler, platform.machine(), sys.byteorder]
     return [*built, str(path.resolve()), pattern, sorted(files)]
 
 
