@@ -145,6 +145,7 @@ class Bpe {
   void run_lanes(EncodeState& state, size_t count) const;
   void merge(std::string_view piece, EncodeState& state) const;
   void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
+  bool merge_runs(std::vector<Symbol>& symbols) const;
   void merge_heap(EncodeState& state) const;
   bool merge_parts(std::string_view piece, EncodeState& state) const;
   bool encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const;

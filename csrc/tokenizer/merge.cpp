@@ -18,6 +18,23 @@ constexpr size_t kShortPiece = 96;
 // Bytes of a part: a power of two, as are the longest tokens of one repeated character.
 constexpr size_t kPartBytes = 64;
 static_assert(kPartBytes <= PieceCache::kBytes && kPartBytes <= kShortPiece);
+// What may precede a long run of one character, and runs of symbols that are worth treating as such.
+constexpr size_t kBeforeRun = 8, kFewRuns = 64;
+
+/// Whether a text is, a few bytes aside, one character again and again.
+bool is_run(std::string_view text) {
+  size_t unit = 1;
+  while (unit < 4 && unit < text.size() && (static_cast<uint8_t>(text[text.size() - unit]) & 0xC0) == 0x80) ++unit;
+  if (text.size() < kBeforeRun + 2 * unit) return false;
+  const std::string_view run = text.substr(kBeforeRun);
+  return run.substr(unit) == run.substr(0, run.size() - unit);
+}
+
+/// Neighbours that are the same symbol.
+struct Run {
+  Symbol symbol;
+  size_t count;
+};
 
 }  // namespace
 
@@ -87,6 +104,10 @@ void Bpe::start(std::string_view piece, std::vector<Symbol>& symbols) const {
 }
 
 void Bpe::merge(std::string_view piece, EncodeState& state) const {
+  if (piece.size() > kShortPiece && is_run(piece)) {
+    start(piece, state.symbols);
+    if (merge_runs(state.symbols)) return;
+  }
   if (piece.size() > kShortPiece && !bytes_merge_ && merge_parts(piece, state)) return;
   start(piece, state.symbols);
   if (piece.size() <= kShortPiece) {
@@ -118,6 +139,68 @@ void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const 
   } else {
     run(Merger<kFewSymbols>());
   }
+}
+
+/// Merges symbols that are few runs of equal ones, run by run: the time it takes grows with their number, not with
+/// their length. Leaves the symbols as they are and returns false when there are many runs, or a pair comes about that
+/// would have to be merged before the rest of a run.
+bool Bpe::merge_runs(std::vector<Symbol>& symbols) const {
+  std::vector<Run> runs;
+  const auto append = [](std::vector<Run>& to, const Run& run) {
+    if (run.count == 0) return;
+    if (!to.empty() && to.back().symbol.id == run.symbol.id) {
+      to.back().count += run.count;
+    } else {
+      to.push_back(run);
+    }
+  };
+  for (const Symbol& s : symbols) {
+    if (s.id == spec_.unk_id) return false;  // of any length
+    append(runs, {s, 1});
+    if (runs.size() > kFewRuns) return false;
+  }
+  const auto order = [&](const Run& left, const Run& right) {
+    return pairs_.order(pairs_.find(left.symbol.id, right.symbol.id));
+  };
+  std::vector<Run> changed;
+  while (true) {
+    uint32_t lowest = PairTable::kNoRule;
+    size_t at = 0, other = 0;  // the runs of the pair
+    for (size_t k = 0; k < runs.size(); ++k) {
+      for (const size_t right : {k, k + 1}) {
+        if (right == runs.size() || (right == k && runs[k].count == 1)) continue;
+        const uint32_t rank = order(runs[k], runs[right]);
+        if (rank >= lowest) continue;
+        lowest = rank;
+        at = k;
+        other = right;
+      }
+    }
+    if (lowest == PairTable::kNoRule) break;
+    const Symbol left = runs[at].symbol, right = runs[other].symbol;
+    const uint32_t id = pairs_.result(pairs_.find(left.id, right.id));
+    Run whole{{id, left.len + right.len}, 1};
+    changed.assign(runs.begin(), runs.begin() + static_cast<std::ptrdiff_t>(at));
+    if (at == other) {
+      whole.count = runs[at].count / 2;
+      const bool first = order(whole, whole) > lowest && order(whole, runs[at]) > lowest &&
+                         (at == 0 || order(runs[at - 1], whole) > lowest) &&
+                         (at + 1 == runs.size() || order(whole, runs[at + 1]) > lowest);
+      if (!first) return false;
+      append(changed, whole);
+      append(changed, {left, runs[at].count % 2});
+    } else {
+      append(changed, {left, runs[at].count - 1});
+      append(changed, whole);
+      append(changed, {right, runs[other].count - 1});
+    }
+    for (size_t k = other + 1; k < runs.size(); ++k) append(changed, runs[k]);
+    runs.swap(changed);
+    if (runs.size() > kFewRuns) return false;
+  }
+  symbols.clear();
+  for (const Run& run : runs) symbols.insert(symbols.end(), run.count, run.symbol);
+  return true;
 }
 
 /// Encodes one part of a piece, or takes it from the cache. False when it has too many symbols.

@@ -156,7 +156,12 @@ TEST(tokenizer, merging_follows_its_definition) {
     for (int i = 0; i < 20; ++i) {
       const Alphabet alphabet = i % 3 ? Alphabet{"a", "b", "c"} : Alphabet{"a", "a", "b", "\u00e9", "\u65e5", " ", "x"};
       // Short pieces, and such as are merged in parts.
-      const std::string text = random_text(random, alphabet, i % 2 ? random.integer(1, 20) : random.integer(90, 400));
+      std::string text = random_text(random, alphabet, i % 2 ? random.integer(1, 20) : random.integer(90, 400));
+      if (i % 4 == 0) {  // a run of one character
+        const std::string one = random_text(random, alphabet, 1);
+        text = random_text(random, alphabet, random.integer(0, 2));
+        for (int64_t n = random.integer(90, 400); n > 0; --n) text += one;
+      }
       std::vector<uint32_t> ids;
       bpe.encode_pieces(text.data(), {static_cast<uint32_t>(text.size())}, text.data() + text.size(), state, ids);
       const Note note("vocabulary " + std::to_string(v) + ", text " + text);
