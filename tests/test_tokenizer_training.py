@@ -141,3 +141,124 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin1").write_bytes(b"line\ncaf\xe9\n")
     with pytest.raises(TokenizerError, match="byte 8"):
         Tokenizer.train([tmp_path / "latin1"], vocab_size=300)
+
+
+SENTENCEPIECE = ["<unk>", "<s>", "</s>"]
+
+
+def sentences(data_dir: Path) -> list[str]:
+    names = ["wizard_of_oz_excerpt.txt", "exllamav3-cal/multilingual.utf8"]
+    text = "\n".join((data_dir / "text" / name).read_text(encoding="utf-8") for name in names)
+    return [line.strip("\r") for line in text.split("\n") if line.strip("\r")]
+
+
+def test_characters_give_the_ids_of_hugging_face(data_dir: Path) -> None:
+    hf = pytest.importorskip("tokenizers")
+    texts = sentences(data_dir)
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    ours = Tokenizer.train(texts, vocab_size=3500, model_type="bpe", character_coverage=1.0)
+    theirs = hf.Tokenizer(hf.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    theirs.pre_tokenizer = hf.pre_tokenizers.Metaspace()
+    trainer = hf.trainers.BpeTrainer(vocab_size=3500, special_tokens=SENTENCEPIECE + names, show_progress=False)
+    theirs.train_from_iterator(texts, trainer)
+    assert vocabulary(ours) == theirs.get_vocab()
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_saved_character_vocabularies_read_back(
+    data_dir: Path, tmp_path: Path, model_type: str, byte_fallback: bool
+) -> None:
+    hf = pytest.importorskip("tokenizers")
+    texts = sentences(data_dir)
+    ours = Tokenizer.train(
+        texts, vocab_size=4000, model_type=model_type, byte_fallback=byte_fallback, character_coverage=0.999
+    )
+    ours.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path)
+    assert (again.fingerprint, again.vocab_size) == (ours.fingerprint, 4000)
+    text = (
+        "\n".join(texts)[:50000] + "  two  spaces \u2581 \n\n\u6f22\u5b57 \U0001f469\u200d\U0001f467 caf\u00e9 \ufdfa"
+    )
+    ids = ours.encode(text, add_special_tokens=False)
+    assert hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids == ids
+    if byte_fallback:
+        assert ours.decode(ids) == text.replace("\u2581", " ")
+    else:
+        assert ours.token_to_id("<unk>") in ids
+
+
+def test_unigram_cuts_text_as_short_as_hugging_face_does(data_dir: Path) -> None:
+    hf = pytest.importorskip("tokenizers")
+    texts = sentences(data_dir)
+    ours = Tokenizer.train(texts, vocab_size=3000, model_type="unigram", byte_fallback=False, character_coverage=1.0)
+    theirs = hf.Tokenizer(hf.models.Unigram())
+    theirs.pre_tokenizer = hf.pre_tokenizers.Metaspace()
+    trainer = hf.trainers.UnigramTrainer(
+        vocab_size=3000, special_tokens=SENTENCEPIECE, unk_token="<unk>", show_progress=False
+    )
+    theirs.train_from_iterator(texts, trainer)
+    lengths = [sum(len(ours.encode(t, add_special_tokens=False)) for t in texts)]
+    lengths.append(sum(len(theirs.encode(t).ids) for t in texts))
+    assert lengths[0] <= 1.01 * lengths[1]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_threads_and_order_do_not_change_character_vocabularies(data_dir: Path, model_type: str) -> None:
+    texts = sentences(data_dir)
+    prints = {
+        Tokenizer.train(some, vocab_size=2500, model_type=model_type, threads=n).fingerprint
+        for some, n in ((texts, 1), (texts, 2), (texts[::-1], 5))
+    }
+    assert len(prints) == 1
+
+
+def test_lines_are_sentences_in_texts_and_files(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"to be or not\r\n\r\n\xe2\x96\x81to be\nto be\n")
+    trained = [
+        Tokenizer.train(source, vocab_size=300, model_type="bpe", character_coverage=1.0)
+        for source in ([tmp_path / "text"], ["to be or not\n\n to be", "to be"])
+    ]
+    assert trained[0].fingerprint == trained[1].fingerprint
+    assert trained[0].encode("to be", add_special_tokens=False) == [
+        trained[0].token_to_id("\u2581to"),
+        trained[0].token_to_id("\u2581be"),
+    ]
+
+
+def test_rare_characters_are_left_to_bytes() -> None:
+    texts = ["aaab aab " * 1000, "\u6f22"]
+    tokens = vocabulary(Tokenizer.train(texts, vocab_size=400, model_type="unigram", character_coverage=0.999))
+    assert "\u6f22" not in tokens
+    assert "a" in tokens
+    tokens = vocabulary(Tokenizer.train(texts, vocab_size=400, model_type="bpe", character_coverage=1.0))
+    assert "\u6f22" in tokens
+
+
+def test_progress_of_unigram_grows_to_the_end(data_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    Tokenizer.train(
+        sentences(data_dir),
+        vocab_size=2500,
+        model_type="unigram",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+    assert seen[0][0] < seen[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"model_type": "wordpiece"}, "byte_bpe, bpe, unigram"),
+        ({"special_tokens": ["<s>"]}, "<unk>"),
+        ({"character_coverage": 0.0}, "character_coverage"),
+        ({"vocab_size": 260}, "characters"),
+        ({"special_tokens": ["<unk>", "t"]}, "single characters"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_bad_arguments_for_characters(arguments: dict[str, Any], match: str, model_type: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        Tokenizer.train(["the text"], **{"vocab_size": 400, "model_type": model_type, **arguments})

@@ -204,20 +204,22 @@ py::bytes decode(const Tokenizer& self, const py::array_t<uint32_t, py::array::c
   return out;
 }
 
+Progress to_progress(const py::object& progress) {
+  return [&progress](size_t done, size_t total) {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!progress.is_none()) progress(done, total);
+  };
+}
+
 py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequency, std::vector<std::string> special,
-               const py::bytes& byte_order, bool ties_by_text, const py::object& progress) {
-  TrainOptions options{vocab_size, min_frequency, std::move(special), {}, ties_by_text};
-  const std::string_view order = byte_order;
-  check_argument(order.size() == options.byte_order.size(), "train: byte_order must name 256 bytes");
-  std::copy(order.begin(), order.end(), options.byte_order.begin());
+               std::vector<std::string> alphabet, bool characters, bool ties_by_text, const py::object& progress) {
+  TrainOptions options{vocab_size, min_frequency, std::move(special), std::move(alphabet), characters, ties_by_text};
   TrainResult result;
   {
+    const Progress told = to_progress(progress);
     const py::gil_scoped_release release;
-    result = train_bpe(counter.counts(), options, [&](size_t done, size_t total) {
-      const py::gil_scoped_acquire acquire;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (!progress.is_none()) progress(done, total);
-    });
+    result = train_bpe(counter.counts(), options, told);
   }
   py::list tokens;
   for (const std::string& token : result.tokens) tokens.append(py::bytes(token));
@@ -225,6 +227,23 @@ py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequ
   out["tokens"] = tokens;
   out["merges"] = to_array(std::move(result.merges));
   return out;
+}
+
+py::list train_unigram_pieces(const PieceCounter& counter, size_t size, std::vector<std::string> alphabet, int threads,
+                              const py::object& progress) {
+  UnigramOptions options;
+  options.size = size;
+  options.alphabet = std::move(alphabet);
+  options.threads = threads;
+  std::vector<ScoredPiece> result;
+  {
+    const Progress told = to_progress(progress);
+    const py::gil_scoped_release release;
+    result = train_unigram(counter.counts(), options, told);
+  }
+  py::list pieces;
+  for (const ScoredPiece& piece : result) pieces.append(py::make_tuple(py::bytes(piece.text), piece.score));
+  return pieces;
 }
 
 /// Text of ids that come one at a time: a character is given out when it is whole. What is no UTF-8 becomes U+FFFD, as
@@ -439,14 +458,23 @@ void bind_tokenizer(py::module_& m) {
   py::class_<PieceCounter>(m, "PieceCounter")
       .def(py::init([](const py::object& stages) { return std::make_unique<PieceCounter>(to_stages(stages)); }))
       .def("add",
-           [](PieceCounter& self, const py::list& texts, bool by_line, int threads) {
+           [](PieceCounter& self, const py::list& texts, int unit, int threads) {
+             check_argument(unit >= 0 && unit <= static_cast<int>(TextUnit::kSentences), "unit: must be 0, 1 or 2");
              const std::vector<std::string_view> views = utf8_list(texts);
              const py::gil_scoped_release release;
-             self.add(views, by_line, threads);
+             self.add(views, static_cast<TextUnit>(unit), threads);
            })
       .def_property_readonly("size", [](const PieceCounter& self) { return self.counts().size(); })
-      .def("train", &train, py::arg("vocab_size"), py::arg("min_frequency"), py::arg("special"), py::arg("byte_order"),
-           py::arg("ties_by_text"), py::arg("progress"));
+      .def("characters",
+           [](const PieceCounter& self, double coverage) {
+             py::list found;
+             for (const std::string& one : frequent_characters(self.counts(), coverage)) found.append(py::bytes(one));
+             return found;
+           })
+      .def("train", &train, py::arg("vocab_size"), py::arg("min_frequency"), py::arg("special"), py::arg("alphabet"),
+           py::arg("characters"), py::arg("ties_by_text"), py::arg("progress"))
+      .def("train_unigram", &train_unigram_pieces, py::arg("size"), py::arg("alphabet"), py::arg("threads"),
+           py::arg("progress"));
 }
 
 }  // namespace llmcore

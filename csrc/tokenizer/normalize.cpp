@@ -12,7 +12,6 @@ namespace {
 
 constexpr uint32_t kHangulBase = 0xAC00, kLeadBase = 0x1100, kVowelBase = 0x1161, kTailBase = 0x11A7;
 constexpr uint32_t kLeads = 19, kVowels = 21, kTails = 28;
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
 
 bool is_ascii(std::string_view text) {
   size_t i = 0;

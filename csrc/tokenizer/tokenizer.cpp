@@ -1,23 +1,20 @@
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <span>
-#include <thread>
 
 #include "base/error.h"
 #include "tokenizer/archive.h"
+#include "tokenizer/workers.h"
 
 namespace llmcore {
 namespace {
 
-constexpr std::string_view kMetaspace = "\xE2\x96\x81";
 // Idle working states kept for the next caller; more than this many threads at once allocate anew.
 constexpr size_t kIdleStates = 16;
 
 bool begins_with_space(std::string_view text, bool metaspace) {
-  return text.starts_with(' ') || (metaspace && text.starts_with(kMetaspace));
+  return text.starts_with(' ') || (metaspace && text.starts_with(kSpaceMark));
 }
 
 /// Byte places to character places. A token that holds a part of a character covers the character.
@@ -170,7 +167,7 @@ Tokenizer::View Tokenizer::prefixed(const View& part, bool mapped, MappedText& c
   const bool wanted = spec_.space_prefix == SpacePrefix::kEverySegment ||
                       (spec_.space_prefix == SpacePrefix::kTextStart && part.begin == 0);
   const bool prefix = wanted && (spec_.prefix_even_if_space || !begins_with_space(part.text, spec_.metaspace));
-  size_t mark = spec_.metaspace ? part.text.find(kMetaspace) : part.text.npos;
+  size_t mark = spec_.metaspace ? part.text.find(kSpaceMark) : part.text.npos;
   if (!prefix && mark == part.text.npos) return part;
   changed.mapped = mapped;
   changed.text.reserve(part.text.size() + 1);
@@ -186,9 +183,9 @@ Tokenizer::View Tokenizer::prefixed(const View& part, bool mapped, MappedText& c
     changed.push(' ', {first.begin, first.begin});
   }
   size_t done = 0;
-  for (; mark != part.text.npos; mark = part.text.find(kMetaspace, done)) {
+  for (; mark != part.text.npos; mark = part.text.find(kSpaceMark, done)) {
     keep(done, mark);
-    done = mark + kMetaspace.size();
+    done = mark + kSpaceMark.size();
     const Span whole = part.span(mark, done);
     changed.push(' ', {whole.begin, whole.end});
   }
@@ -325,25 +322,7 @@ void Tokenizer::encode(std::string_view text, bool add_special, bool allow_contr
 std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                            bool allow_control, int threads) const {
   std::vector<std::vector<uint32_t>> results(texts.size());
-  std::atomic<size_t> next{0};
-  std::mutex failure_mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    try {
-      for (size_t i = next++; i < texts.size(); i = next++) encode(texts[i], add_special, allow_control, results[i]);
-    } catch (...) {
-      const std::lock_guard lock(failure_mutex);
-      if (!failure) failure = std::current_exception();
-      next = texts.size();
-    }
-  };
-  {
-    std::vector<std::jthread> pool;
-    const size_t wanted = std::min<size_t>(texts.size(), static_cast<size_t>(std::max(threads, 1)));
-    for (size_t i = 1; i < wanted; ++i) pool.emplace_back(work);
-    work();
-  }
-  if (failure) std::rethrow_exception(failure);
+  for_tasks(texts.size(), threads, [&](size_t i, size_t) { encode(texts[i], add_special, allow_control, results[i]); });
   return results;
 }
 

@@ -1,18 +1,20 @@
 #include "tokenizer/train.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
-#include <thread>
 #include <unordered_set>
 
 #include "base/error.h"
+#include "tokenizer/unicode.h"
+#include "tokenizer/workers.h"
 
 namespace llmcore {
 namespace {
 
 constexpr size_t kProgressEvery = 256;
+
+size_t character_size(std::string_view text, size_t at) {
+  return std::min<size_t>(utf8_length(static_cast<uint8_t>(text[at])), text.size() - at);
+}
 
 uint64_t pair_key(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
 
@@ -47,7 +49,7 @@ class Trainer {
   }
 
  public:
-  Trainer(const PieceCounter::Counts& counts, const TrainOptions& options) : options_(options) {
+  Trainer(const PieceCounts& counts, const TrainOptions& options) : options_(options) {
     add_alphabet();
     add_words(counts);
     for (uint32_t w = 0; w < words_.size(); ++w) {
@@ -61,7 +63,7 @@ class Trainer {
     queue_appeared();
   }
 
-  TrainResult run(const std::function<void(size_t, size_t)>& progress) {
+  TrainResult run(const Progress& progress) {
     while (tokens_.size() < options_.vocab_size && !queue_.empty()) {
       std::pop_heap(queue_.begin(), queue_.end(), less());
       Candidate top = std::move(queue_.back());
@@ -90,17 +92,32 @@ class Trainer {
       special_.insert(text);
       tokens_.push_back(text);
     }
-    for (const uint8_t byte : options_.byte_order) {
-      byte_ids_[byte] = static_cast<uint32_t>(tokens_.size());
-      tokens_.emplace_back(1, static_cast<char>(byte));
-      ids_.insert({tokens_.back(), byte_ids_[byte]});
+    for (const std::string& text : options_.alphabet) {
+      ids_.insert({text, static_cast<uint32_t>(tokens_.size())});
+      tokens_.push_back(text);
     }
   }
 
-  void add_words(const PieceCounter::Counts& counts) {
+  /// Nothing merges with a character that isn't in the alphabet, nor across it.
+  void add_words(const PieceCounts& counts) {
+    std::string symbol;
     for (const auto& [text, count] : counts) {
-      words_.push_back({symbols_.size(), static_cast<uint32_t>(text.size()), count});
-      for (const char c : text) symbols_.push_back(byte_ids_[static_cast<uint8_t>(c)]);
+      size_t begin = symbols_.size();
+      const auto end_word = [&, n = count] {
+        if (symbols_.size() > begin) words_.push_back({begin, static_cast<uint32_t>(symbols_.size() - begin), n});
+        begin = symbols_.size();
+      };
+      for (size_t at = 0; at < text.size();) {
+        const size_t length = options_.characters ? character_size(text, at) : 1;
+        symbol.assign(text, at, length);
+        at += length;
+        if (const auto found = ids_.find(symbol); found != ids_.end()) {
+          symbols_.push_back(found->second);
+        } else {
+          end_word();
+        }
+      }
+      end_word();
     }
   }
 
@@ -179,7 +196,6 @@ class Trainer {
   std::vector<std::string> tokens_;
   std::unordered_map<std::string, uint32_t> ids_;
   std::unordered_set<std::string> special_;
-  std::array<uint32_t, 256> byte_ids_{};
   std::vector<uint32_t> symbols_;
   std::vector<Word> words_;
   std::unordered_map<uint64_t, int64_t, KeyHash> pair_counts_;
@@ -190,48 +206,85 @@ class Trainer {
 
 }  // namespace
 
-void PieceCounter::count(std::string_view text, bool by_line, Counts& counts, std::vector<size_t>& ends) const {
-  while (!text.empty()) {
-    const size_t newline = by_line ? text.find('\n') : text.npos;
-    const std::string_view part = text.substr(0, newline == text.npos ? text.npos : newline + 1);
-    split_pieces(stages_, part, ends);
-    size_t begin = 0;
-    for (const size_t end : ends) {
-      const std::string_view piece = part.substr(begin, end - begin);
-      if (const auto found = counts.find(piece); found != counts.end()) {
-        ++found->second;
-      } else {
-        counts.emplace(piece, 1);
-      }
-      begin = end;
+std::vector<std::string> frequent_characters(const PieceCounts& counts, double coverage) {
+  std::unordered_map<std::string_view, int64_t, TextHash> found;
+  int64_t total = 0;
+  for (const auto& [text, count] : counts) {
+    const std::string_view view = text;
+    for (size_t at = 0; at < view.size();) {
+      const size_t length = character_size(view, at);
+      found[view.substr(at, length)] += count;
+      total += count;
+      at += length;
     }
-    text.remove_prefix(part.size());
+  }
+  std::vector<std::pair<std::string_view, int64_t>> kept(found.begin(), found.end());
+  // UTF-8 sorts as code points do.
+  const auto shown = [](std::string_view c) { return c == " " ? kSpaceMark : c; };
+  std::sort(kept.begin(), kept.end(), [&](const auto& a, const auto& b) {
+    return a.second != b.second ? a.second > b.second : shown(a.first) < shown(b.first);
+  });
+  int64_t covered = 0;
+  size_t n = 0;
+  while (n < kept.size() && static_cast<double>(covered) < coverage * static_cast<double>(total)) {
+    covered += kept[n++].second;
+  }
+  kept.resize(n);
+  std::sort(kept.begin(), kept.end(), [&](const auto& a, const auto& b) { return shown(a.first) < shown(b.first); });
+  std::vector<std::string> characters;
+  for (const auto& [character, count] : kept) characters.emplace_back(character);
+  return characters;
+}
+
+struct PieceCounter::Scratch {
+  std::vector<size_t> ends;
+  std::string sentence;
+};
+
+void PieceCounter::count_pieces(std::string_view text, PieceCounts& counts, Scratch& scratch) const {
+  split_pieces(stages_, text, scratch.ends);
+  size_t begin = 0;
+  for (const size_t end : scratch.ends) {
+    const std::string_view piece = text.substr(begin, end - begin);
+    if (const auto found = counts.find(piece); found != counts.end()) {
+      ++found->second;
+    } else {
+      counts.emplace(piece, 1);
+    }
+    begin = end;
   }
 }
 
-void PieceCounter::add(const std::vector<std::string_view>& texts, bool by_line, int threads) {
-  const size_t workers =
-      std::clamp<size_t>(static_cast<size_t>(std::max(threads, 1)), 1, std::max<size_t>(texts.size(), 1));
-  std::vector<Counts> counts(workers);
-  std::atomic<size_t> next{0};
-  std::mutex failure_mutex;
-  std::exception_ptr failure;
-  const auto work = [&](size_t worker) {
-    try {
-      std::vector<size_t> ends;
-      for (size_t i = next++; i < texts.size(); i = next++) count(texts[i], by_line, counts[worker], ends);
-    } catch (...) {
-      const std::lock_guard lock(failure_mutex);
-      if (!failure) failure = std::current_exception();
+void PieceCounter::count(std::string_view text, TextUnit unit, PieceCounts& counts, Scratch& scratch) const {
+  if (unit == TextUnit::kWhole) return count_pieces(text, counts, scratch);
+  while (!text.empty()) {
+    const size_t newline = text.find('\n');
+    std::string_view line = text.substr(0, newline == text.npos ? text.npos : newline + 1);
+    text.remove_prefix(line.size());
+    if (unit == TextUnit::kSentences) {
+      while (line.ends_with('\n') || line.ends_with('\r')) line.remove_suffix(1);
+      if (line.empty()) continue;
+      std::string& sentence = scratch.sentence;
+      sentence.clear();
+      if (!line.starts_with(' ') && !line.starts_with(kSpaceMark)) sentence.push_back(' ');
+      for (size_t mark; !line.empty(); line.remove_prefix(mark == line.npos ? line.size() : mark + kSpaceMark.size())) {
+        mark = line.find(kSpaceMark);
+        sentence.append(line.substr(0, mark));
+        if (mark != line.npos) sentence.push_back(' ');
+      }
+      line = sentence;
     }
-  };
-  {
-    std::vector<std::jthread> pool;
-    for (size_t i = 1; i < workers; ++i) pool.emplace_back(work, i);
-    work(0);
+    count_pieces(line, counts, scratch);
   }
-  if (failure) std::rethrow_exception(failure);
-  for (Counts& part : counts) {
+}
+
+void PieceCounter::add(const std::vector<std::string_view>& texts, TextUnit unit, int threads) {
+  const size_t workers = worker_count(texts.size(), threads);
+  std::vector<PieceCounts> counts(workers);
+  std::vector<Scratch> scratch(workers);
+  for_tasks(texts.size(), threads,
+            [&](size_t i, size_t worker) { count(texts[i], unit, counts[worker], scratch[worker]); });
+  for (PieceCounts& part : counts) {
     if (counts_.empty()) {
       counts_.swap(part);
       continue;
@@ -240,11 +293,10 @@ void PieceCounter::add(const std::vector<std::string_view>& texts, bool by_line,
   }
 }
 
-TrainResult train_bpe(const PieceCounter::Counts& counts, const TrainOptions& options,
-                      const std::function<void(size_t, size_t)>& progress) {
-  check_argument(options.vocab_size >= options.special.size() + 256,
-                 "train: vocab_size must be at least 256 bytes and the special tokens, " +
-                     std::to_string(options.special.size() + 256));
+TrainResult train_bpe(const PieceCounts& counts, const TrainOptions& options, const Progress& progress) {
+  const size_t fewest = options.special.size() + options.alphabet.size();
+  check_argument(options.vocab_size >= fewest,
+                 "train: vocab_size must be at least the special tokens and the alphabet, " + std::to_string(fewest));
   return Trainer(counts, options).run(progress);
 }
 

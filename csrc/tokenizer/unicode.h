@@ -3,8 +3,12 @@
 // Text is valid UTF-8 (the bindings take it from Python strings), so decoding checks nothing.
 
 #include <cstdint>
+#include <string_view>
 
 namespace llmcore {
+
+/// U+2581, which stands for a space in vocabularies of characters.
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
 
 enum CharClass : uint8_t {
   kLetter = 1,    // \p{L}

@@ -58,16 +58,21 @@ class PieceCounter:
     def __init__(self, stages: Sequence[int]) -> None: ...
     @property
     def size(self) -> int: ...
-    def add(self, texts: list[str], by_line: bool, threads: int) -> None: ...
+    def add(self, texts: list[str], unit: int, threads: int) -> None: ...
+    def characters(self, coverage: float) -> list[bytes]: ...
     def train(
         self,
         vocab_size: int,
         min_frequency: int,
         special: list[bytes],
-        byte_order: bytes,
+        alphabet: list[bytes],
+        characters: bool,
         ties_by_text: bool,
         progress: Callable[[int, int], None] | None,
     ) -> dict[str, Any]: ...
+    def train_unigram(
+        self, size: int, alphabet: list[bytes], threads: int, progress: Callable[[int, int], None] | None
+    ) -> list[tuple[bytes, float]]: ...
 
 FloatArray = npt.NDArray[np.float32]
 compiler: str

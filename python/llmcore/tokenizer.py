@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.errors import ArgumentError, TokenizerError
+from llmcore.errors import ArgumentError, TokenizerError, escape
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
-from llmcore.vocab.training import Source, train_spec
+from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -91,34 +91,67 @@ class Tokenizer:
         texts_or_files: Iterable[Source] | Source,
         *,
         vocab_size: int,
+        model_type: str = "byte_bpe",
         pattern: str | None = "gpt2",
-        special_tokens: Sequence[str] = (),
+        special_tokens: Sequence[str] | None = None,
         min_frequency: int = 0,
         ties: str = "ids",
+        character_coverage: float = 0.9995,
+        byte_fallback: bool = True,
         threads: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tokenizer:
-        """Trains a byte-level BPE vocabulary of `vocab_size` ids on texts (str) or files (os.PathLike, UTF-8).
+        """Trains a vocabulary of `vocab_size` ids on texts (str) or files (os.PathLike, UTF-8).
 
-        A text is split as a whole, a file line by line. `pattern`: gpt2, cl100k, llama3, qwen2, o200k, or None for no
-        splitting. Ids: `special_tokens`, the 256 bytes, then the merges; a corpus with too few pairs gives fewer.
-        Pairs rarer than `min_frequency` are left. Among equally frequent pairs `ties="ids"` takes the one of the
-        smallest ids, as Hugging Face's BpeTrainer does, "text" the one of the greatest bytes. The result doesn't depend
-        on `threads`. `progress(ids made, vocab_size)` is called now and then.
+        `model_type`: "byte_bpe", byte-pair encoding of bytes as GPT-2's and Llama-3's; "bpe", of characters, and
+        "unigram", the most probable tokens, both as SentencePiece makes them (Llama-2, T5).
+
+        byte_bpe: a text is split as a whole, a file line by line. `pattern`: gpt2, cl100k, llama3, qwen2, o200k, or
+        None for no splitting. Ids: `special_tokens` (none), the 256 bytes, then the merges. Among equally frequent
+        pairs `ties="ids"` takes the one of the smallest ids, as Hugging Face's BpeTrainer does, "text" the one of the
+        greatest bytes.
+        bpe, unigram: words begin with their space; each line is a text of its own, without its ending and with a space
+        before it. `character_coverage`: the share of all characters that get a token, the others being spelled by
+        bytes (`byte_fallback`), or else unknown. Ids: `special_tokens` (`<unk>`, `<s>`, `</s>`), the 256 bytes if they
+        are wanted, then the characters and the merges, or for unigram the tokens from the most probable on.
+
+        A corpus in which too little repeats gives fewer ids. Pairs rarer than `min_frequency` are left. Files are read
+        in blocks: they may be larger than memory. The result doesn't depend on `threads`. `progress(done, vocab_size)`
+        is called now and then.
         Raises ArgumentError, TokenizerError for a file that isn't UTF-8, StorageError.
         """
+        if model_type not in MODEL_TYPES:
+            raise ArgumentError(f"model_type: {escape(model_type)} is none of {', '.join(MODEL_TYPES)}")
         sources = [texts_or_files] if isinstance(texts_or_files, str | os.PathLike) else texts_or_files
-        spec = train_spec(
-            sources,
-            vocab_size=_integer(vocab_size, "vocab_size"),
-            pattern=pattern,
-            special_tokens=special_tokens,
-            min_frequency=_integer(min_frequency, "min_frequency"),
-            ties=ties,
-            threads=_threads(threads),
-            progress=progress,
-        )
-        return cls(spec, eos_ids=[at for at, t in enumerate(special_tokens) if t in ("<|endoftext|>", "</s>")])
+        by_bytes = model_type == "byte_bpe"
+        if special_tokens is None:
+            special_tokens = () if by_bytes else ("<unk>", "<s>", "</s>")
+        size, rarest = _integer(vocab_size, "vocab_size"), _integer(min_frequency, "min_frequency")
+        if by_bytes:
+            spec = train_spec(
+                sources,
+                vocab_size=size,
+                pattern=pattern,
+                special_tokens=special_tokens,
+                min_frequency=rarest,
+                ties=ties,
+                threads=_threads(threads),
+                progress=progress,
+            )
+        else:
+            spec = train_characters(
+                sources,
+                model_type=model_type,
+                vocab_size=size,
+                special_tokens=special_tokens,
+                min_frequency=rarest,
+                character_coverage=character_coverage,
+                byte_fallback=byte_fallback,
+                threads=_threads(threads),
+                progress=progress,
+            )
+        ids = {token: at for at, token in enumerate(special_tokens)}
+        return cls(spec, bos_id=ids.get("<s>"), eos_ids=[ids[t] for t in ("<|endoftext|>", "</s>") if t in ids])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic. Raises StorageError."""
