@@ -9,16 +9,30 @@
 namespace llmcore {
 
 uint64_t hash_text(std::string_view text) noexcept {
-  uint64_t h = mix(text.size() ^ 0x9E3779B97F4A7C15u, 0xD6E8FEB86659FD93u);
-  const char* p = text.data();
-  size_t n = text.size();
-  for (; n >= 8; p += 8, n -= 8) {
-    uint64_t word;
-    std::memcpy(&word, p, 8);
-    h = mix(h ^ word, 0xA0761D6478BD642Fu);
-  }
+  const auto word = [](const char* p) {
+    uint64_t value;
+    std::memcpy(&value, p, 8);
+    return value;
+  };
+  const auto half = [](const char* p) {
+    uint32_t value;
+    std::memcpy(&value, p, 4);
+    return uint64_t{value};
+  };
+  const auto byte = [](const char* p) { return uint64_t{static_cast<uint8_t>(*p)}; };
+  const char* const p = text.data();
+  const size_t n = text.size();
+  uint64_t h = mix(n ^ 0x9E3779B97F4A7C15u, 0xD6E8FEB86659FD93u);
+  for (size_t at = 0; at + 8 < n; at += 8) h = mix(h ^ word(p + at), 0xA0761D6478BD642Fu);
+  // The end, with bytes before it once more where there are any.
   uint64_t tail = 0;
-  std::memcpy(&tail, p, n);
+  if (n >= 8) {
+    tail = word(p + n - 8);
+  } else if (n >= 4) {
+    tail = half(p) << 32 | half(p + n - 4);
+  } else if (n > 0) {
+    tail = byte(p) << 16 | byte(p + n / 2) << 8 | byte(p + n - 1);
+  }
   return mix(h ^ tail, 0xE7037ED1A0B428DBu);
 }
 
