@@ -118,3 +118,11 @@ def test_a_batch_has_the_bits_of_each_alone() -> None:
 def test_bad_parameters(options: dict[str, Any]) -> None:
     with pytest.raises(LlmcoreError):
         BeamSearchParams(**{"beam_width": 2, "max_tokens": 3, **options})
+
+
+def test_a_step_computes_one_token_of_each_beam(folder: Path) -> None:
+    """What a beam shares with the one it came from is copied, and not computed again."""
+    with llmcore.LLM(bits_hash.load(folder, "f32", threads=1), max_batch_size=8) as llm:
+        llm.beam_search([PROMPT], BeamSearchParams(beam_width=4, max_tokens=24, ignore_eos=True))
+        again = sum(4 * (len(PROMPT) + step - 1) for step in range(1, 24))
+        assert llm.stats()["prefix_hit_tokens"] == again

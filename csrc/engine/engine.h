@@ -107,7 +107,10 @@ class Engine {
   bool grow(Sequence& sequence, int64_t tokens);
   bool make_room(Sequence& sequence, int64_t tokens);
   void preempt();
+  int64_t cacheable(const Sequence& sequence) const;
   void adopt_cached(Sequence& sequence);
+  void adopt_start(Sequence& sequence);
+  void count_cached(Sequence& sequence, int64_t tokens);
   void note_pages(Sequence& sequence);
   void free_pages(Sequence& sequence);
   void forget(Sequence& sequence);

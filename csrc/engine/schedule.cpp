@@ -35,6 +35,15 @@ Engine::SequencePtr Engine::take_waiting(size_t index) {
 
 // Gives the pages back, the last first: when pages are short the cache loses ends of texts before their beginnings.
 void Engine::free_pages(Sequence& s) {
+  note_pages(s);  // a follower has the pages of a step that it wasn't in
+  // The last page, which isn't full, for whoever goes on from here or from a little before: the prompt's next turn, the
+  // next step of a beam.
+  const int64_t rest = s.computed - s.noted * kPageTokens;
+  if (limits_.prefix_cache && rest > 0 && s.noted >= s.passed && cache_.pool().holders(s.pages[s.noted]) == 1 &&
+      !cache_.pool().kept(s.pages[s.noted])) {
+    const int32_t* const tokens = s.tokens.data() + s.noted * kPageTokens;
+    cache_.prefixes().insert_start(s.entry, s.request.salt, tokens, rest, s.pages[s.noted]);
+  }
   const int64_t kept = std::min(pages_for(decoder_->spec().kept_tokens), s.passed);
   for (int64_t i = static_cast<int64_t>(s.pages.size()) - 1; i >= 0; --i) {
     if (i < kept || i >= s.passed) cache_.pool().release(s.pages[i]);
@@ -47,7 +56,7 @@ void Engine::free_pages(Sequence& s) {
 bool Engine::grow(Sequence& s, int64_t tokens) {
   if (s.computed % kPageTokens != 0 && s.computed / kPageTokens < static_cast<int64_t>(s.pages.size())) {
     int32_t& page = s.pages[s.computed / kPageTokens];
-    if (cache_.pool().holders(page) > 1) {
+    if (cache_.pool().holders(page) > 1 || cache_.pool().kept(page)) {
       const int32_t own = cache_.prefixes().take();
       if (own < 0) return false;
       cache_.copy_page(page, own);
@@ -84,11 +93,16 @@ bool Engine::make_room(Sequence& sequence, int64_t tokens) {
   return true;
 }
 
-// Replaces what the sequence would compute next by pages of the prefix cache, except its last token, whose logits are
-// wanted, and tokens whose scores are.
+// Tokens of the sequence that may come from the prefix cache: not its last, whose logits are wanted, nor those whose
+// scores are.
+int64_t Engine::cacheable(const Sequence& s) const {
+  if (!limits_.prefix_cache || s.computed != s.noted * kPageTokens) return 0;
+  return s.request.score_from ? std::min(s.length() - 1, s.scored - 1) : s.length() - 1;
+}
+
+// Replaces what the sequence would compute next by pages of the prefix cache.
 void Engine::adopt_cached(Sequence& s) {
-  if (!limits_.prefix_cache || s.computed != s.noted * kPageTokens) return;
-  const int64_t usable = s.request.score_from ? std::min(s.length() - 1, s.scored - 1) : s.length() - 1;
+  const int64_t usable = cacheable(s);
   while ((s.noted + 1) * kPageTokens <= usable) {
     const int32_t page = cache_.prefixes().find(s.entry, s.request.salt, s.tokens.data() + s.computed);
     if (page < 0) return;
@@ -102,10 +116,27 @@ void Engine::adopt_cached(Sequence& s) {
     s.entry = cache_.prefixes().serial(page);
     ++s.noted;
     s.computed += kPageTokens;
-    if (s.preemptions > 0) continue;  // its own pages, found again
-    s.cached_tokens += kPageTokens;
-    counters_.prefix_hit_tokens += kPageTokens;
+    count_cached(s, kPageTokens);
   }
+}
+
+// After that, a page that begins as the sequence goes on. `grow` makes a copy of it, so one more page must be free.
+void Engine::adopt_start(Sequence& s) {
+  const int64_t usable = std::min(cacheable(s) - s.computed, kPageTokens - int64_t{1});
+  if (usable <= 0 || s.noted < static_cast<int64_t>(s.pages.size())) return;
+  const PrefixCache::Start start =
+      cache_.prefixes().find_start(s.entry, s.request.salt, s.tokens.data() + s.computed, usable);
+  if (start.page < 0) return;
+  cache_.pool().share(start.page);
+  s.pages.push_back(start.page);
+  s.computed += start.tokens;
+  count_cached(s, start.tokens);
+}
+
+void Engine::count_cached(Sequence& s, int64_t tokens) {
+  if (s.preemptions > 0) return;  // its own, found again
+  s.cached_tokens += tokens;
+  counters_.prefix_hit_tokens += tokens;
 }
 
 // Tells the prefix cache of pages that are complete now, and gives back those that no layer will look at again.
@@ -156,6 +187,7 @@ void Engine::admit() {
       preempt();
       continue;
     }
+    if (wanted < cache_.pool().free()) adopt_start(s);
     grow(s, s.length());
     insert_running(take_waiting(i));
   }

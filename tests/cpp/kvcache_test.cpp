@@ -1,10 +1,13 @@
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
+#include <vector>
 
 #include "base/error.h"
 #include "check.h"
 #include "kvcache/page_pool.h"
+#include "kvcache/prefix_cache.h"
 #include "random.h"
 
 using namespace llmcore;
@@ -78,4 +81,57 @@ TEST(kvcache, a_million_random_operations_agree_with_a_model) {
   }
   for (const int32_t page : held) pool.release(page);
   CHECK_EQ(pool.free(), kPages);
+}
+
+/// Pages of some sequences of few different tokens, full and not, against a list of what each page holds: a start that
+/// is found is a start, the longest there is, and of the same tenant.
+TEST(kvcache, starts_of_pages_agree_with_a_model) {
+  Random random(4);
+  PagePool pool(12);
+  PrefixCache cache(pool);
+  struct Known {
+    int64_t parent = 0;
+    CacheSalt salt;
+    std::vector<int32_t> tokens;
+  };
+  std::vector<std::optional<Known>> known(12);
+  int64_t found = 0;
+  for (int i = 0; i < (quick() ? 20'000 : 300'000); ++i) {
+    const CacheSalt salt{static_cast<uint64_t>(random.integer(0, 1)), 0};
+    std::vector<int32_t> tokens;
+    for (int64_t n = random.integer(0, 1) ? kPageTokens : random.integer(1, kPageTokens); n > 0; --n) {
+      tokens.push_back(random.integer(0, 9) == 0);
+    }
+    const auto count = static_cast<int64_t>(tokens.size());
+    int64_t parent = 0;
+    const auto other = static_cast<int32_t>(random.integer(0, 11));
+    if (known[other] && random.integer(0, 1)) parent = cache.serial(other);
+    int64_t longest = 0;
+    for (const auto& one : known) {
+      if (!one || one->parent != parent || !(one->salt == salt)) continue;
+      const auto part = std::mismatch(tokens.begin(), tokens.end(), one->tokens.begin(), one->tokens.end());
+      longest = std::max<int64_t>(longest, part.first - tokens.begin());
+    }
+    const PrefixCache::Start start = cache.find_start(parent, salt, tokens.data(), count);
+    CHECK_EQ(start.tokens, longest);
+    CHECK_EQ(start.page >= 0, longest > 0);
+    found += longest > 0;
+    if (start.page >= 0) {
+      const auto& one = known[start.page];
+      CHECK(one && one->parent == parent && one->salt == salt);
+      CHECK(std::equal(tokens.begin(), tokens.begin() + longest, one->tokens.begin()));
+    }
+    const int32_t page = cache.take();
+    CHECK(page >= 0);
+    known[page].reset();
+    if (count == kPageTokens) {
+      cache.insert(parent, salt, tokens.data(), page);
+    } else {
+      cache.insert_start(parent, salt, tokens.data(), count, page);
+    }
+    if (pool.kept(page)) known[page] = Known{parent, salt, tokens};
+    pool.release(page);
+    CHECK_EQ(pool.free(), pool.total());
+  }
+  CHECK(found > 1000);
 }
