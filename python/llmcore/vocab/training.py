@@ -170,7 +170,8 @@ def train_characters(
         }
     else:
         pieces = counter.train_unigram(vocab_size - len(first), alphabet, threads, progress)
-        named = [(shown_text(text), score) for text, score in pieces if shown_text(text) not in set(first)]
+        taken = set(first)
+        named = [(name, score) for text, score in pieces if (name := shown_text(text)) not in taken]
         # A byte is never cut out of text that spells its name: all of these characters together are more probable.
         lowest = min((score for _, score in named), default=0.0)
         scores = [*(0.0 for _ in special_tokens), *(10 * lowest for _ in first[len(special_tokens) :])]
