@@ -55,24 +55,30 @@ struct MatmulArgs {
   uint8_t* scratch;  // matmul_scratch_bytes(K), per thread
 };
 
-// Attention of one block of query rows that share a KV head over one split of kSplitTokens tokens.
+// Attention of one block of query rows over one split of kSplitTokens tokens. The rows fall into kv_heads equal runs,
+// one after another, each of which shares a KV head.
 struct AttentionArgs {
   const float* const* queries;  // [rows] -> [head_dim], already scaled
   int rows;                     // at most kMaxQueryBlock
-  const int32_t* begins;        // [rows] first visible token
-  const int32_t* ends;          // [rows] one past the last visible token
-  const int32_t* positions;     // [rows] of the queries themselves; read with slopes only
-  const float* slopes;          // [rows] of ALiBi: score -= slope * distance; or null
-  float softcap;                // score = softcap * tanh(score / softcap); 0: none
+  int kv_heads;
+  const int32_t* begins;     // [rows] first visible token
+  const int32_t* ends;       // [rows] one past the last visible token
+  const int32_t* positions;  // [rows] of the queries themselves; read with slopes only
+  const float* slopes;       // [rows] of ALiBi: score -= slope * distance; or null
+  float softcap;             // score = softcap * tanh(score / softcap); 0: none
   int64_t head_dim;
-  int64_t token_begin;         // the split's first token, a multiple of kSplitTokens
-  int64_t token_end;           // at most token_begin + kSplitTokens; beyond it nothing is read
-  const int32_t* block_table;  // page numbers of the sequence, from its first token
-  const uint8_t* keys;         // pages of this layer and head
+  int64_t token_begin;   // the split's first token, a multiple of kSplitTokens
+  int64_t token_end;     // at most token_begin + kSplitTokens; beyond it nothing is read
+  const int32_t* pages;  // page numbers, from that of the split's first token
+  const uint8_t* keys;   // pages of this layer, from the first head on
   const uint8_t* values;
-  const uint8_t* next_keys;  // of the head that this thread goes on with, if over the same pages; else null
-  int64_t key_page_stride;   // bytes from a page to the next
+  int64_t key_page_stride;  // bytes from a page to the next
   int64_t value_page_stride;
+  int64_t key_head_stride;  // and from a head to the next
+  int64_t value_head_stride;
+  const int32_t* next_pages;  // what this thread goes on with, to be prefetched: next_count pages of keys
+  const uint8_t* next_keys;
+  int64_t next_count;
   float* scratch;  // attention_scratch_floats(rows, head_dim)
   float* outputs;  // [rows][head_dim padded to 16], not yet divided by the sum
   float* maxima;   // [rows]; -infinity when no token of the split is visible
@@ -80,7 +86,7 @@ struct AttentionArgs {
 };
 
 constexpr int kScoreStride = kSplitTokens + 16;  // of a row's scores: rows that lie one cache set apart
-constexpr int kTilePages = 4;                    // pages whose values are added together for many rows
+constexpr int kTilePages = 4;                    // pages that are worked on together
 
 /// Scores of all rows, and some pages as float32.
 constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {

@@ -99,38 +99,56 @@ void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values,
 namespace {
 
 // A call with fewer blocks than this for each thread shares the parts of a block out among threads. So does one with
-// blocks of few rows, as long as there is room for the results: its pages are then read in the order of memory.
+// blocks of few rows a KV head, as long as there is room for the results.
 constexpr int64_t kBlocksPerThread = 4;
 constexpr int64_t kStreamedRows = 16;
 constexpr int64_t kSharedFloats = int64_t{1} << 20;
 constexpr int64_t kSharedBlocks = 1024;
+// Blocks of few rows take as many KV heads as leave so many items for each thread: a page's heads lie side by side, and
+// memory is read twice as fast in its own order as head by head.
+constexpr int64_t kItemsPerThread = 4;
 
-// Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of one KV head.
+// Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of each of kv_heads KV heads
+// from kv_head on.
 struct Block {
   const SequenceSlice* slice;
-  int64_t token, tokens, head, heads, kv_head;
+  int64_t token, tokens, head, heads, kv_head, kv_heads;
 };
 
 // How a slice's queries fall into blocks of at most kMaxQueryBlock rows.
-struct Blocking {
-  int64_t group, heads, head_blocks, tokens, kv_heads;
+class Blocking {
+ public:
   Blocking(int64_t num_heads, int64_t num_kv_heads)
-      : group(num_heads / num_kv_heads),
-        heads(std::min<int64_t>(group, kMaxQueryBlock)),
-        head_blocks(ceil_div(group, heads)),
-        tokens(kMaxQueryBlock / heads),
-        kv_heads(num_kv_heads) {}
-  int64_t blocks(const SequenceSlice& s) const { return ceil_div(s.tokens, tokens) * kv_heads * head_blocks; }
+      : group_(num_heads / num_kv_heads),
+        heads_(std::min<int64_t>(group_, kMaxQueryBlock)),
+        head_blocks_(ceil_div(group_, heads_)),
+        tokens_(kMaxQueryBlock / heads_),
+        kv_heads_(num_kv_heads) {}
+  // Slices of few rows put up to `wide` KV heads into a block.
+  void widen(int64_t wide) { wide_ = wide; }
+  int64_t blocks(const SequenceSlice& s) const {
+    return ceil_div(s.tokens, tokens_) * ceil_div(kv_heads_, wide(s)) * head_blocks_;
+  }
   Block block(const SequenceSlice& s, int64_t i) const {
-    const int64_t part = i % head_blocks, kv_head = i / head_blocks % kv_heads;
-    const int64_t token = i / head_blocks / kv_heads * tokens;
+    const int64_t width = wide(s), across = ceil_div(kv_heads_, width);
+    const int64_t part = i % head_blocks_, kv_head = i / head_blocks_ % across * width;
+    const int64_t token = i / head_blocks_ / across * tokens_;
     return {&s,
             token,
-            std::min(tokens, s.tokens - token),
-            kv_head * group + part * heads,
-            std::min(heads, group - part * heads),
-            kv_head};
+            std::min(tokens_, s.tokens - token),
+            part * heads_,
+            std::min(heads_, group_ - part * heads_),
+            kv_head,
+            std::min(width, kv_heads_ - kv_head)};
   }
+  int64_t group() const { return group_; }
+
+ private:
+  int64_t wide(const SequenceSlice& s) const {
+    const int64_t rows = s.tokens * group_;
+    return rows > kStreamedRows ? 1 : std::min(wide_, kMaxQueryBlock / rows);
+  }
+  int64_t group_, heads_, head_blocks_, tokens_, kv_heads_, wide_ = 1;
 };
 
 // The rows of a block and what they see: first of the kept tokens, as far as a window hides them, then of the rest. The
@@ -199,6 +217,7 @@ class PagedAttention {
         out_(out),
         out_stride_(out_stride),
         blocking_(heads, layout.kv_heads) {
+    widen(count);
     for (int64_t s = 0; s < count; ++s) blocks_ += blocking_.blocks(slices[s]);
     plan_sharing(count);
   }
@@ -260,42 +279,65 @@ class PagedAttention {
         : outputs(memory), maxima(memory + rows * padded), sums(maxima + rows) {}
   };
 
+  void widen(int64_t count) {
+    int64_t splits = 0;
+    for (int64_t s = 0; s < count; ++s) splits += ceil_div(slices_[s].position + slices_[s].tokens, kSplitTokens);
+    const int64_t items = splits * layout_.kv_heads;
+    blocking_.widen(std::clamp<int64_t>(items / (kItemsPerThread * context_.pool.size()), 1, layout_.kv_heads));
+  }
+
   // With few blocks their parts are shared out, as far as there is room for the results of all.
   void plan_sharing(int64_t count) {
     if (blocks_ > ws_.max_shared_blocks_) return;
-    int64_t rows = 0;
+    int64_t rows = 0, narrow = 0;  // of a block, of a KV head in it
     for (int64_t s = 0; s < count; ++s) {
       for (int64_t i = 0; i < blocking_.blocks(slices_[s]); ++i) {
         const Rows r = rows_of(blocking_.block(slices_[s], i));
         parts_ = std::max(parts_, r.parts);
         rows = std::max<int64_t>(rows, r.count);
+        narrow = std::max<int64_t>(narrow, r.count / blocking_.block(slices_[s], i).kv_heads);
       }
     }
-    if (rows > kStreamedRows && blocks_ >= kBlocksPerThread * context_.pool.size()) return;
+    if (narrow > kStreamedRows && blocks_ >= kBlocksPerThread * context_.pool.size()) return;
     const int64_t stride = rows * (ws_.padded_ + 2);
     if (parts_ == 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
     part_stride_ = stride;
     for (int64_t i = 0; i < blocks_; ++i) ws_.left_[i].store(static_cast<int32_t>(parts_), std::memory_order_relaxed);
   }
 
-  Rows rows_of(const Block& b) const {
-    Rows rows;
-    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
-      for (int64_t h = b.head; h < b.head + b.heads; ++h) {
-        rows.add(pattern_, q_ + (b.slice->row + t) * q_stride_ + h * layout_.head_dim, h, b.slice->position + t,
-                 b.slice->length);
+  // Calls f(token, head) for the rows of a block, those of a KV head together.
+  template <class F>
+  void for_rows(const Block& b, F f) const {
+    for (int64_t kv = b.kv_head; kv < b.kv_head + b.kv_heads; ++kv) {
+      const int64_t head = kv * blocking_.group() + b.head;
+      for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
+        for (int64_t h = head; h < head + b.heads; ++h) f(t, h);
       }
     }
+  }
+  Rows rows_of(const Block& b) const {
+    Rows rows;
+    for_rows(b, [&](int64_t t, int64_t h) {
+      rows.add(pattern_, q_ + (b.slice->row + t) * q_stride_ + h * layout_.head_dim, h, b.slice->position + t,
+               b.slice->length);
+    });
     return rows;
   }
 
-  void run_part(const Block& b, const Rows& rows, int64_t index, const uint8_t* next_keys, float* scratch,
+  // Which split a part of a block is.
+  static int64_t split_of(const Rows& rows, int64_t index) {
+    return index < rows.kept_parts ? index : rows.first_split + index - rows.kept_parts;
+  }
+
+  // `next`, if not null, is a block whose part the thread goes on with.
+  void run_part(const Block& b, const Rows& rows, int64_t index, const Block* next, int64_t next_index, float* scratch,
                 const Part& part) const {
     const bool kept = index < rows.kept_parts;
-    const int64_t split = kept ? index : rows.first_split + index - rows.kept_parts;
+    const int64_t split = split_of(rows, index);
     AttentionArgs a{};
     a.queries = rows.queries;
     a.rows = rows.count;
+    a.kv_heads = static_cast<int>(b.kv_heads);
     a.begins = kept ? rows.zeros : rows.begins;
     a.ends = kept ? rows.kept_ends : rows.ends;
     a.positions = rows.positions;
@@ -304,13 +346,20 @@ class PagedAttention {
     a.head_dim = layout_.head_dim;
     a.token_begin = split * kSplitTokens;
     a.token_end = std::min(kept ? rows.kept_end : rows.end, a.token_begin + kSplitTokens);
-    a.block_table = b.slice->block_table;
-    // Each page holds the heads one after another; the kernel sees the pages of one head.
+    a.pages = b.slice->block_table + a.token_begin / kPageTokens;
     a.keys = keys_ + b.kv_head * layout_.key_head_bytes();
     a.values = values_ + b.kv_head * layout_.value_head_bytes();
-    a.next_keys = next_keys;
     a.key_page_stride = layout_.key_page_bytes();
     a.value_page_stride = layout_.value_page_bytes();
+    a.key_head_stride = layout_.key_head_bytes();
+    a.value_head_stride = layout_.value_head_bytes();
+    if (next) {
+      const Rows next_rows = rows_of(*next);
+      const int64_t page = split_of(next_rows, next_index) * (kSplitTokens / kPageTokens);
+      a.next_pages = next->slice->block_table + page;
+      a.next_keys = keys_ + next->kv_head * layout_.key_head_bytes();
+      a.next_count = std::min<int64_t>(ceil_div(next_rows.end, kPageTokens) - page, kSplitTokens / kPageTokens);
+    }
     a.scratch = scratch;
     a.outputs = part.outputs;
     a.maxima = part.maxima;
@@ -333,12 +382,11 @@ class PagedAttention {
   }
   void finish(const Block& b, const Part& state) const {
     int64_t r = 0;
-    for (int64_t t = b.token; t < b.token + b.tokens; ++t) {
-      for (int64_t h = b.head; h < b.head + b.heads; ++h, ++r) {
-        table_.attention_finish(state.outputs + r * ws_.padded_, state.sums[r],
-                                out_ + (b.slice->row + t) * out_stride_ + h * layout_.head_dim, layout_.head_dim);
-      }
-    }
+    for_rows(b, [&](int64_t t, int64_t h) {
+      table_.attention_finish(state.outputs + r * ws_.padded_, state.sums[r],
+                              out_ + (b.slice->row + t) * out_stride_ + h * layout_.head_dim, layout_.head_dim);
+      ++r;
+    });
   }
 
   // One thread does all parts of a block.
@@ -353,7 +401,7 @@ class PagedAttention {
     const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) {
-      run_part(b, rows, i, nullptr, memory + 2 * results, part);
+      run_part(b, rows, i, i + 1 < rows.parts ? &b : nullptr, i + 1, memory + 2 * results, part);
       fold(rows, part, state);
     }
     finish(b, state);
@@ -367,9 +415,8 @@ class PagedAttention {
         ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + p.index * parts_ * part_stride_;
     const auto part = [&](int64_t i) { return Part(shared + i * part_stride_, rows.count, ws_.padded_); };
     if (p.part < rows.parts) {
-      const bool same_pages = following.block.slice == p.block.slice && following.part == p.part;
-      const uint8_t* next_keys = same_pages ? keys_ + following.block.kv_head * layout_.key_head_bytes() : nullptr;
-      run_part(p.block, rows, p.part, next_keys, memory + results, part(p.part));
+      const Block* next = following.block.slice ? &following.block : nullptr;
+      run_part(p.block, rows, p.part, next, following.part, memory + results, part(p.part));
     }
     if (ws_.left_[p.index].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Part state(memory, rows.count, ws_.padded_);

@@ -70,9 +70,10 @@ std::vector<float> query(int64_t row, int64_t head_dim) {
 
 float slope(int64_t row) { return 0.0625f * static_cast<float>(row % 5 + 1); }
 
-// One split of one block of rows: rows [first, first + count) of the case.
+// One split of one block of rows: rows [first, first + count) of the case. They may be shared out among KV heads, all
+// of which are the one in the pages.
 Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table, int64_t split, int first, int count,
-              Edge edge) {
+              Edge edge, int kv_heads = 1) {
   std::vector<std::unique_ptr<Guarded<float>>> queries;
   std::vector<const float*> query_pointers;
   for (int r = 0; r < count; ++r) {
@@ -96,7 +97,8 @@ Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table
   a.head_dim = c.head_dim;
   a.token_begin = split * kSplitTokens;
   a.token_end = std::min<int64_t>(c.tokens, a.token_begin + kSplitTokens);
-  a.block_table = pages.block_table.data();
+  a.kv_heads = kv_heads;
+  a.pages = pages.block_table.data() + a.token_begin / kPageTokens;
   a.keys = pages.keys.data();
   a.values = pages.values.data();
   a.key_page_stride = pages.layout.key_page_bytes();
@@ -199,6 +201,27 @@ TEST(attention, a_row_does_not_depend_on_the_rows_beside_it) {
           CHECK(same_bits(one.outputs.data(), all.outputs.data() + r * padded(c.head_dim), padded(c.head_dim)));
           CHECK(same_bits(one.maxima.data(), &all.maxima[static_cast<size_t>(r)], 1));
           CHECK(same_bits(one.sums.data(), &all.sums[static_cast<size_t>(r)], 1));
+        }
+      }
+    }
+  }
+}
+
+TEST(attention, a_row_does_not_depend_on_the_heads_beside_its_own) {
+  int64_t index = 0;
+  for (const Case& c : cases()) {
+    const int rows = static_cast<int>(c.begins.size());
+    if (left_out(index++, 4)) continue;
+    const KvType type = kKvTypes[index % kNumKvTypes];
+    NOTE(describe(c, type));
+    Pages pages(c, type, scalar_table(), Edge::kBack);
+    for (const std::string& isa : available_isas()) {
+      NOTE(isa);
+      for (int64_t split = 0; split * kSplitTokens < c.tokens; ++split) {
+        const Result one = attend(c, pages, type, kernels_named(isa), split, 0, rows, Edge::kBack);
+        for (const int kv_heads : {2, 3, 4, rows}) {
+          if (rows % kv_heads) continue;
+          CHECK(same(attend(c, pages, type, kernels_named(isa), split, 0, rows, Edge::kBack, kv_heads), one));
         }
       }
     }

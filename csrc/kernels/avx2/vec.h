@@ -211,5 +211,6 @@ constexpr int kTileRows = 3;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 6;
+constexpr int kAttentionSums = 6;
 
 }  // namespace

@@ -141,5 +141,6 @@ constexpr int kTileRows = 6;
 constexpr int kTilePanels = 4;
 constexpr int kVectorPanels = 4;
 constexpr int kAttentionRows = 8;
+constexpr int kAttentionSums = 16;
 
 }  // namespace

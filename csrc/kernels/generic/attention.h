@@ -121,7 +121,7 @@ using llmcore::kTilePages;
 // Rows that are worked on together, and which tokens of the split they see, counted from its first: some of them
 // [first, last), all of them [begin, end).
 struct RowGroup {
-  int row, count;
+  int row, count, head;
   int first, last, begin, end;
 };
 
@@ -130,13 +130,17 @@ struct Split {
   const llmcore::AttentionArgs& a;
   int64_t padded;  // head_dim
   float* scores;   // [row][kScoreStride]
-  int groups;
+  int groups;      // of all heads, one head's after another's
   int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
   RowGroup group[llmcore::kMaxQueryBlock];
 
-  int64_t page_number(int64_t index) const { return a.block_table[a.token_begin / 16 + index]; }
-  const uint8_t* keys(int64_t index) const { return a.keys + page_number(index) * a.key_page_stride; }
-  const uint8_t* values(int64_t index) const { return a.values + page_number(index) * a.value_page_stride; }
+  // A head's part of the split's page `index`.
+  const uint8_t* keys(int64_t index, int head) const {
+    return a.keys + a.pages[index] * a.key_page_stride + head * a.key_head_stride;
+  }
+  const uint8_t* values(int64_t index, int head) const {
+    return a.values + a.pages[index] * a.value_page_stride + head * a.value_head_stride;
+  }
 };
 
 // How many of n rows to take next: as many as registers hold, but no less than four while there are four.
@@ -155,8 +159,10 @@ LLMCORE_INLINE void find_groups(Split& s) {
     s.ends[r] = static_cast<int16_t>(begin < end ? end - a.token_begin : 0);
   }
   s.groups = 0;
+  const int head_rows = a.rows / a.kv_heads;
   for (int row = 0; row < a.rows;) {
-    RowGroup g{row, rows_to_take(a.rows - row), llmcore::kSplitTokens, 0, 0, llmcore::kSplitTokens};
+    const int head = row / head_rows, count = rows_to_take((head + 1) * head_rows - row);
+    RowGroup g{row, count, head, llmcore::kSplitTokens, 0, 0, llmcore::kSplitTokens};
     for (int r = row; r < row + g.count; ++r) {
       const int begin = s.begins[r], end = s.ends[r];
       if (begin < end) {
@@ -180,99 +186,120 @@ LLMCORE_INLINE void with_rows(int rows, Function&& function) {
   function.template operator()<R>();
 }
 
-// scores[r][16 tokens of one page] = q[r] . k, times the tokens' scales where there are any.
-template <class Kv, int R>
-void score_page(const float* const* queries, const uint8_t* keys, const float* scales, int64_t head_dim, float* scores,
-                const uint8_t* ahead) noexcept {
+// How many vectors of R rows are summed at once, so that enough sums are on their way and a row's number, once loaded,
+// is used for all: pages of scores, blocks of 16 outputs.
+template <int R>
+constexpr int beside() {
+  return kAttentionSums / R < 1 ? 1 : kAttentionSums / R > 4 ? 4 : kAttentionSums / R;
+}
+
+// A page of keys, its tokens' scales where it has them, a page to prefetch, and where the first row's scores go.
+struct KeyPage {
+  const uint8_t *keys, *scales, *ahead;
+  float* scores;
+};
+
+// scores[r][16 tokens of a page] = q[r] . k, times the tokens' scales where there are any, for P pages.
+template <class Kv, int R, int P>
+void score_pages(const float* const* queries, const KeyPage* pages, int64_t head_dim) noexcept {
   constexpr int kLines = 64 / Kv::kLineBytes, kUnroll = kLines > 4 ? kLines : 4;
-  F32x16 acc[R];
+  F32x16 acc[R][P];
   const float* q[R];
+  const uint8_t *keys[P], *ahead[P];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    acc[r] = set1(0.0f);
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1(0.0f);
     q[r] = queries[r];
   }
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+    keys[p] = pages[p].keys;
+    ahead[p] = pages[p].ahead;
+  }
+  const auto add_element = [&](int64_t d) __attribute__((always_inline)) {
+    F32x16 k[P];
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) k[p] = Kv::load_line(keys[p] + d * Kv::kLineBytes);
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+      const F32x16 element = set1(q[r][d]);
+      _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = fma(element, k[p], acc[r][p]);
+    }
+  };
   int64_t d = 0;
   for (; d + kUnroll <= head_dim; d += kUnroll) {
     _Pragma("GCC unroll 8") for (int j = 0; j < kUnroll; ++j) {
-      if (j % kLines == 0 && ahead) prefetch(ahead + (d + j) * Kv::kLineBytes);
-      const F32x16 k = Kv::load_line(keys + (d + j) * Kv::kLineBytes);
-      _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][d + j]), k, acc[r]);
+      _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+        if (j % kLines == 0 && ahead[p]) prefetch(ahead[p] + (d + j) * Kv::kLineBytes);
+      }
+      add_element(d + j);
     }
   }
-  for (; d < head_dim; ++d) {
-    const F32x16 k = Kv::load_line(keys + d * Kv::kLineBytes);
-    _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][d]), k, acc[r]);
-  }
-  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    store(scores + r * kScoreStride, scales ? mul(acc[r], load(scales)) : acc[r]);
-  }
-}
-
-// Adds `tokens` tokens, whose values lie row_bytes apart, to DB blocks of 16 outputs of R rows.
-template <class Kv, int R, int DB>
-LLMCORE_INLINE void add_tokens(const float* weights, const uint8_t* values, int64_t row_bytes, int64_t block_bytes,
-                               int tokens, F32x16 (&acc)[R][DB]) {
-  const float* w[R];
-  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) w[r] = weights + r * kScoreStride;
-  const auto add_token = [&](int t) {
-    F32x16 value[DB];
-    _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) value[b] = Kv::load_line(values + b * block_bytes);
+  for (; d < head_dim; ++d) add_element(d);
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+    const float* scales = reinterpret_cast<const float*>(pages[p].scales);
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      const F32x16 weight = set1(w[r][t]);
-      _Pragma("GCC unroll 4") for (int b = 0; b < DB; ++b) acc[r][b] = fma(weight, value[b], acc[r][b]);
+      store(pages[p].scores + r * kScoreStride, scales ? mul(acc[r][p], load(scales)) : acc[r][p]);
     }
-    values += row_bytes;
-  };
-  int t = 0;
-  for (; t + 4 <= tokens; t += 4) {
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i) add_token(t + i);
   }
-  for (; t < tokens; ++t) add_token(t);
 }
 
-// Where values lie: a token's lines block_bytes apart, tokens row_bytes apart.
-struct ValueLines {
-  const uint8_t* first;
+// Up to kTilePages pages of values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with a page to
+// prefetch if not null.
+struct ValueTile {
+  const uint8_t *pages[kTilePages], *ahead[kTilePages];
   int64_t row_bytes, block_bytes;
-  LLMCORE_INLINE ValueLines from(int64_t token) const { return {first + token * row_bytes, row_bytes, block_bytes}; }
 };
 
-// The same for all outputs. `ahead`, if not null, is a page to prefetch.
+// Adds tokens [begin, end) of a tile by weight to R rows of outputs.
 template <class Kv, int R>
-void add_values(const float* weights, const ValueLines& values, int64_t padded, int tokens, float* outputs,
-                const uint8_t* ahead) noexcept {
-  constexpr int DB = R <= 1 ? 4 : R <= 2 ? 2 : 1;
+void add_values(const float* weights, const ValueTile& tile, int64_t padded, int begin, int end,
+                float* outputs) noexcept {
   const auto add_blocks = [&]<int kBlocks>(int64_t d) __attribute__((always_inline)) {
-    if (ahead) {  // each of the padded / 16 blocks asks for 16 lines of it
-      _Pragma("GCC unroll 16") for (int i = 0; i < 16 * kBlocks; i += 64 / Kv::kLineBytes) {
-        prefetch(ahead + (d + i) * Kv::kLineBytes);
-      }
-    }
     F32x16 acc[R][kBlocks];
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
       _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) acc[r][b] = load(outputs + r * padded + d + 16 * b);
     }
-    add_tokens<Kv, R, kBlocks>(weights, values.first + d / 16 * values.block_bytes, values.row_bytes,
-                               values.block_bytes, tokens, acc);
+    for (int t = begin; t < end;) {
+      const int stop = end < t / 16 * 16 + 16 ? end : t / 16 * 16 + 16;
+      const int64_t at = t % 16 * tile.row_bytes + d / 16 * tile.block_bytes;
+      const uint8_t *values = tile.pages[t / 16] + at, *ahead = tile.ahead[t / 16];
+      if (ahead) ahead += at;
+      const auto add_token = [&](int i) __attribute__((always_inline)) {
+        F32x16 value[kBlocks];
+        _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) value[b] =
+            Kv::load_line(values + b * tile.block_bytes);
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+          const F32x16 weight = set1(weights[r * kScoreStride + i]);
+          _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) acc[r][b] = fma(weight, value[b], acc[r][b]);
+        }
+        if (ahead) {
+          _Pragma("GCC unroll 4") for (int byte = 0; byte < kBlocks * Kv::kLineBytes; byte += 64)
+              prefetch(ahead + byte);
+          ahead += tile.row_bytes;
+        }
+        values += tile.row_bytes;
+      };
+      for (; t + 4 <= stop; t += 4) {
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i) add_token(t + i);
+      }
+      for (; t < stop; ++t) add_token(t);
+    }
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
       _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) store(outputs + r * padded + d + 16 * b, acc[r][b]);
     }
   };
+  constexpr int kBlocks = beside<R>();
   int64_t d = 0;
-  for (; d + 16 * DB <= padded; d += 16 * DB) add_blocks.template operator()<DB>(d);
+  for (; d + 16 * kBlocks <= padded; d += 16 * kBlocks) add_blocks.template operator()<kBlocks>(d);
   for (; d < padded; d += 16) add_blocks.template operator()<1>(d);
 }
 
-// Adds tokens [from, to) of the split, whose first value is at `values`, to the outputs of a group. A row sums over
-// just the tokens it sees: those all rows see are added together, the others row by row, so that no row's result
-// depends on the rows beside it.
+// Adds the tokens of a tile, [from, to) of the split, to the outputs of a group. A row sums over just the tokens it
+// sees: those all rows see are added together, the others row by row, so that no row's result depends on the rows
+// beside it.
 template <class Kv>
-LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const ValueLines& values,
-                                 const uint8_t* ahead) {
+LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const ValueTile& tile) {
   if (from >= g.last || to <= g.first) return;
   const auto add = [&]<int R>(int row, int begin, int end) {
-    add_values<Kv, R>(s.scores + row * kScoreStride + begin, values.from(begin - from), s.padded, end - begin,
-                      s.a.outputs + row * s.padded, ahead);
+    add_values<Kv, R>(s.scores + row * kScoreStride + from, tile, s.padded, begin - from, end - from,
+                      s.a.outputs + row * s.padded);
   };
   const int begin = g.begin > from ? g.begin : from, end = g.end < to ? g.end : to;
   const bool shared = begin < end;
@@ -291,7 +318,7 @@ LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, in
 // Turns a row's scores into weights e^(score - max), zero where the row does not see, and notes max and sum. Where
 // values have scales the weights take them in; the sum doesn't.
 template <class Kv>
-LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
+LLMCORE_INLINE void softmax_split(const Split& s, int head, int row, float* scores) {
   static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const llmcore::AttentionArgs& a = s.a;
   a.maxima[row] = -__builtin_inff();
@@ -325,7 +352,7 @@ LLMCORE_INLINE void softmax_split(const Split& s, int row, float* scores) {
     if (t < begin || t + 16 > end) weight = select(lanes(begin - t, end - t), weight, set1(0.0f));
     total = add(total, weight);
     if constexpr (Kv::kScaled) {
-      const uint8_t* scales = s.values(t / 16) + s.padded * Kv::kLineBytes;
+      const uint8_t* scales = s.values(t / 16, head) + s.padded * Kv::kLineBytes;
       weight = mul(weight, load(reinterpret_cast<const float*>(scales)));
     }
     store(scores + t, weight);
@@ -343,17 +370,31 @@ LLMCORE_INLINE void convert(const uint8_t* page, int64_t tokens, int64_t lines, 
                             const uint8_t* ahead) {
   for (int64_t t = 0, n = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < lines; ++i, ++n) {
-      if (n % (64 / Kv::kLineBytes) == 0) prefetch(ahead + n * Kv::kLineBytes);
+      if (n % (64 / Kv::kLineBytes) == 0 && ahead) prefetch(ahead + n * Kv::kLineBytes);
       store(out + i * stride + t * 16, Kv::load_line(page + n * Kv::kLineBytes));
     }
   }
 }
 
-// What a split reads is a stream of pages: its keys, its values, then the keys of the next head. Prefetches run this
-// far ahead of the work; during the softmax, which reads nothing, they gain the difference.
-constexpr int64_t kAheadOfKeys = 3, kAheadOfValues = 6;
+// What a split reads, in the order of memory: its keys, page by page and in a page head by head, its values, then the
+// keys of the work that follows. Prefetches run a tile and this many chunks, heads of a page, ahead of the work; while
+// the softmax reads nothing they gain kAheadOfValues.
+constexpr int64_t kAheadOfKeys = 2, kAheadOfValues = 4;
+struct Stream {
+  const llmcore::AttentionArgs& a;
+  const int32_t* pages;
+  int64_t count;  // of its pages
+  LLMCORE_INLINE const uint8_t* operator[](int64_t i) const {
+    const int64_t chunks = count * a.kv_heads, page = i / a.kv_heads, head = i % a.kv_heads;
+    if (i < chunks) return a.keys + pages[page] * a.key_page_stride + head * a.key_head_stride;
+    if (i < 2 * chunks) return a.values + pages[page - count] * a.value_page_stride + head * a.value_head_stride;
+    if (page - 2 * count >= a.next_count) return nullptr;
+    return a.next_keys + a.next_pages[page - 2 * count] * a.key_page_stride + head * a.key_head_stride;
+  }
+};
 
-// `many` rows: pages are converted once for all groups, values of several pages at a time.
+// Pages are worked on kTilePages at a time, head by head. With `many` rows a head they are converted once for all
+// groups.
 template <class Kv>
 void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   Split s{a, padded_dim(a.head_dim), a.scratch, 0, {}, {}, {}};
@@ -365,56 +406,85 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   }
   for (int64_t i = 0; i < a.rows * s.padded; i += 16) store(a.outputs + i, set1(0.0f));
   const int64_t page_begin = first / 16, page_end = (last + 15) / 16, pages = page_end - page_begin;
-  const auto stream = [&](int64_t i) -> const uint8_t* {
-    if (i < pages) return s.keys(page_begin + i);
-    if (i < 2 * pages) return s.values(page_begin + i - pages);
-    if (i >= 3 * pages || !a.next_keys) return s.values(page_end - 1);
-    return a.next_keys + s.page_number(page_begin + i - 2 * pages) * a.key_page_stride;
-  };
+  const int head_groups = s.groups / a.kv_heads;
+  const Stream stream{a, a.pages + page_begin, pages};
+  const int64_t ahead_of_keys = kTilePages * a.kv_heads + kAheadOfKeys,
+                ahead_of_values = ahead_of_keys + kAheadOfValues;
+  int64_t done = 0;  // chunks
   float* lines = s.scores + a.rows * kScoreStride;
-  const uint8_t* converted = reinterpret_cast<const uint8_t*>(lines);
-  const bool many = s.groups > 2;
+  const bool many = head_groups > 2;
 
-  for (int64_t page = page_begin; page < page_end; ++page) {
-    const uint8_t *keys = s.keys(page), *ahead = stream(page - page_begin + kAheadOfKeys);
-    const float* scales = Kv::kScaled ? reinterpret_cast<const float*>(keys + a.head_dim * Kv::kLineBytes) : nullptr;
-    if (many) convert<Kv>(keys, a.head_dim, 1, lines, 0, ahead);
-    for (int i = 0; i < s.groups; ++i) {
-      const RowGroup& g = s.group[i];
-      if (page * 16 >= g.last || page * 16 + 16 <= g.first) continue;
-      float* scores = s.scores + g.row * kScoreStride + page * 16;
-      with_rows<kAttentionRows>(g.count, [&]<int R>() {
+  for (int64_t page = page_begin; page < page_end; page += kTilePages) {
+    const int64_t stop = page + kTilePages < page_end ? page + kTilePages : page_end;
+    for (int head = 0; head < a.kv_heads; ++head) {
+      KeyPage tile[kTilePages];
+      for (int64_t i = page; i < stop; ++i) {
+        KeyPage& p = tile[i - page];
+        p.keys = s.keys(i, head);
+        p.scales = Kv::kScaled ? p.keys + a.head_dim * Kv::kLineBytes : nullptr;
+        p.ahead = stream[done++ + ahead_of_keys];
         if (many) {
-          score_page<KvF32, R>(a.queries + g.row, converted, scales, a.head_dim, scores, nullptr);
-        } else {
-          score_page<Kv, R>(a.queries + g.row, keys, scales, a.head_dim, scores, ahead);
+          float* out = lines + (i - page) * 16 * s.padded;
+          convert<Kv>(p.keys, a.head_dim, 1, out, 0, p.ahead);
+          p.keys = reinterpret_cast<const uint8_t*>(out);
+          p.ahead = nullptr;
         }
-      });
+      }
+      for (int i = head * head_groups; i < (head + 1) * head_groups; ++i) {
+        const RowGroup& g = s.group[i];
+        const int64_t from = g.first / 16 > page ? g.first / 16 : page;
+        const int64_t to = (g.last + 15) / 16 < stop ? (g.last + 15) / 16 : stop;
+        for (int64_t n = from; n < to; ++n) tile[n - page].scores = s.scores + g.row * kScoreStride + n * 16;
+        with_rows<kAttentionRows>(g.count, [&]<int R>() {
+          const auto score = [&]<int P>(int64_t n) {
+            if (many) {
+              score_pages<KvF32, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
+            } else {
+              score_pages<Kv, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
+            }
+          };
+          constexpr int P = beside<R>();
+          int64_t n = from;
+          for (; n + P <= to; n += P) score.template operator()<P>(n);
+          for (; n < to; ++n) score.template operator()<1>(n);
+        });
+      }
     }
   }
   for (int r = 0; r < a.rows; ++r) {
-    for (int64_t i = kAheadOfKeys + r; i < kAheadOfValues; i += a.rows) {
-      const uint8_t* ahead = stream(pages + i);
-      for (int64_t at = 0; at < s.padded * Kv::kLineBytes; at += 64) prefetch(ahead + at);
+    for (int64_t i = ahead_of_keys + r; i < ahead_of_values; i += a.rows) {
+      const uint8_t* ahead = stream[done + i];
+      for (int64_t at = 0; ahead && at < s.padded * Kv::kLineBytes; at += 64) prefetch(ahead + at);
     }
-    softmax_split<Kv>(s, r, s.scores + r * kScoreStride);
+    softmax_split<Kv>(s, r / (a.rows / a.kv_heads), r, s.scores + r * kScoreStride);
   }
-  const int64_t step = many ? kTilePages : 1;
-  for (int64_t page = page_begin; page < page_end; page += step) {
-    const int64_t stop = page + step < page_end ? page + step : page_end;
+  for (int64_t page = page_begin; page < page_end; page += kTilePages) {
+    const int64_t stop = page + kTilePages < page_end ? page + kTilePages : page_end;
     const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
-    const uint8_t* ahead = stream(pages + page - page_begin + kAheadOfValues);
-    const ValueLines stored{s.values(page), s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
-    const ValueLines tile{converted, 64, (stop - page) * 16 * 64};
-    for (int64_t i = page; many && i < stop; ++i) {
-      convert<Kv>(s.values(i), 16, s.padded / 16, lines + (i - page) * 256, (stop - page) * 256,
-                  stream(pages + i - page_begin + kAheadOfValues));
-    }
-    for (int i = 0; i < s.groups; ++i) {
+    for (int head = 0; head < a.kv_heads; ++head) {
+      ValueTile tile{{}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
       if (many) {
-        add_to_group<KvF32>(s, s.group[i], from, to, tile, nullptr);
-      } else {
-        add_to_group<Kv>(s, s.group[i], from, to, stored, ahead);
+        tile.row_bytes = 64;
+        tile.block_bytes = (stop - page) * 16 * 64;
+      }
+      for (int64_t i = page; i < stop; ++i) {
+        const uint8_t*& values = tile.pages[i - page];
+        values = s.values(i, head);
+        const uint8_t* ahead = stream[done++ + ahead_of_values];
+        if (many) {
+          float* out = lines + (i - page) * 256;
+          convert<Kv>(values, 16, s.padded / 16, out, (stop - page) * 256, ahead);
+          values = reinterpret_cast<const uint8_t*>(out);
+        } else {
+          tile.ahead[i - page] = ahead;
+        }
+      }
+      for (int i = head * head_groups; i < (head + 1) * head_groups; ++i) {
+        if (many) {
+          add_to_group<KvF32>(s, s.group[i], from, to, tile);
+        } else {
+          add_to_group<Kv>(s, s.group[i], from, to, tile);
+        }
       }
     }
   }

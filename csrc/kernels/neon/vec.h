@@ -236,5 +236,6 @@ constexpr int kTileRows = 4;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 4;
+constexpr int kAttentionSums = 4;
 
 }  // namespace

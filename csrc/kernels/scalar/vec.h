@@ -286,5 +286,6 @@ constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 1;
 constexpr int kAttentionRows = 1;
+constexpr int kAttentionSums = 1;  // of 16 outputs, at once
 
 }  // namespace
