@@ -23,7 +23,8 @@ enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16 };
 // What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
 // values; the integer types add 16 float32 scales, one a token. int8: element = scale * code, code in [-127, 127].
-// int4: element = scale * (code - 8), byte i of a line holds elements i (low nibble) and i + 8.
+// int4: element = scale * (code - 8), byte i of a line holds elements i (low nibble) and i + 8. Their keys are a panel
+// of int8 or int4 weights (quant/lines.h) instead, a row for each token.
 enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4, kNumKvTypes };
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
@@ -88,9 +89,10 @@ struct AttentionArgs {
 constexpr int kScoreStride = kSplitTokens + 16;  // of a row's scores: rows that lie one cache set apart
 constexpr int kTilePages = 4;                    // pages that are worked on together
 
-/// Scores of all rows, and some pages as float32.
+/// Scores of all rows, some pages as float32, the queries as int8 with scales and sums.
 constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
-  return rows * kScoreStride + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
+  const int64_t padded = (head_dim + 15) / 16 * 16;
+  return rows * kScoreStride + kTilePages * kPageTokens * padded + rows * (padded / 4 + 2);
 }
 
 struct KernelTable {

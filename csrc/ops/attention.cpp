@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "quant/half.h"
+#include "quant/lines.h"
 
 namespace llmcore {
 
@@ -59,38 +60,47 @@ void store_kv(const Context& context, const KvLayout& layout, uint8_t* keys, uin
 
 namespace {
 
-// Element i of the line at `line`, whose token's scale is at `scale`.
-float stored_element(KvType type, const uint8_t* line, int64_t i, const uint8_t* scale_bytes) {
-  float scale = 0.0f;
-  if (type == kKvInt8 || type == kKvInt4) std::memcpy(&scale, scale_bytes, 4);
-  switch (type) {
-    case kKvF32:
-      return reinterpret_cast<const float*>(line)[i];
-    case kKvF16:
-      return half_to_float(reinterpret_cast<const uint16_t*>(line)[i]);
-    case kKvBF16:
-      return bfloat_to_float(reinterpret_cast<const uint16_t*>(line)[i]);
-    case kKvInt8:
-      return scale * static_cast<float>(static_cast<int8_t>(line[i]));
-    default:
-      return scale * static_cast<float>((i < 8 ? line[i] & 15 : line[i - 8] >> 4) - 8);
-  }
+float float_element(KvType type, const uint8_t* line, int64_t i) {
+  if (type == kKvF32) return reinterpret_cast<const float*>(line)[i];
+  const uint16_t bits = reinterpret_cast<const uint16_t*>(line)[i];
+  return type == kKvF16 ? half_to_float(bits) : bfloat_to_float(bits);
+}
+
+int integer_code(KvType type, const uint8_t* line, int64_t i) {
+  if (type == kKvInt8) return static_cast<int8_t>(line[i]);
+  return (i < 8 ? line[i] & 15 : line[i - 8] >> 4) - 8;
+}
+
+// Element d of a page's head of keys or values, of its token `lane`.
+float key_element(const KvLayout& layout, const uint8_t* key, int64_t lane, int64_t d) {
+  const int64_t bytes = layout.line_bytes();
+  if (!layout.scaled()) return float_element(layout.type, key + d * bytes, lane);
+  const int row = static_cast<int>(lane);
+  const int code = layout.type == kKvInt8 ? static_cast<int>(Lines<8>::get(key, row, d, 0)) - 128
+                                          : static_cast<int>(Lines<4>::get(key, row, d, 0)) - 8;
+  return reinterpret_cast<const float*>(key + layout.key_dim() * bytes)[lane] * static_cast<float>(code);
+}
+
+float value_element(const KvLayout& layout, const uint8_t* value, int64_t lane, int64_t d) {
+  const int64_t bytes = layout.line_bytes(), padded = layout.padded_head_dim();
+  const uint8_t* line = value + (lane * padded / 16 + d / 16) * bytes;
+  if (!layout.scaled()) return float_element(layout.type, line, d % 16);
+  const int code = integer_code(layout.type, line, d % 16);
+  return reinterpret_cast<const float*>(value + padded * bytes)[lane] * static_cast<float>(code);
 }
 
 }  // namespace
 
 void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values, const int32_t* block_table,
              int64_t length, float* k, float* v) {
-  const int64_t D = layout.head_dim, bytes = layout.line_bytes(), blocks = layout.padded_head_dim() / 16;
   for (int64_t t = 0; t < length; ++t) {
     const int64_t page = block_table[t / kPageTokens], lane = t % kPageTokens;
     for (int64_t h = 0; h < layout.kv_heads; ++h) {
       const uint8_t* key = keys + page * layout.key_page_bytes() + h * layout.key_head_bytes();
       const uint8_t* value = values + page * layout.value_page_bytes() + h * layout.value_head_bytes();
-      for (int64_t d = 0; d < D; ++d) {
-        *k++ = stored_element(layout.type, key + d * bytes, lane, key + D * bytes + lane * 4);
-        *v++ = stored_element(layout.type, value + (lane * blocks + d / 16) * bytes, d % 16,
-                              value + kPageTokens * blocks * bytes + lane * 4);
+      for (int64_t d = 0; d < layout.head_dim; ++d) {
+        *k++ = key_element(layout, key, lane, d);
+        *v++ = value_element(layout, value, lane, d);
       }
     }
   }

@@ -23,17 +23,23 @@ struct KvLayout {
   int64_t pages = 0;
 
   int64_t padded_head_dim() const { return (head_dim + 15) / 16 * 16; }
-  int64_t key_head_bytes() const { return head_dim * line_bytes() + scale_bytes(); }
+  int64_t key_head_bytes() const { return key_dim() * line_bytes() + scale_bytes(); }
   int64_t value_head_bytes() const { return padded_head_dim() * line_bytes() + scale_bytes(); }
   int64_t key_page_bytes() const { return kv_heads * key_head_bytes(); }
   int64_t value_page_bytes() const { return kv_heads * value_head_bytes(); }
   int64_t page_bytes() const { return key_page_bytes() + value_page_bytes(); }
   int64_t layer_bytes() const { return pages * page_bytes(); }
 
+  bool scaled() const { return type == kKvInt8 || type == kKvInt4; }
+  // Integer keys fill lines of 64 bytes.
+  int64_t key_dim() const {
+    const int64_t step = type == kKvInt8 ? 4 : type == kKvInt4 ? 8 : 1;
+    return (head_dim + step - 1) / step * step;
+  }
   int64_t line_bytes() const { return type == kKvF32 ? 64 : type == kKvInt8 ? 16 : type == kKvInt4 ? 8 : 32; }
 
  private:
-  int64_t scale_bytes() const { return type == kKvInt8 || type == kKvInt4 ? kPageTokens * 4 : 0; }
+  int64_t scale_bytes() const { return scaled() ? kPageTokens * 4 : 0; }
 };
 
 /// Consecutive tokens of one sequence in a batch.

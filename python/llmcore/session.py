@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmcore.sampling import SamplingParams
 
 _FORMAT = "llmcore-session"
-_VERSION = "1"
+_VERSION = "2"
 
 
 class Session:

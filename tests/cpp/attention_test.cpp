@@ -68,6 +68,19 @@ std::vector<float> query(int64_t row, int64_t head_dim) {
   return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
 }
 
+// The query as scores take it: over integer keys it is rounded to int8.
+std::vector<double> asked(int64_t row, int64_t head_dim, KvType type) {
+  const std::vector<float> q = query(row, head_dim);
+  std::vector<double> result(q.begin(), q.end());
+  if (type != kKvInt8 && type != kKvInt4) return result;
+  std::vector<int8_t> codes(static_cast<size_t>(padded(head_dim)));
+  float scale;
+  int32_t sum;
+  scalar_table().quantize_row(q.data(), head_dim, padded(head_dim), padded(head_dim), codes.data(), &scale, &sum);
+  for (size_t d = 0; d < result.size(); ++d) result[d] = static_cast<double>(scale) * codes[d];
+  return result;
+}
+
 float slope(int64_t row) { return 0.0625f * static_cast<float>(row % 5 + 1); }
 
 // One split of one block of rows: rows [first, first + count) of the case. They may be shared out among KV heads, all
@@ -287,12 +300,12 @@ TEST(attention, the_result_is_right) {
                                         c.head_dim);
         }
         scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
-        const std::vector<float> q = query(r, c.head_dim);
+        const std::vector<double> q = asked(r, c.head_dim, type);
         std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
         double total = 0;
         for (int64_t t = begin; t < end; ++t) {
           double score = 0;
-          for (int64_t d = 0; d < c.head_dim; ++d) score += q[d] * pages.key(t, d);
+          for (int64_t d = 0; d < c.head_dim; ++d) score += q[static_cast<size_t>(d)] * pages.key(t, d);
           if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
           if (c.slopes) score -= slope(r) * static_cast<double>(end - t);
           total += std::exp(score);

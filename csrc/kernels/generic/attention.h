@@ -1,13 +1,13 @@
 // Attention over the pages of one KV head, and the writing of pages. Keys lie as [head_dim][16 tokens], so that scores
 // of 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim], so that an
 // output is summed over tokens in ascending order. No horizontal sums but the softmax's. A split goes through its pages
-// twice: keys give all scores, softmax turns them into weights, values are added by weight. Included after vec.h and
-// elementwise.h.
+// twice: keys give all scores, softmax turns them into weights, values are added by weight. Included after matmul.h.
 
 namespace {
 
 // What a page holds: kLineBytes for 16 elements, and how they become float32. Integer types have a scale for each
-// token, which is multiplied in after the sum over head_dim (keys) or into the weight (values).
+// token, which is multiplied into the score (keys) or the weight (values). Their keys are a panel of weights to which
+// the query, rounded to int8, is the activation: scores are integer products.
 
 struct KvF32 {
   using Element = float;
@@ -31,6 +31,7 @@ struct KvBF16 {
   static LLMCORE_INLINE void store_line(uint8_t* p, F32x16 v) { store_bf16(reinterpret_cast<uint16_t*>(p), v); }
 };
 struct KvInt8 {
+  using KeyLines = Int8Lines;
   static constexpr int kLineBytes = 16;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -127.0f, kHighest = 127.0f;
@@ -42,6 +43,7 @@ struct KvInt8 {
   static LLMCORE_INLINE void put(uint8_t* line, int i, int32_t code) { line[i] = static_cast<uint8_t>(code); }
 };
 struct KvInt4 {
+  using KeyLines = Int4Lines;
   static constexpr int kLineBytes = 8;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -8.0f, kHighest = 7.0f;
@@ -56,6 +58,13 @@ struct KvInt4 {
 };
 
 LLMCORE_INLINE int64_t padded_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// head_dim as the keys are stored.
+template <class Kv>
+LLMCORE_INLINE int64_t key_dim(int64_t head_dim) {
+  if constexpr (Kv::kScaled) return (head_dim + Kv::KeyLines::kStep - 1) / Kv::KeyLines::kStep * Kv::KeyLines::kStep;
+  return head_dim;
+}
 
 // Calls put(d, code) for each element of a head, 0 beyond it up to `padded`. Returns the scale; NaN or infinity in the
 // head makes it NaN.
@@ -85,9 +94,15 @@ LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t pad
 template <class Kv>
 void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept {
   if constexpr (Kv::kScaled) {
-    const float scale = quantize_head<Kv>(
-        key, head_dim, head_dim, [&](int64_t d, int32_t code) { Kv::put(page + d * Kv::kLineBytes, lane, code); });
-    __builtin_memcpy(page + head_dim * Kv::kLineBytes + lane * 4, &scale, 4);
+    using Lines = typename Kv::KeyLines;
+    const int64_t padded = key_dim<Kv>(head_dim);
+    const float scale = quantize_head<Kv>(key, head_dim, padded, [&](int64_t d, int32_t code) {
+      constexpr int kMask = (1 << Lines::kBits) - 1;
+      const int shift = static_cast<int>(d % Lines::kStep / 4 * Lines::kBits);
+      uint8_t& byte = page[d / Lines::kStep * 64 + lane * 4 + d % 4];
+      byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Lines::kZero) << shift);
+    });
+    __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
     using Element = typename Kv::Element;
     Element* out = reinterpret_cast<Element*>(page) + lane;
@@ -130,7 +145,11 @@ struct Split {
   const llmcore::AttentionArgs& a;
   int64_t padded;  // head_dim
   float* scores;   // [row][kScoreStride]
-  int groups;      // of all heads, one head's after another's
+  // Where keys are integers: queries as int8 [row][padded], their scales and sums.
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+  int groups;  // of all heads, one head's after another's
   int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
   RowGroup group[llmcore::kMaxQueryBlock];
 
@@ -189,17 +208,17 @@ LLMCORE_INLINE void with_rows(int rows, Function&& function) {
 // How many vectors of R rows are summed at once, so that enough sums are on their way and a row's number, once loaded,
 // is used for all: pages of scores, blocks of 16 outputs.
 template <int R>
-constexpr int beside() {
-  return kAttentionSums / R < 1 ? 1 : kAttentionSums / R > 4 ? 4 : kAttentionSums / R;
+constexpr int beside(int most) {
+  return kAttentionSums / R < 1 ? 1 : kAttentionSums / R > most ? most : kAttentionSums / R;
 }
 
-// A page of keys, its tokens' scales where it has them, a page to prefetch, and where the first row's scores go.
+// A page of keys, a page to prefetch if not null, and where the first row's scores go.
 struct KeyPage {
-  const uint8_t *keys, *scales, *ahead;
+  const uint8_t *keys, *ahead;
   float* scores;
 };
 
-// scores[r][16 tokens of a page] = q[r] . k, times the tokens' scales where there are any, for P pages.
+// scores[r][16 tokens of a page] = q[r] . k, for P pages.
 template <class Kv, int R, int P>
 void score_pages(const float* const* queries, const KeyPage* pages, int64_t head_dim) noexcept {
   constexpr int kLines = 64 / Kv::kLineBytes, kUnroll = kLines > 4 ? kLines : 4;
@@ -233,9 +252,35 @@ void score_pages(const float* const* queries, const KeyPage* pages, int64_t head
   }
   for (; d < head_dim; ++d) add_element(d);
   _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
-    const float* scales = reinterpret_cast<const float*>(pages[p].scales);
+    _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) store(pages[p].scores + r * kScoreStride, acc[r][p]);
+  }
+}
+
+// The same for integer keys: scores are (sum of q * k) * scale of q * scale of k.
+template <class Kv, int R, int P>
+void score_codes(const Split& s, int row, const KeyPage* pages) noexcept {
+  using Lines = typename Kv::KeyLines;
+  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  const int8_t* x = s.codes + row * s.padded;
+  I32x16 acc[R][P];
+  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1_i32(-kOffset * s.sums[row + r]);
+  }
+  const int64_t bytes = Lines::bytes(key_dim<Kv>(s.a.head_dim));
+  for (int64_t at = 0; at < bytes; at += 64, x += Lines::kStep) {
+    U8x64 line[P];
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+      line[p] = load_u8(pages[p].keys + at);
+      if (pages[p].ahead) prefetch(pages[p].ahead + at);
+    }
+    multiply_part<Lines, 0>(acc, line, x, s.padded);
+    if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, s.padded);
+  }
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+    const F32x16 scales = load(reinterpret_cast<const float*>(pages[p].keys + bytes));
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      store(pages[p].scores + r * kScoreStride, scales ? mul(acc[r][p], load(scales)) : acc[r][p]);
+      const F32x16 score = mul(to_float(acc[r][p]), set1(s.scales[row + r]));
+      store(pages[p].scores + r * kScoreStride, mul(score, scales));
     }
   }
 }
@@ -243,7 +288,7 @@ void score_pages(const float* const* queries, const KeyPage* pages, int64_t head
 // Up to kTilePages pages of values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with a page to
 // prefetch if not null.
 struct ValueTile {
-  const uint8_t *pages[kTilePages], *ahead[kTilePages];
+  const uint8_t *pages[kTilePages], *ahead[kTilePages], *also[kTilePages];
   int64_t row_bytes, block_bytes;
 };
 
@@ -259,8 +304,9 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
     for (int t = begin; t < end;) {
       const int stop = end < t / 16 * 16 + 16 ? end : t / 16 * 16 + 16;
       const int64_t at = t % 16 * tile.row_bytes + d / 16 * tile.block_bytes;
-      const uint8_t *values = tile.pages[t / 16] + at, *ahead = tile.ahead[t / 16];
+      const uint8_t *values = tile.pages[t / 16] + at, *ahead = tile.ahead[t / 16], *also = tile.also[t / 16];
       if (ahead) ahead += at;
+      if (also) also += at;
       const auto add_token = [&](int i) __attribute__((always_inline)) {
         F32x16 value[kBlocks];
         _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) value[b] =
@@ -274,6 +320,10 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
               prefetch(ahead + byte);
           ahead += tile.row_bytes;
         }
+        if (also) {
+          _Pragma("GCC unroll 4") for (int byte = 0; byte < kBlocks * Kv::kLineBytes; byte += 64) prefetch(also + byte);
+          also += tile.row_bytes;
+        }
         values += tile.row_bytes;
       };
       for (; t + 4 <= stop; t += 4) {
@@ -285,7 +335,7 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
       _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) store(outputs + r * padded + d + 16 * b, acc[r][b]);
     }
   };
-  constexpr int kBlocks = beside<R>();
+  constexpr int kBlocks = beside<R>(4);
   int64_t d = 0;
   for (; d + 16 * kBlocks <= padded; d += 16 * kBlocks) add_blocks.template operator()<kBlocks>(d);
   for (; d < padded; d += 16) add_blocks.template operator()<1>(d);
@@ -377,9 +427,10 @@ LLMCORE_INLINE void convert(const uint8_t* page, int64_t tokens, int64_t lines, 
 }
 
 // What a split reads, in the order of memory: its keys, page by page and in a page head by head, its values, then the
-// keys of the work that follows. Prefetches run a tile and this many chunks, heads of a page, ahead of the work; while
-// the softmax reads nothing they gain kAheadOfValues.
-constexpr int64_t kAheadOfKeys = 2, kAheadOfValues = 4;
+// keys of the work that follows. A chunk is a head of a page. Prefetches run a tile and kChunksAhead chunks ahead of
+// the work at least. They are spread evenly over its time: scores of integer keys take a third of the time of the
+// values, and are given half a chunk for each of theirs.
+constexpr int64_t kChunksAhead = 4;
 struct Stream {
   const llmcore::AttentionArgs& a;
   const int32_t* pages;
@@ -393,12 +444,28 @@ struct Stream {
   }
 };
 
-// Pages are worked on kTilePages at a time, head by head. With `many` rows a head they are converted once for all
+// Pages are worked on a few at a time, head by head. With `many` rows a head they are more, and converted once for all
 // groups.
 template <class Kv>
 void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
-  Split s{a, padded_dim(a.head_dim), a.scratch, 0, {}, {}, {}};
+  const int64_t padded = padded_dim(a.head_dim);
+  float* lines = a.scratch + a.rows * kScoreStride;  // of kTilePages pages
+  float* queries = lines + kTilePages * 16 * padded;
+  float* query_scales = queries + a.rows * padded / 4;
+  Split s{a,
+          padded,
+          a.scratch,
+          reinterpret_cast<int8_t*>(queries),
+          query_scales,
+          reinterpret_cast<int32_t*>(query_scales + a.rows),
+          0,
+          {},
+          {},
+          {}};
   find_groups(s);
+  for (int r = 0; Kv::kScaled && r < a.rows; ++r) {
+    quantize_row_kernel(a.queries[r], a.head_dim, padded, padded, s.codes + r * padded, s.scales + r, s.sums + r);
+  }
   int first = llmcore::kSplitTokens, last = 0;
   for (int i = 0; i < s.groups; ++i) {
     first = s.group[i].first < first ? s.group[i].first : first;
@@ -407,23 +474,20 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   for (int64_t i = 0; i < a.rows * s.padded; i += 16) store(a.outputs + i, set1(0.0f));
   const int64_t page_begin = first / 16, page_end = (last + 15) / 16, pages = page_end - page_begin;
   const int head_groups = s.groups / a.kv_heads;
-  const Stream stream{a, a.pages + page_begin, pages};
-  const int64_t ahead_of_keys = kTilePages * a.kv_heads + kAheadOfKeys,
-                ahead_of_values = ahead_of_keys + kAheadOfValues;
-  int64_t done = 0;  // chunks
-  float* lines = s.scores + a.rows * kScoreStride;
   const bool many = head_groups > 2;
+  const Stream stream{a, a.pages + page_begin, pages};
+  const int64_t chunks = pages * a.kv_heads, step = many ? kTilePages : kTilePages / 2;
+  int64_t asked = step * a.kv_heads + kChunksAhead + (Kv::kScaled ? chunks / 2 : 0), chunk = 0;
 
-  for (int64_t page = page_begin; page < page_end; page += kTilePages) {
-    const int64_t stop = page + kTilePages < page_end ? page + kTilePages : page_end;
+  for (int64_t page = page_begin; page < page_end; page += step) {
+    const int64_t stop = page + step < page_end ? page + step : page_end;
     for (int head = 0; head < a.kv_heads; ++head) {
-      KeyPage tile[kTilePages];
+      KeyPage tile[kTilePages]{};
       for (int64_t i = page; i < stop; ++i) {
         KeyPage& p = tile[i - page];
         p.keys = s.keys(i, head);
-        p.scales = Kv::kScaled ? p.keys + a.head_dim * Kv::kLineBytes : nullptr;
-        p.ahead = stream[done++ + ahead_of_keys];
-        if (many) {
+        p.ahead = Kv::kScaled && chunk++ % 2 ? nullptr : stream[asked++];
+        if (many && !Kv::kScaled) {
           float* out = lines + (i - page) * 16 * s.padded;
           convert<Kv>(p.keys, a.head_dim, 1, out, 0, p.ahead);
           p.keys = reinterpret_cast<const uint8_t*>(out);
@@ -437,32 +501,31 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
         for (int64_t n = from; n < to; ++n) tile[n - page].scores = s.scores + g.row * kScoreStride + n * 16;
         with_rows<kAttentionRows>(g.count, [&]<int R>() {
           const auto score = [&]<int P>(int64_t n) {
-            if (many) {
+            if constexpr (Kv::kScaled) {
+              score_codes<Kv, R, P>(s, g.row, tile + n - page);
+            } else if (many) {
               score_pages<KvF32, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
             } else {
               score_pages<Kv, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
             }
           };
-          constexpr int P = beside<R>();
+          constexpr int P = beside<R>(kTilePages / 2);
           int64_t n = from;
           for (; n + P <= to; n += P) score.template operator()<P>(n);
           for (; n < to; ++n) score.template operator()<1>(n);
         });
+        for (KeyPage& p : tile) p.ahead = nullptr;
       }
     }
   }
   for (int r = 0; r < a.rows; ++r) {
-    for (int64_t i = ahead_of_keys + r; i < ahead_of_values; i += a.rows) {
-      const uint8_t* ahead = stream[done + i];
-      for (int64_t at = 0; ahead && at < s.padded * Kv::kLineBytes; at += 64) prefetch(ahead + at);
-    }
     softmax_split<Kv>(s, r / (a.rows / a.kv_heads), r, s.scores + r * kScoreStride);
   }
-  for (int64_t page = page_begin; page < page_end; page += kTilePages) {
-    const int64_t stop = page + kTilePages < page_end ? page + kTilePages : page_end;
+  for (int64_t page = page_begin; page < page_end; page += step) {
+    const int64_t stop = page + step < page_end ? page + step : page_end;
     const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
     for (int head = 0; head < a.kv_heads; ++head) {
-      ValueTile tile{{}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
+      ValueTile tile{{}, {}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
       if (many) {
         tile.row_bytes = 64;
         tile.block_bytes = (stop - page) * 16 * 64;
@@ -470,13 +533,15 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
       for (int64_t i = page; i < stop; ++i) {
         const uint8_t*& values = tile.pages[i - page];
         values = s.values(i, head);
-        const uint8_t* ahead = stream[done++ + ahead_of_values];
+        const uint8_t* ahead = stream[asked++];
+        const uint8_t* also = Kv::kScaled && chunk++ % 2 ? stream[asked++] : nullptr;
         if (many) {
           float* out = lines + (i - page) * 256;
           convert<Kv>(values, 16, s.padded / 16, out, (stop - page) * 256, ahead);
           values = reinterpret_cast<const uint8_t*>(out);
         } else {
           tile.ahead[i - page] = ahead;
+          tile.also[i - page] = also;
         }
       }
       for (int i = head * head_groups; i < (head + 1) * head_groups; ++i) {

@@ -4,8 +4,9 @@
 
 #include "kernels/generic/elementwise.h"
 
-#include "kernels/generic/attention.h"
 #include "kernels/generic/matmul.h"
+
+#include "kernels/generic/attention.h"
 
 namespace {
 
