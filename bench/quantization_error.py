@@ -36,6 +36,18 @@ RECIPES: tuple[tuple[str, llmcore.QuantConfig | None], ...] = (
         (f"int4, {group}, zero", llmcore.QuantConfig(format="int4", group_size=group, symmetric=False))
         for group in (128, 32)
     ),
+    *(
+        (
+            f"int4, {group}, minima",
+            llmcore.QuantConfig(format="int4", group_size=group, symmetric=False, double_quant=True),
+        )
+        for group in (64, 32)
+    ),
+    (
+        "int4, 32, minima mse",
+        llmcore.QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True, scale="mse"),
+    ),
+    ("nf4, 64, double", llmcore.QuantConfig(format="nf4", group_size=64, double_quant=True)),
     *((f"nf4, {group}", llmcore.QuantConfig(format="nf4", group_size=group)) for group in (128, 64, 32)),
     ("nf4, 64, mse", llmcore.QuantConfig(format="nf4", group_size=64, scale="mse")),
     *((f"ternary, {group or 'row'}", llmcore.QuantConfig(format="ternary", group_size=group)) for group in (0, 64)),

@@ -31,6 +31,7 @@ FORMATS: dict[str, dict[str, object]] = {
     "int4-zero": {"quantize": llmcore.QuantConfig(format="int4", symmetric=False)},
     "int8-zero": {"quantize": llmcore.QuantConfig(format="int8", symmetric=False)},
     "int4-32": {"quantize": llmcore.QuantConfig(format="int4", group_size=32)},
+    "int4-minima": {"quantize": llmcore.QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True)},
     "ternary": {"quantize": "ternary"},
     "nf4": {"quantize": "nf4"},
     "ternary_dense": {"quantize": "ternary_dense"},

@@ -41,7 +41,7 @@ def matmul(x: npt.ArrayLike, w: QuantizedTensor) -> tuple[Doubles, Doubles]:
         return a @ b.T, (a.shape[1] + 2) * ROUNDING * (np.abs(a) @ np.abs(b).T)
     group = w.group_size or DEFAULT_ACTIVATION_GROUP
     codes, scales = w.codes()
-    zero_points = w.zero_points()
+    zero_points, minima = w.zero_points(), w.minima().astype(np.float64)
     activations, x_scales = quantize_activations(x, group)
     total = np.zeros((len(activations), len(codes)))
     size = np.zeros_like(total)
@@ -52,6 +52,9 @@ def matmul(x: npt.ArrayLike, w: QuantizedTensor) -> tuple[Doubles, Doubles]:
         scale = scales[:, g if w.group_size else 0].astype(np.float64) * x_scales[:, g, None].astype(np.float64)
         total += integers * scale
         size += np.abs(integers * scale)
+        lost = activations[:, part].sum(1)[:, None] * minima[:, g if w.group_size else 0] * x_scales[:, g, None]
+        total -= lost
+        size += np.abs(lost)
     return total, (x_scales.shape[1] + 3) * ROUNDING * size
 
 

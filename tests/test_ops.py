@@ -49,6 +49,51 @@ def test_dequantized_weights_are_scale_times_code(name: str, group: int, draw: C
     assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, width, axis=1)[:, :200])
 
 
+@pytest.mark.parametrize(("name", "group"), [("int8", 128), ("int4", 32), ("nf4", 64), ("ternary", 64)])
+def test_double_quantised_scales_are_multiples(name: str, group: int) -> None:
+    """Eight groups share a unit; the products are those of the scales as stored."""
+    w = normal(19, 1100) * np.repeat(np.exp(normal(1, 35)), 32, axis=1)[:, :1100].astype(np.float32)
+    packed, plain = (ops.quantize(w, name, group_size=group, double_quant=double) for double in (True, False))
+    codes, scales = packed.codes()
+    assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, group, axis=1)[:, :1100])
+    for begin in range(0, scales.shape[1], 8):
+        part = scales[:, begin : begin + 8].astype(np.float64)
+        unit = np.abs(part).max(1, keepdims=True) / 127
+        assert (np.abs(part / unit - np.rint(part / unit)) < 1e-2).all()
+    assert packed.nbytes < plain.nbytes
+    errors = [np.linalg.norm(each.dequantize() - w) for each in (packed, plain)]
+    assert errors[0] <= 1.05 * errors[1]
+    x = normal(3, 1100, seed=5)
+    expected, bound = reference.matmul(x, packed)
+    assert (np.abs(ops.matmul(x, packed) - expected) <= bound).all()
+
+
+def test_minima_are_better_than_zero_points_with_fewer_bits() -> None:
+    w = normal(64, 1024)
+    minima, zeros = (ops.quantize(w, "int4", group_size=32, symmetric=False, double_quant=d) for d in (True, False))
+    assert minima.bits_per_weight == 4.625
+    assert zeros.bits_per_weight == 5.0
+    assert np.linalg.norm(minima.dequantize() - w) < np.linalg.norm(zeros.dequantize() - w)
+    codes, scales = minima.codes()
+    assert (minima.zero_points() == -8).all()
+    assert (minima.minima() > 0).all()
+    exact = np.repeat(scales, 32, 1) * (codes + np.float32(8)) - np.repeat(minima.minima(), 32, 1)
+    assert np.array_equal(minima.dequantize(), exact)
+    for rows in (1, 3, 40):
+        x = normal(rows, 1024, seed=rows)
+        expected, bound = reference.matmul(x, minima)
+        assert (np.abs(ops.matmul(x, minima) - expected) <= bound).all()
+    for bad in (
+        {"format": "int8"},
+        {"format": "int4", "group_size": 0},
+        {"format": "int8", "group_size": 32, "symmetric": False},
+    ):
+        with pytest.raises(ArgumentError, match="double_quant"):
+            QuantConfig(double_quant=True, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="GPTQ"):
+        QuantConfig(format="int4", double_quant=True, rounding="gptq")
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.7, -3.0])
 @pytest.mark.parametrize(("name", "group"), [("int8", 0), ("int8", 32), ("int4", 0), ("int4", 64), ("int4", 128)])
 def test_zero_points(name: str, group: int, shift: float) -> None:

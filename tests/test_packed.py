@@ -36,6 +36,8 @@ RECIPES: dict[str, Any] = {
     "nf4": QuantConfig(format="nf4", scale="mse"),
     "ternary_dense": QuantConfig(format="ternary_dense"),
     "zero points": QuantConfig(format="int4", symmetric=False),
+    "double": QuantConfig(format="nf4", double_quant=True),
+    "minima": QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True),
     "int4": "int4",
     "ternary": "ternary",
     "mixed": QuantConfig(format="int4", group_size=32, head="int8", skip=["*.down_proj"]),

@@ -25,6 +25,9 @@ RECIPES = {
     "int4-32": llmcore.QuantConfig(format="int4", group_size=32),
     "int8-zero": llmcore.QuantConfig(format="int8", symmetric=False),
     "int4-zero": llmcore.QuantConfig(format="int4", group_size=64, symmetric=False),
+    "int4-double": llmcore.QuantConfig(format="int4", group_size=32, double_quant=True),
+    "int4-minima": llmcore.QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True),
+    "nf4-double": llmcore.QuantConfig(format="nf4", double_quant=True),
     "ternary": llmcore.QuantConfig(format="ternary"),
     "nf4": llmcore.QuantConfig(format="nf4"),
     "ternary_dense": llmcore.QuantConfig(format="ternary_dense"),
@@ -80,7 +83,11 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
             tensors[name] = llmcore.ops.quantize(value, "int8", group_size=0)
         else:
             tensors[name] = llmcore.ops.quantize(
-                value, recipe.format, group_size=recipe.group_size, symmetric=recipe.symmetric
+                value,
+                recipe.format,
+                group_size=recipe.group_size,
+                symmetric=recipe.symmetric,
+                double_quant=recipe.double_quant,
             )
     return Case(recipe, model, tensors)
 

@@ -21,12 +21,14 @@ using Int8Array = py::array_t<int8_t, py::array::c_style>;
 Element scale_type_from_name(const std::string& name) {
   if (name == "f32") return Element::kF32;
   if (name == "bf16") return Element::kBF16;
-  check_argument(name == "f16", "scales must be one of f16, bf16, f32, got '" + name.substr(0, 40) + "'");
+  if (name == "int8") return Element::kInt8;
+  check_argument(name == "f16", "scales must be one of f16, bf16, f32, int8, got '" + name.substr(0, 40) + "'");
   return Element::kF16;
 }
 
 const char* element_name(Element element) {
-  return element == Element::kF32 ? "f32" : element == Element::kBF16 ? "bf16" : "f16";
+  const char* const names[] = {"f32", "bf16", "f16", "int8"};
+  return names[static_cast<int>(element)];
 }
 
 // values: [rows, K], or [K, rows] when transposed; float32, float16, or uint16 that holds bfloat16.
@@ -69,6 +71,17 @@ void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const Float
   m.set_codes(first_row, rows, codes.data(), scales.data(), zero_points ? zero_points->data() : nullptr);
 }
 
+void set_units(Matrix& m, int64_t first_row, const FloatArray& scale_units,
+               const std::optional<FloatArray>& minimum_units) {
+  const int64_t units = (m.groups() + kGroupsPerUnit - 1) / kGroupsPerUnit;
+  for (const FloatArray* array : {&scale_units, minimum_units ? &*minimum_units : &scale_units}) {
+    check_dims(*array, 2, "units");
+    check_argument(array->shape(0) == scale_units.shape(0) && array->shape(1) == units,
+                   "units must be [rows, " + std::to_string(units) + "]");
+  }
+  m.set_units(first_row, scale_units.shape(0), scale_units.data(), minimum_units ? minimum_units->data() : nullptr);
+}
+
 py::array_t<float> dequantize(const Matrix& m) {
   py::array_t<float> out({m.N(), m.K()});
   float* data = out.mutable_data();
@@ -83,12 +96,13 @@ py::array_t<float> dequantize(const Matrix& m) {
 
 py::tuple codes(const Matrix& m) {
   py::array_t<int8_t> q({m.N(), m.K()});
-  py::array_t<float> scales({m.N(), m.groups()}), zero_points({m.N(), m.groups()});
+  py::array_t<float> scales({m.N(), m.groups()}), zero_points({m.N(), m.groups()}), minima({m.N(), m.groups()});
   for (int64_t n = 0; n < m.N(); ++n) {
     const int64_t at = n * m.groups();
-    m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + at, zero_points.mutable_data() + at);
+    m.read_codes(n, q.mutable_data() + n * m.K(), scales.mutable_data() + at, zero_points.mutable_data() + at,
+                 minima.mutable_data() + at);
   }
-  return py::make_tuple(q, scales, zero_points);
+  return py::make_tuple(q, scales, zero_points, minima);
 }
 
 // The bytes themselves; the array keeps its matrix alive.
@@ -111,6 +125,7 @@ void bind_matrix(py::module_& m) {
            py::arg("search") = false)
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"),
            py::arg("zero_points") = py::none())
+      .def("set_units", set_units, py::arg("first_row"), py::arg("scales"), py::arg("minima") = py::none())
       .def("dequantize", dequantize)
       .def("codes", codes)
       .def("check", &Matrix::check)
@@ -121,6 +136,7 @@ void bind_matrix(py::module_& m) {
       .def_property_readonly("raw_shifts",
                              [](const py::object& self) { return raw(self.cast<Matrix&>().shifts_buffer(), self); })
       .def_property_readonly("has_zero_points", &Matrix::has_zero_points)
+      .def_property_readonly("has_minima", &Matrix::has_minima)
       .def_property_readonly("scale_type", [](const Matrix& w) { return element_name(w.scale_type()); })
       .def_property_readonly("format", [](const Matrix& w) { return format_name(w.format()); })
       .def_property_readonly("shape", [](const Matrix& w) { return py::make_tuple(w.N(), w.K()); })
@@ -129,10 +145,12 @@ void bind_matrix(py::module_& m) {
       .def_property_readonly("nbytes", &Matrix::nbytes);
   m.def(
       "matrix_bytes",
-      [](const std::string& format, int64_t N, int64_t K, int64_t group_size, bool zero_points) {
-        return matrix_bytes(format_from_name(format), N, K, group_size, zero_points);
+      [](const std::string& format, int64_t N, int64_t K, int64_t group_size, bool zero_points,
+         const std::string& scales) {
+        return matrix_bytes(format_from_name(format), N, K, group_size, zero_points, scale_type_from_name(scales));
       },
-      py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("zero_points") = false);
+      py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("zero_points") = false,
+      py::arg("scales") = "f16");
 }
 
 }  // namespace llmcore

@@ -19,7 +19,8 @@ constexpr int kNf4Zero = 127;
 // The codes of the three weights in a field of ternary_dense (quant/ternary_dense.h), two bits each.
 constexpr uint8_t kTrits[32] = {0,  1,  2,  4,  5,  6,  8,  9,  10, 16, 17, 18, 20, 21, 22, 24,
                                 25, 26, 32, 33, 34, 36, 37, 38, 40, 41, 42, 0,  0,  0,  0,  0};
-enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16 };
+enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16, kScaleInt8 };
+constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one unit
 // What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
 // values; the integer types add 16 float32 scales, one a token. int8: element = scale * code, code in [-127, 127].
@@ -35,7 +36,12 @@ struct MatmulArgs {
   int scale_type;
   bool per_row;            // one scale for a whole row
   const uint16_t* shifts;  // float16 integers, laid out as the scales: what is added to each code; null: none
-  int64_t K;               // padded to the format's step
+  // int8 scales are multiples of float16 units, [panel][group / kUnitGroups][16]. So are minima, laid out as the
+  // scales: weight = scale * code - minimum, the zero code being 0 then; null: none.
+  const uint16_t* scale_units;
+  const int8_t* minima;
+  const uint16_t* minimum_units;
+  int64_t K;  // padded to the format's step
   int64_t N;
   int64_t M;
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.

@@ -47,9 +47,13 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
   a.codes = w.codes();
   a.panel_bytes = w.panel_bytes();
   a.scales = w.scales();
-  a.scale_type = w.scale_type() == Element::kF32 ? kScaleF32 : w.scale_type() == Element::kF16 ? kScaleF16 : kScaleBF16;
+  constexpr ScaleType kScaleTypes[] = {kScaleF32, kScaleBF16, kScaleF16, kScaleInt8};  // by Element
+  a.scale_type = kScaleTypes[static_cast<int>(w.scale_type())];
   a.per_row = w.per_row();
   a.shifts = w.shifts();
+  a.scale_units = w.scale_units();
+  a.minima = w.minima();
+  a.minimum_units = w.minimum_units();
   a.K = w.K_padded();
   a.N = w.N();
   a.M = M;

@@ -2,8 +2,9 @@
 // int4: code = round(w / scale) + 8 in [0, 15]; w ~ scale * (code - 8), a scale (float16) per group of 32, 64 or 128 k,
 // or per row (float32). The element of largest magnitude becomes exactly -8, so the scale's sign is free and all 16
 // levels are used (as ggml's Q4_0): a smaller error than the symmetric -7..7.
-//   line: quant/lines.h, 4 bits.   bits per weight: 4 + 16/group.
-//   |w - decoded| <= |scale| / 2, but |scale| for elements of the other sign within |scale| / 2 of the maximum.
+//   line: quant/lines.h, 4 bits.   bits per weight: 4 + 16/group; with double quantisation 4 + 10/group, and with
+//   minima 4 + 20/group, which hold ggml's Q4_K exactly. |w - decoded| <= |scale| / 2, but |scale| for elements of the
+//   other sign within |scale| / 2 of the maximum.
 
 #include "quant/lines.h"
 #include "quant/range.h"

@@ -92,16 +92,26 @@ double squared_error(const float* w, int64_t n, float scale, int zero, uint8_t* 
 constexpr int kSearchSteps = 24;
 constexpr float kSearchFactor = 0.025f;  // of the scale: from 0.55 to 1.15 of it
 
+// Bytes of a row's scales, and of its zero points or minima.
+int64_t scale_bytes(int64_t K, int64_t group_size, Element type) {
+  const int64_t groups = group_size ? ceil_div(K, group_size) : 1;
+  if (type == Element::kInt8) return groups + 2 * ceil_div(groups, kGroupsPerUnit);
+  return groups * (type == Element::kF32 ? 4 : 2);
+}
+int64_t shift_bytes(int64_t K, int64_t group_size, Element scale_type) {
+  return scale_bytes(K, group_size, scale_type == Element::kInt8 ? Element::kInt8 : Element::kF16);
+}
+
 }  // namespace
 
-int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points) {
+int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points, Element scale_type) {
   const int64_t rows = round_up(N, kRowsPerPanel);
   (void)checked_mul(K, 4 * kRowsPerPanel);  // of the widest format
   int64_t bytes = checked_mul(rows / kRowsPerPanel, panel_bytes(format, padded_k(format, K)));
   if (is_integer(format)) {
-    const int64_t groups = group_size ? ceil_div(K, group_size) : 1;
-    bytes = checked_add(bytes, group_size ? checked_mul(rows * 2, groups) : rows * 4);
-    if (zero_points) bytes = checked_add(bytes, checked_mul(rows * 2, groups));
+    const int64_t scales = scale_bytes(K, group_size, group_size ? scale_type : Element::kF32);
+    bytes = checked_add(bytes, checked_mul(rows, scales));
+    if (zero_points) bytes = checked_add(bytes, checked_mul(rows, shift_bytes(K, group_size, scale_type)));
   }
   return bytes;
 }
@@ -121,13 +131,17 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element 
                  "group_size must be 128 or 0 (one scale per row) for ternary_dense");
   check_argument(!zero_points || format == Format::kInt8 || format == Format::kInt4,
                  std::string("the format ") + format_name(format) + " has no zero points");
+  check_argument(scale_type != Element::kInt8 || (is_integer(format) && group_size != 0),
+                 "double quantisation needs an integer format with groups");
+  check_argument(scale_type != Element::kInt8 || !zero_points || format == Format::kInt4,
+                 "double quantisation with minima is for int4");
   K_padded_ = padded_k(format, K);
   panel_bytes_ = llmcore::panel_bytes(format, K_padded_);
   codes_ = Buffer(checked_mul(panels(), panel_bytes_));
   if (is_integer(format)) {
     const int64_t rows = panels() * kRowsPerPanel;
-    scales_ = Buffer(checked_mul(rows * (scale_type_ == Element::kF32 ? 4 : 2), groups()));
-    if (zero_points) shifts_ = Buffer(checked_mul(rows * 2, groups()));
+    scales_ = Buffer(checked_mul(rows, scale_bytes(K, group_size, scale_type_)));
+    if (zero_points) shifts_ = Buffer(checked_mul(rows, shift_bytes(K, group_size, scale_type_)));
     visit_codec(format, [&]<class Codec>() {  // rows of padding hold the zero code
       if (N_ % kRowsPerPanel) {
         Codec::Layout::fill(codes_.data() + (panels() - 1) * panel_bytes_, Codec::kZero, K_padded_);
@@ -140,13 +154,35 @@ int64_t Matrix::scale_index(int64_t n, int64_t group) const {
   return ((n / kRowsPerPanel) * groups() + group) * kRowsPerPanel + n % kRowsPerPanel;
 }
 
+int64_t Matrix::unit_index(int64_t n, int64_t group) const {
+  const int64_t units = ceil_div(groups(), kGroupsPerUnit);
+  return ((n / kRowsPerPanel) * units + group / kGroupsPerUnit) * kRowsPerPanel + n % kRowsPerPanel;
+}
+
+float Matrix::multiple(const Buffer& multiples, int64_t n, int64_t group) const {
+  const int8_t factor = multiples.as<int8_t>()[scale_index(n, group)];
+  return half_to_float(units(multiples)[unit_index(n, group)]) * static_cast<float>(factor);
+}
+
+float Matrix::store_multiple(Buffer& multiples, int64_t n, int64_t group, float value) {
+  const float unit = half_to_float(units(multiples)[unit_index(n, group)]);
+  float factor = std::nearbyint(value * inverse_of(unit));
+  factor = factor > 127.0f ? 127.0f : factor > -127.0f ? factor : -127.0f;
+  if (factor == 0.0f && unit != 0.0f && value != 0.0f) factor = value / unit > 0.0f ? 1.0f : -1.0f;
+  multiples.as<int8_t>()[scale_index(n, group)] = static_cast<int8_t>(factor);
+  return multiple(multiples, n, group);
+}
+
 float Matrix::scale(int64_t n, int64_t group) const {
+  if (has_units()) return multiple(scales_, n, group);
   return element_at(scales_.data(), scale_type_, scale_index(n, group));
 }
 
 float Matrix::store_scale(int64_t n, int64_t group, float value) {
   const int64_t i = scale_index(n, group);
   switch (scale_type_) {
+    case Element::kInt8:
+      return store_multiple(scales_, n, group, value);
     case Element::kF32:
       scales_.as<float>()[i] = value;
       break;
@@ -160,20 +196,50 @@ float Matrix::store_scale(int64_t n, int64_t group, float value) {
 }
 
 float Matrix::shift(int64_t n, int64_t group) const {
+  if (has_minima()) return visit_codec(format_, []<class Codec>() { return static_cast<float>(Codec::kZero); });
   return has_zero_points() ? half_to_float(shifts_.as<uint16_t>()[scale_index(n, group)]) : 0.0f;
 }
 
+float Matrix::minimum(int64_t n, int64_t group) const { return has_minima() ? multiple(shifts_, n, group) : 0.0f; }
+
+// The units that the largest scale and minimum of their groups take 127 of.
 template <class Codec>
-void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) {
+void Matrix::choose_units(int64_t n, const float* w) {
+  for (int64_t first = 0; first < groups(); first += kGroupsPerUnit) {
+    float top_scale = 0.0f, top_minimum = 0.0f, poison = 0.0f;
+    for (int64_t g = first; g < first + kGroupsPerUnit && g < groups(); ++g) {
+      const int64_t begin = g * group_size_, size = begin + group_size_ < K_ ? group_size_ : K_ - begin;
+      const Range r = range(w + begin, size);
+      const float scale = has_minima() ? (r.highest - r.lowest) / static_cast<float>(Codec::kMaxCode)
+                                       : std::fabs(Codec::choose_scale(r, w + begin, size));
+      top_scale = scale > top_scale ? scale : top_scale;
+      top_minimum = -r.lowest > top_minimum ? -r.lowest : top_minimum;
+      poison += r.poison;
+    }
+    const int64_t i = unit_index(n, first);
+    const_cast<uint16_t*>(units(scales_))[i] = float_to_half(top_scale / 127.0f + poison);
+    if (has_minima()) const_cast<uint16_t*>(units(shifts_))[i] = float_to_half(top_minimum / 127.0f);
+  }
+}
+
+template <class Codec>
+void Matrix::encode_row(int64_t n, float* w, uint8_t* codes, bool search) {
   const int64_t width = per_row() ? K_ : group_size_;
+  if (has_units()) choose_units<Codec>(n, w);
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t begin = g * width, end = begin + width < K_ ? begin + width : K_;
     const Range r = range(w + begin, end - begin);
     constexpr int kSteps = Codec::kMaxCode - Codec::kMinCode;
     float scale = has_zero_points() ? (r.highest - r.lowest) / static_cast<float>(kSteps)
                                     : Codec::choose_scale(r, w + begin, end - begin);
+    if (has_minima()) {
+      const float minimum = store_multiple(shifts_, n, g, -r.lowest);
+      for (int64_t k = begin; k < end; ++k) w[k] += minimum;
+      scale = (r.highest + minimum) / static_cast<float>(kSteps);
+    }
     // The code that stands for 0 at a scale.
     const auto zero_at = [&](float s) {
+      if (has_minima()) return 0;
       const float steps = has_zero_points() ? std::nearbyint(-r.lowest / s) : -1.0f;
       if (!(steps >= 0.0f)) return Codec::kZero;  // or the scale is 0 or not finite
       return Codec::kMinCode + (steps < static_cast<float>(kSteps) ? static_cast<int>(steps) : kSteps);
@@ -198,7 +264,7 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
     }
     const int zero = zero_at(stored);
     choose_codes<Codec>(w + begin, end - begin, inverse_of(stored), zero, codes + begin);
-    if (has_zero_points())
+    if (has_zero_points() && !has_minima())
       shifts_.as<uint16_t>()[scale_index(n, g)] = float_to_half(static_cast<float>(Codec::kZero - zero));
   }
   for (int64_t k = K_; k < K_padded_; ++k) codes[k] = Codec::kZero;
@@ -209,7 +275,7 @@ void Matrix::encode_row(int64_t n, const float* w, uint8_t* codes, bool search) 
 void Matrix::check() const {
   if (!is_integer(format_)) return;
   visit_codec(format_, [&]<class Codec>() {
-    for (int64_t i = 0; i < shifts_.size() / 2; ++i) {
+    for (int64_t i = 0; shifts() && i < shifts_.size() / 2; ++i) {
       const float zero = static_cast<float>(Codec::kZero) - half_to_float(shifts_.as<uint16_t>()[i]);
       if (!(zero >= 0.0f && zero <= static_cast<float>(Codec::kMaxCode + 1)) || zero != std::nearbyint(zero)) {
         throw QuantError(std::string("packed zero points are out of range for ") + Codec::kName);
@@ -277,6 +343,12 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
                            std::to_string(g) + " can't be kept exactly");
         }
         if (!zero_points) continue;
+        if (has_minima()) {
+          const float minimum = zero_points[r * groups() + g];
+          if (store_multiple(shifts_, n, g, minimum) == minimum) continue;
+          throw QuantError("minimum " + std::to_string(minimum) + " of row " + std::to_string(n) + ", group " +
+                           std::to_string(g) + " can't be kept exactly");
+        }
         const float zero = zero_points[r * groups() + g] + static_cast<float>(Codec::kZero);
         if (!(zero >= 0.0f && zero <= static_cast<float>(Codec::kMaxCode + 1)) || zero != std::nearbyint(zero)) {
           throw QuantError("zero point " + std::to_string(zero_points[r * groups() + g]) + " of row " +
@@ -324,13 +396,34 @@ void Matrix::decode_row(int64_t n, float* out) const {
         const int64_t width = per_row() ? K_ : group_size_;
         for (int64_t k = 0; k < K_; ++k) {
           const int code = value_of<Codec>(Codec::Layout::get(panel, static_cast<int>(lane), k, K_padded_));
-          out[k] = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
+          const float stored = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
+          out[k] = has_minima() ? stored - minimum(n, k / width) : stored;
         }
       });
   }
 }
 
-void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_points) const {
+void Matrix::set_units(int64_t first_row, int64_t rows, const float* scale_units, const float* minimum_units) {
+  check_rows(first_row, rows);
+  check_argument(has_units() && has_minima() == (minimum_units != nullptr),
+                 "matrix: units belong to double quantisation, and units of minima to a matrix that has minima");
+  const int64_t count = ceil_div(groups(), kGroupsPerUnit);
+  const auto set = [&](Buffer& multiples, int64_t r, int64_t u, float unit) {
+    if (half_to_float(float_to_half(unit)) != unit && unit == unit) {
+      throw QuantError("unit " + std::to_string(unit) + " of row " + std::to_string(first_row + r) +
+                       " is no float16 number");
+    }
+    const_cast<uint16_t*>(units(multiples))[unit_index(first_row + r, u * kGroupsPerUnit)] = float_to_half(unit);
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t u = 0; u < count; ++u) {
+      set(scales_, r, u, scale_units[r * count + u]);
+      if (minimum_units) set(shifts_, r, u, minimum_units[r * count + u]);
+    }
+  }
+}
+
+void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_points, float* minima) const {
   check_argument(is_integer(format_), "matrix: codes need an integer format");
   const uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
   visit_codec(format_, [&]<class Codec>() {
@@ -342,6 +435,7 @@ void Matrix::read_codes(int64_t n, int8_t* codes, float* scales, float* zero_poi
   for (int64_t g = 0; g < groups(); ++g) {
     scales[g] = scale(n, g);
     if (zero_points) zero_points[g] = 0.0f - shift(n, g);
+    if (minima) minima[g] = minimum(n, g);
   }
 }
 

@@ -4,8 +4,12 @@
 //   codes:   panels of 16 rows; a panel is K_padded / step lines of 64 bytes (integers, quant/lines.h) or K lines of
 //            16 elements (floats: element r of line k is w[row r, k]).
 //   scales:  per row: float32 [N padded to 16]. Per group: float16 (or bfloat16 or float32, for checkpoints that hold
-//            such) [panel][group][16 rows].
+//            such) [panel][group][16 rows]. Double quantisation: int8 [panel][group][16], then float16 units
+//            [panel][ceil(groups / 8)][16], and scale = int8 * unit.
 //   shifts:  with zero points, float16 integers laid out as the scales: weight = scale * (code - zero code + shift).
+//   With
+//            double quantisation, minima laid out as the scales instead: weight = scale * code - minimum, for code 0
+//            up.
 //   padding: rows beyond N and k beyond K hold the zero code; their scales are 0.
 
 #include <cstdint>
@@ -19,15 +23,18 @@ namespace llmcore {
 /// Activations of a matrix with one scale per row are quantised in groups of this many k.
 constexpr int64_t kDefaultActivationGroup = 128;
 
-/// Element type of an array that comes in, or of scales.
-enum class Element : int { kF32, kBF16, kF16 };
+/// Element type of an array that comes in, or of scales. kInt8, of scales alone, is double quantisation.
+enum class Element : int { kF32, kBF16, kF16, kInt8 };
+
+/// Groups that share a unit.
+constexpr int64_t kGroupsPerUnit = 8;
 
 class Matrix {
  public:
   Matrix() = default;
   /// group_size: 0 for one scale per row (always float32), else 32, 64 or 128 (integer formats alone) with scales of
-  /// type `scale_type`. zero_points: each scale has one (int8 and int4). Throws ArgumentError, LimitError,
-  /// OutOfMemoryError.
+  /// type `scale_type`. zero_points: each scale has one (int8 and int4), or a minimum where scales are int8 (int4
+  /// alone). Throws ArgumentError, LimitError, OutOfMemoryError.
   Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type = Element::kF16,
          bool zero_points = false);
 
@@ -36,10 +43,14 @@ class Matrix {
   void set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed, ThreadPool& pool,
                 bool search = false);
   /// Takes codes as they are: signed values [rows, K] around the format's zero, scales [rows, groups] float32 (groups
-  /// is 1 per row). zero_points: [rows, groups] integers that are subtracted from them, for a matrix that has such.
-  /// Throws QuantError when a code or zero point is out of range or the scale type can't hold a scale exactly.
+  /// is 1 per row). zero_points: [rows, groups] integers that are subtracted from them, or minima, for a matrix that
+  /// has such. Throws QuantError when a code or zero point is out of range or the scale type can't hold a scale or
+  /// minimum exactly.
   void set_codes(int64_t first_row, int64_t rows, const int8_t* codes, const float* scales,
                  const float* zero_points = nullptr);
+
+  /// What scales and minima are multiples of, before set_codes: [rows, ceil(groups / 8)] float32 that float16 holds.
+  void set_units(int64_t first_row, int64_t rows, const float* scale_units, const float* minimum_units = nullptr);
 
   /// The packed bytes, to fill from a file; check() afterwards throws QuantError for codes that the format doesn't
   /// have.
@@ -50,9 +61,10 @@ class Matrix {
 
   /// out: [K] float32, the exact value of row n.
   void decode_row(int64_t n, float* out) const;
-  /// Copies row n of the quantised codes (signed) to codes [K], its scales to scales [groups], and its zero points, or
-  /// zeros, to zero_points [groups]: weight = scale * (code - zero point).
-  void read_codes(int64_t n, int8_t* codes, float* scales, float* zero_points = nullptr) const;
+  /// Copies row n of the quantised codes (signed) to codes [K], its scales to scales [groups], its zero points, or
+  /// zeros, to zero_points [groups] and its minima, or zeros, to minima [groups]: weight = scale * (code - zero point)
+  /// - minimum.
+  void read_codes(int64_t n, int8_t* codes, float* scales, float* zero_points = nullptr, float* minima = nullptr) const;
 
   Format format() const { return format_; }
   int64_t N() const { return N_; }
@@ -66,20 +78,35 @@ class Matrix {
   int64_t activation_group() const { return per_row() ? kDefaultActivationGroup : group_size_; }
   Element scale_type() const { return scale_type_; }
   bool has_zero_points() const { return shifts_.size() > 0; }
+  bool has_units() const { return scale_type_ == Element::kInt8; }
+  bool has_minima() const { return has_units() && has_zero_points(); }
   int64_t nbytes() const { return codes_.size() + scales_.size() + shifts_.size(); }
   const uint8_t* codes() const { return codes_.data(); }
   const void* scales() const { return scales_.data(); }
-  const uint16_t* shifts() const { return has_zero_points() ? shifts_.as<uint16_t>() : nullptr; }
+  const uint16_t* shifts() const { return has_zero_points() && !has_units() ? shifts_.as<uint16_t>() : nullptr; }
+  const uint16_t* scale_units() const { return has_units() ? units(scales_) : nullptr; }
+  const int8_t* minima() const { return has_minima() ? shifts_.as<int8_t>() : nullptr; }
+  const uint16_t* minimum_units() const { return has_minima() ? units(shifts_) : nullptr; }
   bool empty() const { return N_ == 0; }
 
  private:
   template <class Codec>
-  void encode_row(int64_t n, const float* w, uint8_t* codes, bool search);
+  void encode_row(int64_t n, float* w, uint8_t* codes, bool search);  // changes w
   void check_rows(int64_t first_row, int64_t rows) const;
   int64_t scale_index(int64_t n, int64_t group) const;
   float scale(int64_t n, int64_t group) const;
   float store_scale(int64_t n, int64_t group, float scale);
   float shift(int64_t n, int64_t group) const;
+  float minimum(int64_t n, int64_t group) const;
+  int64_t unit_index(int64_t n, int64_t group) const;
+  // Behind the multiples.
+  const uint16_t* units(const Buffer& multiples) const {
+    return reinterpret_cast<const uint16_t*>(multiples.data() + panels() * kRowsPerPanel * groups());
+  }
+  float multiple(const Buffer& multiples, int64_t n, int64_t group) const;
+  float store_multiple(Buffer& multiples, int64_t n, int64_t group, float value);
+  template <class Codec>
+  void choose_units(int64_t n, const float* w);
 
   Format format_ = Format::kF32;
   Element scale_type_ = Element::kF32;
@@ -88,6 +115,7 @@ class Matrix {
 };
 
 /// Bytes a matrix will take, before it is made.
-int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points = false);
+int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bool zero_points = false,
+                     Element scale_type = Element::kF16);
 
 }  // namespace llmcore

@@ -207,6 +207,7 @@ def _pack(weights: FloatArray, form: MatrixFormat) -> QuantizedTensor:
         group_size=form.group_size,
         scale="mse" if form.search else "max",
         symmetric=not form.zero_points,
+        double_quant=form.double_quant,
     )
 
 

@@ -373,7 +373,7 @@ def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *
         is_head = name in ("embedding", "lm_head")
         wanted = recipe.of([name], is_head=is_head) if recipe else None
         wanted = wanted or MatrixFormat(format="f16")
-        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size)
+        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, wanted.scales, wanted.zero_points)
         step = max(1, (1 << 21) // columns)
         for row in range(0, rows, step):
             count = min(step, rows - row) * columns

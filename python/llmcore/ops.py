@@ -56,12 +56,16 @@ class QuantizedTensor:
         return self._matrix.dequantize()
 
     def codes(self) -> tuple[npt.NDArray[np.int8], FloatArray]:
-        """Signed codes int8 [N, K] and scales float32 [N, groups]; weight = scale * (code - zero point)."""
+        """Signed codes int8 [N, K] and scales float32 [N, groups]; weight = scale * (code - zero point) - minimum."""
         return self._matrix.codes()[:2]
 
     def zero_points(self) -> FloatArray:
         """float32 integers [N, groups]; 0 in symmetric formats."""
         return self._matrix.codes()[2]
+
+    def minima(self) -> FloatArray:
+        """float32 [N, groups]; 0 but for double quantisation that isn't symmetric."""
+        return self._matrix.codes()[3]
 
     def __repr__(self) -> str:
         return f"<QuantizedTensor {self.format} {list(self.shape)}, {self.bits_per_weight:.2f} bits per weight>"
@@ -77,12 +81,14 @@ def quantize(
     group_size: int | None = None,
     scale: str = "max",
     symmetric: bool = True,
+    double_quant: bool = False,
 ) -> QuantizedTensor:
     """Packs a weight matrix.
 
     weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "nf4" (groups of 64), "ternary" and
     "ternary_dense" (per row), "f32", "bf16", "f16". group_size: 0 for one scale per row, 32, 64 or 128, None for the
-    format's own. scale: "max" or "mse"; symmetric: False for zero points; both as in QuantConfig. Raises ArgumentError.
+    format's own. scale: "max" or "mse"; symmetric: False for zero points; double_quant: scales are int8; all as in
+    QuantConfig. Raises ArgumentError.
     """
     values = np.ascontiguousarray(weight, np.float32)
     if values.ndim != 2:
@@ -90,11 +96,14 @@ def quantize(
     if format in FLOAT_FORMATS:
         own = MatrixFormat(format=format, group_size=group_size or 0)
     elif format in INTEGER_FORMATS:
-        own = QuantConfig(format=format, group_size=group_size, scale=scale, symmetric=symmetric).own()
+        own = QuantConfig(
+            format=format, group_size=group_size, scale=scale, symmetric=symmetric, double_quant=double_quant
+        ).own()
     else:
         known = ", ".join(INTEGER_FORMATS + FLOAT_FORMATS)
         raise ArgumentError(f"format must be one of {known}, got {escape(format)}")
-    matrix = _core.Matrix(format, values.shape[0], values.shape[1], own.group_size, zero_points=own.zero_points)
+    rows, columns = values.shape
+    matrix = _core.Matrix(format, rows, columns, own.group_size, own.scales, own.zero_points)
     matrix.set_rows(0, values, search=own.search)
     return QuantizedTensor(matrix)
 

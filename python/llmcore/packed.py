@@ -8,7 +8,6 @@ them for weights.
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import shutil
@@ -35,7 +34,7 @@ from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, ZE
 METHOD = "llmcore"
 VERSION = 1
 _MAX_TOKENIZER_BYTES = 256 << 20
-_SCALES = ("f32", "f16", "bf16")
+_SCALES = ("f32", "f16", "bf16", "int8")
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json"),
@@ -54,14 +53,7 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         form = self.format
-        size = _core.matrix_bytes(form.format, self.rows, self.columns, form.group_size, form.zero_points)
-        return size + self._wider
-
-    @property
-    def _wider(self) -> int:
-        """matrix_bytes counts scales of groups as two bytes each."""
-        groups = math.ceil(self.columns / self.format.group_size) if self.format.group_size else 0
-        return 2 * groups * (-(-self.rows // 16) * 16) if self.scales == "f32" else 0
+        return _core.matrix_bytes(form.format, self.rows, self.columns, form.group_size, form.zero_points, self.scales)
 
 
 class PackedCheckpoint:
@@ -171,6 +163,7 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
         and scales in _SCALES
         and isinstance(zero_points, bool)
         and (not zero_points or format in ZERO_POINT_FORMATS)
+        and (scales != "int8" or (group != 0 and (not zero_points or format == "int4")))
     )
     if not known:
         raise QuantError("is no description of a packed matrix", file=section.file, field=name, value=repr(value)[:120])

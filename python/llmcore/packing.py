@@ -71,7 +71,13 @@ class Packer:
         if not self.is_matrix(slot):
             return 4 * num_weights(slot)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        return _core.matrix_bytes(wanted.format, rows, columns, wanted.group_size, wanted.zero_points)
+        return _core.matrix_bytes(
+            wanted.format, rows, columns, wanted.group_size, wanted.zero_points, self._scale_type(slot, wanted)
+        )
+
+    def _scale_type(self, slot: BoundSlot, wanted: MatrixFormat) -> str:
+        first = slot.parts[0]
+        return wanted.scales if isinstance(first, DenseTensor) else _STORED[first.scale_dtype]
 
     def _shape(self, slot: BoundSlot) -> tuple[int, int]:
         shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
@@ -84,8 +90,7 @@ class Packer:
             vector = np.concatenate([_to_float32(values) for values in parts]) + np.float32(slot.slot.offset)
             return self._divide(slot.slot.name, vector)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        first = slot.parts[0]
-        scales = _STORED[first.scale_dtype] if not isinstance(first, DenseTensor) else "f16"
+        scales = self._scale_type(slot, wanted)
         matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
         if self.calibration and (wanted.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
             self._pack_calibrated(matrix, wanted, slot, self.calibration)

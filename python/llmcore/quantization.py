@@ -25,16 +25,23 @@ class MatrixFormat:
     """How one weight matrix is stored. `group_size` 0: one scale per row (float32), else float16 scales per group.
 
     `search`: scales are searched for the smallest squared error when the weights are packed. `zero_points`: each scale
-    has one, a float16.
+    has one, a float16. `double_quant`: scales are int8 multiples of a float16 for eight groups, and so are the minima
+    that stand for zero points then.
     """
 
     format: str
     group_size: int = 0
     search: bool = False
     zero_points: bool = False
+    double_quant: bool = False
     calibrated: bool = False
     """Codes are chosen by GPTQ."""
     smoothing: str = "none"
+
+    @property
+    def scales(self) -> str:
+        """What the scales of groups are stored as."""
+        return "int8" if self.double_quant else "f16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,9 @@ class QuantConfig:
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
         smallest squared error, at some 10 times the work.
     symmetric: False gives each scale a zero point, so that the codes span what the weights do (int8 and int4).
+    double_quant: scales of groups are quantised, too, to int8 multiples of a float16 for eight groups (QLoRA's double
+        quantisation). With int4, groups of 32 and symmetric=False, groups have a scale and a minimum, as in ggml's
+        Q4_K: 4.63 bits a weight, and a smaller error than zero points with their 5.
     rounding: "nearest" takes for each weight the nearest code; "gptq" rounds column by column and makes up for the
         errors in the columns that follow, on the inputs that a calibration text gives (`load(calibration=)`). The
         head is rounded to the nearest.
@@ -68,6 +78,7 @@ class QuantConfig:
     head: str | None = None
     scale: str = "max"
     symmetric: bool = True
+    double_quant: bool = False
     rounding: str = "nearest"
     smoothing: str = "none"
     skip: Sequence[str] = ()
@@ -87,8 +98,15 @@ class QuantConfig:
             raise ArgumentError(f"rounding must be nearest or gptq, got {escape(self.rounding)}")
         if self.smoothing not in SMOOTHINGS:
             raise ArgumentError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, got {escape(self.smoothing)}")
-        if not isinstance(self.symmetric, bool):
-            raise ArgumentError(f"symmetric must be True or False, got {escape(self.symmetric)}")
+        for name, flag in (("symmetric", self.symmetric), ("double_quant", self.double_quant)):
+            if not isinstance(flag, bool):
+                raise ArgumentError(f"{name} must be True or False, got {escape(flag)}")
+        if self.double_quant and not self._group():
+            raise ArgumentError("double_quant is for formats with groups: give a group_size")
+        if self.double_quant and not self.symmetric and self.format != "int4":
+            raise ArgumentError("double_quant with symmetric=False is for int4")
+        if self.double_quant and self.rounding == "gptq":
+            raise ArgumentError("double_quant chooses its scales together, GPTQ one after another: take one of them")
         if not self.symmetric and self.format not in ZERO_POINT_FORMATS:
             raise ArgumentError(f"symmetric=False is for {' and '.join(ZERO_POINT_FORMATS)}, not {self.format}")
         if isinstance(self.skip, str):
@@ -115,14 +133,17 @@ class QuantConfig:
             return QuantConfig(format=self.head or "int8", scale=self.scale).own()
         return self.own()
 
+    def _group(self) -> int:
+        return _DEFAULT_GROUP[self.format] if self.group_size is None else self.group_size
+
     def own(self) -> MatrixFormat:
         """The format without exceptions."""
-        group = _DEFAULT_GROUP[self.format] if self.group_size is None else self.group_size
         return MatrixFormat(
             format=self.format,
-            group_size=group,
+            group_size=self._group(),
             search=self.scale == "mse",
             zero_points=not self.symmetric,
+            double_quant=self.double_quant,
             calibrated=self.rounding == "gptq",
             smoothing=self.smoothing,
         )

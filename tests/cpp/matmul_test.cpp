@@ -43,7 +43,14 @@ constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
                                        {Format::kInt8, 64, Element::kF16, true},
                                        {Format::kInt4, 0, Element::kF32, true},
                                        {Format::kInt4, 32, Element::kF16, true},
-                                       {Format::kInt4, 128, Element::kBF16, true}};
+                                       {Format::kInt4, 128, Element::kBF16, true},
+                                       {Format::kInt8, 64, Element::kInt8},
+                                       {Format::kInt4, 32, Element::kInt8},
+                                       {Format::kInt4, 32, Element::kInt8, true},
+                                       {Format::kInt4, 128, Element::kInt8, true},
+                                       {Format::kTernary, 32, Element::kInt8},
+                                       {Format::kNf4, 64, Element::kInt8},
+                                       {Format::kTernaryDense, 128, Element::kInt8}};
 
 Matrix random_matrix(const WeightType& type, const Shape& shape) {
   ThreadPool pool(1);
@@ -83,7 +90,9 @@ class Product {
         M_(M),
         codes_(w.codes(), w.panels() * w.panel_bytes(), edge),
         scales_(w.scales(), w.nbytes() - w.panels() * w.panel_bytes() - shift_bytes(w), edge),
-        shifts_(reinterpret_cast<const uint8_t*>(w.shifts()), shift_bytes(w), edge),
+        shifts_(
+            w.shifts() ? reinterpret_cast<const uint8_t*>(w.shifts()) : reinterpret_cast<const uint8_t*>(w.minima()),
+            shift_bytes(w), edge),
         x_(x.codes, edge),
         floats_(x.floats, edge),
         x_scales_(x.scales, edge),
@@ -112,11 +121,16 @@ class Product {
     a.codes = codes_.data();
     a.panel_bytes = w_.panel_bytes();
     a.scales = scales_.data();
-    a.scale_type = w_.scale_type() == Element::kF32   ? kScaleF32
-                   : w_.scale_type() == Element::kF16 ? kScaleF16
-                                                      : kScaleBF16;
+    constexpr ScaleType kTypes[] = {kScaleF32, kScaleBF16, kScaleF16, kScaleInt8};
+    a.scale_type = kTypes[static_cast<int>(w_.scale_type())];
     a.per_row = w_.per_row();
-    a.shifts = w_.has_zero_points() ? reinterpret_cast<const uint16_t*>(shifts_.data()) : nullptr;
+    a.shifts = w_.shifts() ? reinterpret_cast<const uint16_t*>(shifts_.data()) : nullptr;
+    const int64_t multiples = w_.panels() * kRowsPerPanel * w_.groups();
+    if (w_.has_units()) a.scale_units = reinterpret_cast<const uint16_t*>(scales_.data() + multiples);
+    if (w_.has_minima()) {
+      a.minima = reinterpret_cast<const int8_t*>(shifts_.data());
+      a.minimum_units = reinterpret_cast<const uint16_t*>(shifts_.data() + multiples);
+    }
     a.K = w_.K_padded();
     a.N = w_.N();
     a.M = M_;
@@ -134,7 +148,9 @@ class Product {
   }
 
   static int64_t shift_bytes(const Matrix& w) {
-    return w.has_zero_points() ? w.panels() * kRowsPerPanel * w.groups() * 2 : 0;
+    if (!w.has_zero_points()) return 0;
+    const int64_t units = (w.groups() + kGroupsPerUnit - 1) / kGroupsPerUnit;
+    return w.panels() * kRowsPerPanel * (w.has_units() ? w.groups() + 2 * units : 2 * w.groups());
   }
 
   const Matrix& w_;
@@ -171,13 +187,14 @@ double exact_product(const Matrix& w, const Activations& x, int64_t m, int64_t n
     return sum;
   }
   std::vector<int8_t> codes(static_cast<size_t>(w.K()));
-  std::vector<float> scales(static_cast<size_t>(w.groups())), zero_points(scales.size());
-  w.read_codes(n, codes.data(), scales.data(), zero_points.data());
+  std::vector<float> scales(static_cast<size_t>(w.groups())), zero_points(scales.size()), minima(scales.size());
+  w.read_codes(n, codes.data(), scales.data(), zero_points.data(), minima.data());
   for (int64_t k = 0; k < w.K(); ++k) {
     const int64_t group = k / w.activation_group();
-    const double scale = static_cast<double>(scales[w.per_row() ? 0 : group]) * x.scales[m * x.groups + group];
-    const double code = codes[k] - static_cast<double>(zero_points[w.per_row() ? 0 : group]);
-    sum += scale * code * x.codes[m * w.K_padded() + k];
+    const int64_t own = w.per_row() ? 0 : group;
+    const double code = codes[k] - static_cast<double>(zero_points[own]);
+    const double weight = static_cast<double>(scales[own]) * code - static_cast<double>(minima[own]);
+    sum += weight * x.scales[m * x.groups + group] * x.codes[m * w.K_padded() + k];
   }
   return sum;
 }

@@ -212,9 +212,102 @@ TEST(quant, a_matrix_takes_the_bytes_it_said_it_would) {
   for (const Format format : {Format::kF32, Format::kBF16, Format::kInt8, Format::kInt4, Format::kTernary}) {
     for (const int64_t K : {1, 100, 512}) {
       CHECK_EQ(Matrix(format, 33, K, 0).nbytes(), matrix_bytes(format, 33, K, 0));
-      if (is_integer(format)) CHECK_EQ(Matrix(format, 33, K, 64).nbytes(), matrix_bytes(format, 33, K, 64));
+      if (!is_integer(format)) continue;
+      CHECK_EQ(Matrix(format, 33, K, 64).nbytes(), matrix_bytes(format, 33, K, 64));
+      for (const Element scales : {Element::kF32, Element::kF16, Element::kInt8}) {
+        for (const bool zero_points : {false, true}) {
+          if (zero_points && format != Format::kInt4) continue;
+          CHECK_EQ(Matrix(format, 33, K, 64, scales, zero_points).nbytes(),
+                   matrix_bytes(format, 33, K, 64, zero_points, scales));
+        }
+      }
     }
   }
+}
+
+// Half a step, and what the rounding of scale and minimum to multiples of their units does to the largest code.
+TEST(quant, double_quantisation_is_within_its_bound) {
+  ThreadPool pool(1);
+  for (const Format format : {Format::kInt8, Format::kInt4}) {
+    for (const bool minima : {false, true}) {
+      if (minima && format == Format::kInt8) continue;
+      for (const bool search : {false, true}) {
+        NOTE(std::string(format_name(format)) + (minima ? ", minima" : "") + (search ? ", searched" : ""));
+        constexpr int64_t N = 19, K = 600, kGroup = 32;
+        std::vector<float> w = Random(5).units(N * K, 0.3f);
+        for (int64_t i = 0; i < N * K; ++i) w[static_cast<size_t>(i)] *= 1.0f + static_cast<float>(i / kGroup % 3);
+        Matrix m(format, N, K, kGroup, Element::kInt8, minima);
+        m.set_rows(0, N, w.data(), Element::kF32, false, pool, search);
+        const std::vector<float> got = decoded(m);
+        std::vector<int8_t> codes(static_cast<size_t>(K));
+        std::vector<float> scales(static_cast<size_t>(m.groups())), zeros(scales), minimum(scales);
+        const double most = format == Format::kInt8 ? 127 : minima ? 15 : 8;
+        double squares = 0, plain = 0;
+        for (int64_t n = 0; n < N; ++n) {
+          m.read_codes(n, codes.data(), scales.data(), zeros.data(), minimum.data());
+          for (int64_t k = 0; k < K; ++k) {
+            const size_t g = static_cast<size_t>(k / kGroup), i = static_cast<size_t>(n * K + k);
+            const double exact =
+                (codes[static_cast<size_t>(k)] - static_cast<double>(zeros[g])) * scales[g] - minimum[g];
+            CHECK(std::fabs(got[i] - exact) <= 1e-6);
+            const double step = std::fabs(static_cast<double>(scales[g])),
+                         unit = 1.0 / most / 127;  // of weights below 1
+            const double bound = step * (most == 8 ? 1.0 : 0.5) + (most / 2 + 1) * unit * 1.01;
+            if (!search) CHECK(std::fabs(got[i] - w[i]) <= bound);
+            squares += (got[i] - w[i]) * (got[i] - w[i]);
+          }
+        }
+        Matrix half(format, N, K, kGroup, Element::kF16, minima);
+        half.set_rows(0, N, w.data(), Element::kF32, false, pool, search);
+        const std::vector<float> other = decoded(half);
+        for (size_t i = 0; i < w.size(); ++i) plain += (other[i] - w[i]) * (other[i] - w[i]);
+        CHECK(squares <= plain * (format == Format::kInt8 ? 1.15 : 1.06));  // of what float16 scales leave
+      }
+    }
+  }
+}
+
+// What ggml's Q4_K holds: 6-bit multiples of float16 units, codes and minima from 0 up.
+TEST(quant, double_quantised_codes_come_back_exactly) {
+  constexpr int64_t N = 18, K = 520, kGroup = 32;
+  Matrix m(Format::kInt4, N, K, kGroup, Element::kInt8, true);
+  Random random(8);
+  const int64_t groups = m.groups(), units = (groups + 7) / 8;
+  std::vector<float> scale_units(static_cast<size_t>(N * units)), minimum_units(scale_units);
+  for (float& u : scale_units) u = half_to_float(float_to_half(random.unit()));
+  for (float& u : minimum_units) u = half_to_float(float_to_half(random.unit()));
+  std::vector<int8_t> codes(static_cast<size_t>(N * K)), row(static_cast<size_t>(K));
+  std::vector<float> scales(static_cast<size_t>(N * groups)), minima(scales);
+  for (int8_t& c : codes) c = static_cast<int8_t>(random.integer(-8, 7));
+  for (int64_t i = 0; i < N * groups; ++i) {
+    const size_t u = static_cast<size_t>(i / groups * units + i % groups / 8);
+    scales[static_cast<size_t>(i)] = scale_units[u] * static_cast<float>(random.integer(0, 63));
+    minima[static_cast<size_t>(i)] = minimum_units[u] * static_cast<float>(random.integer(0, 63));
+  }
+  m.set_units(0, N, scale_units.data(), minimum_units.data());
+  m.set_codes(0, N, codes.data(), scales.data(), minima.data());
+  std::vector<float> row_scales(static_cast<size_t>(groups)), zeros(row_scales), row_minima(row_scales);
+  const std::vector<float> values = decoded(m);
+  for (int64_t n = 0; n < N; ++n) {
+    m.read_codes(n, row.data(), row_scales.data(), zeros.data(), row_minima.data());
+    CHECK(std::equal(row.begin(), row.end(), codes.begin() + n * K));
+    CHECK(std::equal(row_scales.begin(), row_scales.end(), scales.begin() + n * groups));
+    CHECK(std::equal(row_minima.begin(), row_minima.end(), minima.begin() + n * groups));
+    for (int64_t k = 0; k < K; ++k) {
+      const size_t g = static_cast<size_t>(k / kGroup);
+      CHECK_EQ(values[static_cast<size_t>(n * K + k)],
+               row_scales[g] * static_cast<float>(row[static_cast<size_t>(k)] + 8) - row_minima[g]);
+    }
+  }
+  const float off[] = {0.3f};
+  Matrix small(Format::kInt4, 1, 2, kGroup, Element::kInt8, false);
+  const int8_t two[] = {1, 2};
+  CHECK_THROWS(QuantError, small.set_units(0, 1, off));
+  const float unit[] = {0.25f};
+  small.set_units(0, 1, unit);
+  CHECK_THROWS(QuantError, small.set_codes(0, 1, two, off));
+  CHECK_THROWS(ArgumentError, Matrix(Format::kInt4, 1, 2, 0, Element::kInt8));
+  CHECK_THROWS(ArgumentError, Matrix(Format::kInt8, 1, 2, 32, Element::kInt8, true));
 }
 
 TEST(quant, what_a_format_cannot_hold_is_a_typed_error) {

@@ -51,10 +51,20 @@ LLMCORE_INLINE U8x64 part_of(U8x64 line) {
   return codes;
 }
 
-LLMCORE_INLINE F32x16 load_scales(const void* scales, int type, int64_t index) {
-  if (type == llmcore::kScaleF32) return load(static_cast<const float*>(scales) + index);
-  if (type == llmcore::kScaleF16) return load_f16(static_cast<const uint16_t*>(scales) + index);
-  return load_bf16(static_cast<const uint16_t*>(scales) + index);
+// The multiples of units that belong to a group.
+LLMCORE_INLINE F32x16 load_multiples(const llmcore::MatmulArgs& a, const int8_t* multiples, const uint16_t* units,
+                                     int64_t panel, int64_t g) {
+  const int64_t unit_groups = (a.x_groups + llmcore::kUnitGroups - 1) / llmcore::kUnitGroups;
+  return mul(to_float(load_i8(multiples + (panel * a.x_groups + g) * 16)),
+             load_f16(units + (panel * unit_groups + g / llmcore::kUnitGroups) * 16));
+}
+
+LLMCORE_INLINE F32x16 load_scales(const llmcore::MatmulArgs& a, int64_t panel, int64_t g) {
+  const int64_t index = (panel * a.x_groups + g) * 16;
+  if (a.scale_type == llmcore::kScaleF16) return load_f16(static_cast<const uint16_t*>(a.scales) + index);
+  if (a.scale_type == llmcore::kScaleF32) return load(static_cast<const float*>(a.scales) + index);
+  if (a.scale_type == llmcore::kScaleBF16) return load_bf16(static_cast<const uint16_t*>(a.scales) + index);
+  return load_multiples(a, static_cast<const int8_t*>(a.scales), a.scale_units, panel, g);
 }
 
 LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64_t panel, F32x16 y) {
@@ -63,10 +73,33 @@ LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64
   store_first(a.y + m * a.y_stride + n, y, a.N - n);
 }
 
-// The sum over a group with what each code is shifted by: every number is an integer below 2^24, so nothing is rounded.
-LLMCORE_INLINE F32x16 shifted_sum(const llmcore::MatmulArgs& a, I32x16 total, int64_t index, int32_t x_sum) {
-  const F32x16 sum = to_float(total);
-  return a.shifts ? fma(load_f16(a.shifts + index), set1(static_cast<float>(x_sum)), sum) : sum;
+// What belongs to a group of a panel beside its scales.
+struct GroupOffset {
+  bool shifted, lowered;
+  F32x16 offset;
+};
+
+LLMCORE_INLINE GroupOffset load_offset(const llmcore::MatmulArgs& a, int64_t panel, int64_t g) {
+  if (a.shifts) return {true, false, load_f16(a.shifts + (a.per_row ? panel : panel * a.x_groups + g) * 16)};
+  if (a.minima) return {false, true, load_multiples(a, a.minima, a.minimum_units, panel, g)};
+  return {false, false, set1(0.0f)};
+}
+
+// What is taken off each code that is summed, beyond dot4's own: the zero code, where there are no minima.
+template <class Lines>
+LLMCORE_INLINE int32_t code_offset(const llmcore::MatmulArgs& a) {
+  return (a.minima ? 0 : Lines::kZero) - dot4_zero<Lines::kMaxCode>();
+}
+
+// sum + a group's products of one row and one panel: `total` with what each code is shifted by, an integer below 2^24,
+// so that nothing is rounded, times both scales; less the minima.
+LLMCORE_INLINE F32x16 add_total(const GroupOffset& own, I32x16 total, F32x16 scale, float x_scale, int32_t x_sum,
+                                F32x16 sum) {
+  const F32x16 value = to_float(total);
+  const float x_total = static_cast<float>(x_sum);
+  if (own.shifted) return fma(fma(own.offset, set1(x_total), value), scale, sum);
+  if (own.lowered) sum = fma(own.offset, set1(-(x_scale * x_total)), sum);
+  return fma(value, scale, sum);
 }
 
 template <class Lines, int part, int MR, int NP>
@@ -126,13 +159,13 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
       _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = load(stored + (m * NP + p) * 16);
     }
   }
-  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  const int32_t offset = code_offset<Lines>(a);
   const uint8_t* line_codes = b.codes;
   for (int64_t g = b.begin / a.x_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
     const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
     I32x16 acc[MR][NP];
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      const I32x16 start = set1_i32(kOffset ? -kOffset * a.x_sums[(m0 + m) * a.x_groups + g] : 0);
+      const I32x16 start = set1_i32(-offset * a.x_sums[(m0 + m) * a.x_groups + g]);
       _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = start;
     }
     const int8_t* x = a.x + m0 * a.x_stride + begin;
@@ -146,13 +179,13 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     }
     _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
       F32x16 weight_scale = set1(1.0f);
-      const int64_t index = a.per_row ? (b.panel + p) * 16 : ((b.panel + p) * a.x_groups + g) * 16;
-      if (!a.per_row) weight_scale = load_scales(a.scales, a.scale_type, index);
+      if (!a.per_row) weight_scale = load_scales(a, b.panel + p, g);
+      const GroupOffset own = load_offset(a, b.panel + p, g);
       _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-        F32x16 scale = set1(a.x_scales[(m0 + m) * a.x_groups + g]);
+        const int64_t x_index = (m0 + m) * a.x_groups + g;
+        F32x16 scale = set1(a.x_scales[x_index]);
         if (!a.per_row) scale = mul(weight_scale, scale);
-        const F32x16 value = shifted_sum(a, acc[m][p], index, a.x_sums[(m0 + m) * a.x_groups + g]);
-        sums[m][p] = fma(value, scale, sums[m][p]);
+        sums[m][p] = add_total(own, acc[m][p], scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
       }
     }
   }
@@ -251,12 +284,11 @@ LLMCORE_INLINE I32x16 sum_of_four(const I32x16 (&acc)[4]) {
 
 constexpr int kAhead = 8192;  // bytes
 
-// sum + a group's products of one row and one panel.
+// The same where there is one row.
 LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int64_t g, I32x16 total, F32x16 sum) {
   F32x16 scale = set1(a.x_scales[g]);
-  const int64_t index = a.per_row ? panel * 16 : (panel * a.x_groups + g) * 16;
-  if (!a.per_row) scale = mul(load_scales(a.scales, a.scale_type, index), scale);
-  return fma(shifted_sum(a, total, index, a.x_sums[g]), scale, sum);
+  if (!a.per_row) scale = mul(load_scales(a, panel, g), scale);
+  return add_total(load_offset(a, panel, g), total, scale, a.x_scales[g], a.x_sums[g], sum);
 }
 
 // One row of x times one panel, from a group on, whose line is `codes`. The panel is read from its start to its end,
@@ -265,14 +297,14 @@ LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int
 template <class Lines>
 LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t g,
                                     F32x16 sum) {
-  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  const int32_t offset = code_offset<Lines>(a);
   constexpr int kBytes = 64 * 4 / Lines::kParts;
   const int8_t* x = a.x + g * a.x_group;
   for (; g < a.x_groups; ++g) {
     const int64_t begin = g * a.x_group;
     const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
     const I32x16 zero = set1_i32(0);
-    I32x16 acc[4] = {set1_i32(kOffset ? -kOffset * a.x_sums[g] : 0), zero, zero, zero};
+    I32x16 acc[4] = {set1_i32(-offset * a.x_sums[g]), zero, zero, zero};
     for (int64_t k = begin; k < end; k += 16) {
       if constexpr (Lines::kParts > 1) {
         for (int line = 0; line < kBytes; line += 64) prefetch(codes + kAhead + line);

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group-size", type=int, metavar="N", help="weights of a row that share a scale: 32, 64, 128")
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
     parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
+    parser.add_argument(
+        "--double-quant", action="store_true", help="int8 scales, and int4 with --asymmetric has minima, as in Q4_K"
+    )
     parser.add_argument("--scale", choices=["max", "mse"], default="max", help="mse: search scales for less error")
     parser.add_argument(
         "--calibrate",
@@ -91,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             skip=args.skip,
             scale=args.scale,
             symmetric=not args.asymmetric,
+            double_quant=args.double_quant,
             rounding="gptq" if args.calibrate else "nearest",
             smoothing=args.smoothing,
         )
