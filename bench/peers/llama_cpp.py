@@ -1,7 +1,7 @@
-"""llmcore beside llama.cpp on a Llama-3.2-1B shape with random weights: prefill 512 and decode at batch 1.
+"""llmcore beside llama.cpp on a Llama-3.2-1B shape with random weights: prefill 512 and decode at any batch.
 
     pip install . llama-cpp-python gguf
-    python bench/peers/llama_cpp.py
+    python bench/peers/llama_cpp.py --batch 16
 
 For figures that mean something build llama-cpp-python for this machine, not from a portable wheel:
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python

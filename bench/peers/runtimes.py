@@ -114,6 +114,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama.cpp can't load {path}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, 512, 512
+        params.n_seq_max, params.kv_unified = MOST_SEQUENCES, True
         params.n_threads = params.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
@@ -140,23 +141,29 @@ class LlamaCpp:
         return time.perf_counter() - start
 
     def decode(self, tokens: int, seed: int, batch: int) -> float:
-        if batch != 1:
-            raise RuntimeError("only single sequences of llama.cpp are timed")
-        token = prompt_ids(1, seed)[0]
+        chosen = prompt_ids(batch, seed)
         self.api.llama_memory_clear(self.memory, False)
+        step = self.api.llama_batch_init(batch, 0, 1)
         start = time.perf_counter()
-        for _ in range(tokens):
-            self._forward([token])
-            token = self._choose()
-        return time.perf_counter() - start
+        step.n_tokens = batch
+        for position in range(tokens):
+            for i, token in enumerate(chosen):
+                step.token[i], step.pos[i], step.logits[i] = token, position, True
+                step.n_seq_id[i], step.seq_id[i][0] = 1, i
+            if self.api.llama_decode(self.context, step) != 0:
+                raise RuntimeError("llama_decode failed")
+            chosen = [self._choose(i) for i in range(batch)]
+        seconds = time.perf_counter() - start
+        self.api.llama_batch_free(step)
+        return seconds
 
     def _forward(self, ids: list[int]) -> None:
         tokens = (self.api.llama_token * len(ids))(*ids)  # the batch only points to them
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids))) != 0:
             raise RuntimeError("llama_decode failed")
 
-    def _choose(self) -> int:
-        logits = self.api.llama_get_logits_ith(self.context, -1)
+    def _choose(self, row: int = -1) -> int:
+        logits = self.api.llama_get_logits_ith(self.context, row)
         return int(self.np.ctypeslib.as_array(logits, (self.vocab_size,)).argmax())
 
 
