@@ -94,6 +94,29 @@ def test_minima_are_better_than_zero_points_with_fewer_bits() -> None:
         QuantConfig(format="int4", double_quant=True, rounding="gptq")
 
 
+def test_columns_may_lie_in_an_order_of_their_own() -> None:
+    """Packed so, a matrix stands for the same weights and gives the bits of a product with reordered inputs."""
+    w, order = normal(19, 200), np.random.default_rng(3).permutation(200).astype(np.int32)
+    plain, ordered = (_core.Matrix("int4", 19, 200, 32, "f16", True) for _ in range(2))
+    plain.set_rows(0, np.ascontiguousarray(w[:, order]))
+    ordered.set_order(order)
+    ordered.set_rows(0, w)
+    assert plain.order is None
+    assert np.array_equal(ordered.order, order)
+    assert np.array_equal(ordered.dequantize()[:, order], plain.dequantize())
+    assert all(np.array_equal(a, b) for a, b in zip(ordered.codes(), plain.codes(), strict=True))
+    assert ordered.nbytes == plain.nbytes + 4 * 200
+    for rows in (1, 3, 40):
+        x = normal(rows, 200, seed=rows)
+        got = ops.matmul(x, ops.QuantizedTensor(ordered))
+        assert np.array_equal(got, ops.matmul(np.ascontiguousarray(x[:, order]), ops.QuantizedTensor(plain)))
+    for bad in (np.zeros(200, np.int32), np.arange(200) - 1, np.arange(1, 201)):
+        with pytest.raises(QuantError, match="permutation"):
+            plain.set_order(bad.astype(np.int32))
+    with pytest.raises(ArgumentError, match=r"\[K\]"):
+        plain.set_order(order[1:])
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.7, -3.0])
 @pytest.mark.parametrize(("name", "group"), [("int8", 0), ("int8", 32), ("int4", 0), ("int4", 64), ("int4", 128)])
 def test_zero_points(name: str, group: int, shift: float) -> None:

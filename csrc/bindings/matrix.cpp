@@ -82,6 +82,19 @@ void set_units(Matrix& m, int64_t first_row, const FloatArray& scale_units,
   m.set_units(first_row, scale_units.shape(0), scale_units.data(), minimum_units ? minimum_units->data() : nullptr);
 }
 
+using Order = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+void set_order(Matrix& m, const Order& order) {
+  check_dims(order, 1, "order");
+  check_argument(order.shape(0) == m.K(), "order must be [K]");
+  m.set_order(order.data());
+}
+
+py::object order(const Matrix& m) {
+  if (!m.order()) return py::none();
+  return py::array_t<int32_t>(m.K(), m.order());
+}
+
 py::array_t<float> dequantize(const Matrix& m) {
   py::array_t<float> out({m.N(), m.K()});
   float* data = out.mutable_data();
@@ -126,6 +139,8 @@ void bind_matrix(py::module_& m) {
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"),
            py::arg("zero_points") = py::none())
       .def("set_units", set_units, py::arg("first_row"), py::arg("scales"), py::arg("minima") = py::none())
+      .def("set_order", set_order, py::arg("order"))
+      .def_property_readonly("order", order)
       .def("dequantize", dequantize)
       .def("codes", codes)
       .def("check", &Matrix::check)

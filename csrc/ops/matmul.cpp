@@ -34,6 +34,7 @@ MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64
   codes_ = Buffer(checked_mul(max_rows, stride_));
   scales_ = Buffer(checked_mul(max_rows, groups_ * 4));
   sums_ = Buffer(checked_mul(max_rows, groups_ * 4));
+  ordered_ = Buffer(checked_mul(stride_ * 4, context.pool.size()));
   scratch_stride_ = round_up(context.table.matmul_scratch_bytes(stride_), 64);
   scratch_ = Buffer(checked_mul(scratch_stride_, context.pool.size()));
 }
@@ -67,11 +68,16 @@ void matmul(const Context& context, MatmulWorkspace& ws, const float* x, int64_t
     a.x_stride = ws.stride_;
     a.x_scales = ws.scales_.as<float>();
     a.x_sums = ws.sums_.as<int32_t>();
-    const auto quantize = [&](int64_t begin, int64_t end, int) {
+    const auto quantize = [&](int64_t begin, int64_t end, int thread) {
       for (int64_t m = begin; m < end; ++m) {
-        context.table.quantize_row(x + m * x_stride, w.K(), w.K_padded(), a.x_group,
-                                   ws.codes_.as<int8_t>() + m * ws.stride_, ws.scales_.as<float>() + m * a.x_groups,
-                                   ws.sums_.as<int32_t>() + m * a.x_groups);
+        const float* row = x + m * x_stride;
+        if (const int32_t* order = w.order()) {
+          float* ordered = ws.ordered_.as<float>() + thread * ws.stride_;
+          for (int64_t k = 0; k < w.K(); ++k) ordered[k] = row[order[k]];
+          row = ordered;
+        }
+        context.table.quantize_row(row, w.K(), w.K_padded(), a.x_group, ws.codes_.as<int8_t>() + m * ws.stride_,
+                                   ws.scales_.as<float>() + m * a.x_groups, ws.sums_.as<int32_t>() + m * a.x_groups);
       }
     };
     if (M < 8) {

@@ -17,14 +17,16 @@ class MatmulWorkspace {
   MatmulWorkspace() = default;
   MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k);
   bool fits(int64_t rows, int64_t k) const { return rows <= max_rows_ && k <= max_k_; }
-  int64_t nbytes() const { return codes_.size() + scales_.size() + sums_.size() + scratch_.size(); }
+  int64_t nbytes() const { return codes_.size() + scales_.size() + sums_.size() + ordered_.size() + scratch_.size(); }
   int64_t max_rows() const { return max_rows_; }
 
  private:
   friend void matmul(const Context&, MatmulWorkspace&, const float*, int64_t, int64_t, const Matrix&, const float*,
                      float*, int64_t);
   int64_t max_rows_ = 0, max_k_ = 0, stride_ = 0, groups_ = 0, scratch_stride_ = 0;
-  Buffer codes_, scales_, sums_, scratch_;
+  Buffer codes_, scales_, sums_;
+  Buffer ordered_;  // of each thread: a row in the order of the weights' columns
+  Buffer scratch_;
 };
 
 /// Strides in elements. `bias` [N] or null. Throws ArgumentError when the workspace is too small.

@@ -272,6 +272,19 @@ void Matrix::encode_row(int64_t n, float* w, uint8_t* codes, bool search) {
   Codec::Layout::put_row(panel, static_cast<int>(n % kRowsPerPanel), codes, K_padded_);
 }
 
+void Matrix::set_order(const int32_t* order) {
+  check_argument(is_integer(format_), "matrix: an order of columns needs an integer format");
+  std::vector<bool> seen(static_cast<size_t>(K_));
+  for (int64_t k = 0; k < K_; ++k) {
+    if (order[k] < 0 || order[k] >= K_ || seen[static_cast<size_t>(order[k])]) {
+      throw QuantError("the order of the columns is no permutation of them");
+    }
+    seen[static_cast<size_t>(order[k])] = true;
+  }
+  order_ = Buffer(K_ * 4);
+  std::memcpy(order_.data(), order, static_cast<size_t>(K_) * 4);
+}
+
 void Matrix::check() const {
   if (!is_integer(format_)) return;
   visit_codec(format_, [&]<class Codec>() {
@@ -299,10 +312,14 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
                       ThreadPool& pool, bool search) {
   check_rows(first_row, rows);
   pool.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> w(static_cast<size_t>(K_));
+    std::vector<float> w(static_cast<size_t>(K_)), ordered(order() ? w.size() : 0);
     std::vector<uint8_t> codes(static_cast<size_t>(K_padded_));
     for (int64_t r = begin; r < end; ++r) {
       read_floats(values, element, transposed ? r : r * K_, transposed ? rows : 1, K_, w.data());
+      if (order()) {
+        for (int64_t k = 0; k < K_; ++k) ordered[static_cast<size_t>(k)] = w[static_cast<size_t>(order()[k])];
+        w.swap(ordered);
+      }
       const int64_t n = first_row + r;
       uint8_t* panel = codes_.data() + n / kRowsPerPanel * panel_bytes_;
       const int64_t lane = n % kRowsPerPanel;
@@ -397,7 +414,7 @@ void Matrix::decode_row(int64_t n, float* out) const {
         for (int64_t k = 0; k < K_; ++k) {
           const int code = value_of<Codec>(Codec::Layout::get(panel, static_cast<int>(lane), k, K_padded_));
           const float stored = scale(n, k / width) * (static_cast<float>(code) + shift(n, k / width));
-          out[k] = has_minima() ? stored - minimum(n, k / width) : stored;
+          out[order() ? order()[k] : k] = has_minima() ? stored - minimum(n, k / width) : stored;
         }
       });
   }

@@ -10,6 +10,7 @@
 //   With
 //            double quantisation, minima laid out as the scales instead: weight = scale * code - minimum, for code 0
 //            up.
+//   order:   codes may lie in an order of their own: column k of them is column order[k] of the weights.
 //   padding: rows beyond N and k beyond K hold the zero code; their scales are 0.
 
 #include <cstdint>
@@ -52,6 +53,10 @@ class Matrix {
   /// What scales and minima are multiples of, before set_codes: [rows, ceil(groups / 8)] float32 that float16 holds.
   void set_units(int64_t first_row, int64_t rows, const float* scale_units, const float* minimum_units = nullptr);
 
+  /// The order of the columns, a permutation of [0, K), before rows are set (GPTQ's desc_act: columns of a group
+  /// needn't lie side by side). Codes are set and read in this order, weights in their own. Throws QuantError.
+  void set_order(const int32_t* order);
+
   /// The packed bytes, to fill from a file; check() afterwards throws QuantError for codes that the format doesn't
   /// have.
   Buffer& codes_buffer() { return codes_; }
@@ -80,13 +85,14 @@ class Matrix {
   bool has_zero_points() const { return shifts_.size() > 0; }
   bool has_units() const { return scale_type_ == Element::kInt8; }
   bool has_minima() const { return has_units() && has_zero_points(); }
-  int64_t nbytes() const { return codes_.size() + scales_.size() + shifts_.size(); }
+  int64_t nbytes() const { return codes_.size() + scales_.size() + shifts_.size() + order_.size(); }
   const uint8_t* codes() const { return codes_.data(); }
   const void* scales() const { return scales_.data(); }
   const uint16_t* shifts() const { return has_zero_points() && !has_units() ? shifts_.as<uint16_t>() : nullptr; }
   const uint16_t* scale_units() const { return has_units() ? units(scales_) : nullptr; }
   const int8_t* minima() const { return has_minima() ? shifts_.as<int8_t>() : nullptr; }
   const uint16_t* minimum_units() const { return has_minima() ? units(shifts_) : nullptr; }
+  const int32_t* order() const { return order_.size() ? order_.as<int32_t>() : nullptr; }
   bool empty() const { return N_ == 0; }
 
  private:
@@ -111,7 +117,7 @@ class Matrix {
   Format format_ = Format::kF32;
   Element scale_type_ = Element::kF32;
   int64_t N_ = 0, K_ = 0, K_padded_ = 0, group_size_ = 0, panel_bytes_ = 0;
-  Buffer codes_, scales_, shifts_;
+  Buffer codes_, scales_, shifts_, order_;
 };
 
 /// Bytes a matrix will take, before it is made.

@@ -1,7 +1,8 @@
 """Packed models: the weights as they lie in memory, so that loading is reading.
 
 A folder like any checkpoint's: config.json, the tokenizer's files, and model.safetensors, which holds for each matrix
-of the decoder `NAME.codes` and `NAME.scales` as bytes (layouts: csrc/quant) and each vector as float32. What the bytes
+of the decoder `NAME.codes` and `NAME.scales` (and `NAME.shifts`, `NAME.order`) as bytes (layouts: csrc/quant) and each
+vector as float32. What the bytes
 are stands in config.json under `quantization_config`, whose `quant_method` is "llmcore", so that no other program takes
 them for weights.
 """
@@ -49,11 +50,16 @@ class PackedMatrix:
     columns: int
     format: MatrixFormat
     scales: str
+    ordered: bool
+    """The columns of the codes are in an order of their own."""
 
     @property
     def nbytes(self) -> int:
         form = self.format
-        return _core.matrix_bytes(form.format, self.rows, self.columns, form.group_size, form.zero_points, self.scales)
+        order = 4 * self.columns if self.ordered else 0
+        return order + _core.matrix_bytes(
+            form.format, self.rows, self.columns, form.group_size, form.zero_points, self.scales
+        )
 
 
 class PackedCheckpoint:
@@ -89,7 +95,7 @@ class PackedCheckpoint:
         """The tensors must be those of the matrices, of their sizes, and vectors. Returns the vectors' lengths."""
         tensors = dict(self._checkpoint.tensors)
         for name, matrix in self.matrices.items():
-            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales", ".shifts")]
+            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales", ".shifts", ".order")]
             found = sum(part.nbytes for part in parts if part is not None)
             if parts[0] is None or found != matrix.nbytes:
                 raise QuantError(
@@ -124,6 +130,10 @@ class PackedCheckpoint:
                 native = _core.Matrix(
                     form.format, matrix.rows, matrix.columns, form.group_size, matrix.scales, form.zero_points
                 )
+                if matrix.ordered:
+                    order = np.empty(matrix.columns, "<i4")
+                    self._read(name + ".order", order.view(np.uint8))
+                    native.set_order(order)
                 self._read(name + ".codes", native.raw_codes)
                 if native.raw_scales.size:
                     self._read(name + ".scales", native.raw_scales)
@@ -149,7 +159,7 @@ def is_packed(config: Config) -> bool:
 def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
     entry = value if isinstance(value, Mapping) else {}
     format, shape, group, scales = (entry.get(key) for key in ("format", "shape", "group_size", "scales"))
-    zero_points = entry.get("zero_points", False)
+    zero_points, ordered = entry.get("zero_points", False), entry.get("ordered", False)
     sizes: list[Any] = shape if isinstance(shape, list) and len(shape) == 2 else []
     integers = [*sizes, group]
     known = (
@@ -162,13 +172,15 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
         and group in GROUP_SIZES
         and scales in _SCALES
         and isinstance(zero_points, bool)
+        and isinstance(ordered, bool)
+        and (not ordered or format in INTEGER_FORMATS)
         and (not zero_points or format in ZERO_POINT_FORMATS)
         and (scales != "int8" or (group != 0 and (not zero_points or format == "int4")))
     )
     if not known:
         raise QuantError("is no description of a packed matrix", file=section.file, field=name, value=repr(value)[:120])
     form = MatrixFormat(format=str(format), group_size=int(str(group)), zero_points=zero_points)
-    return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, scales=str(scales))
+    return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, scales=str(scales), ordered=ordered)
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -203,8 +215,12 @@ def save_packed(
             tensors[name + ".scales"] = weight.raw_scales
         if weight.has_zero_points:
             tensors[name + ".shifts"] = weight.raw_shifts
+        order = weight.order
+        if order is not None:
+            tensors[name + ".order"] = order
         entry = {"format": weight.format, "shape": list(weight.shape), "group_size": weight.group_size}
-        matrices[name] = entry | {"scales": weight.scale_type, "zero_points": weight.has_zero_points}
+        entry |= {"scales": weight.scale_type, "zero_points": weight.has_zero_points, "ordered": order is not None}
+        matrices[name] = entry
     method = {"quant_method": METHOD, "version": VERSION, "matrices": matrices}
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:

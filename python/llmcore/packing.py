@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore.calibration import Calibration, column_scales, gptq
 from llmcore.checkpoint.quantized import PackedTensor
-from llmcore.errors import ArgumentError, NumericError, escape
+from llmcore.errors import ArgumentError, NumericError, UnsupportedModelError, escape
 from llmcore.models.binding import Binding, BoundSlot, DenseTensor
 from llmcore.quantization import MatrixFormat, QuantConfig
 
@@ -59,7 +59,8 @@ class Packer:
                     "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
                 )
             group = 0 if part.group_size == part.shape[1] else part.group_size
-            return MatrixFormat(format=f"int{part.bits}", group_size=group, zero_points=part.has_zero_points)
+            name = "int8" if part.bits > 4 else "int4"  # which holds fewer bits, too
+            return MatrixFormat(format=name, group_size=group, zero_points=part.has_zero_points)
         stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
         if self.recipe is None or name == "position_embedding":
             return stored
@@ -71,7 +72,8 @@ class Packer:
         if not self.is_matrix(slot):
             return 4 * num_weights(slot)
         wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        return _core.matrix_bytes(
+        order = 0 if _common_order(slot) is None else 4 * columns
+        return order + _core.matrix_bytes(
             wanted.format, rows, columns, wanted.group_size, wanted.zero_points, self._scale_type(slot, wanted)
         )
 
@@ -95,6 +97,9 @@ class Packer:
         if self.calibration and (wanted.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
             self._pack_calibrated(matrix, wanted, slot, self.calibration)
             return matrix
+        order = _common_order(slot)
+        if order is not None:
+            matrix.set_order(order)
         at = 0
         for part in slot.parts:
             at += self._pack_part(matrix, at, part, slot.slot.transpose, wanted.search)
@@ -187,6 +192,17 @@ class Packer:
         finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
         if not finite.all():
             raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
+
+
+def _common_order(slot: BoundSlot) -> npt.NDArray[np.int32] | None:
+    """The order of the columns that all parts of a matrix share, or None. Raises UnsupportedModelError."""
+    orders = [None if isinstance(part, DenseTensor) else part.order() for part in slot.parts]
+    if len({None if order is None else order.tobytes() for order in orders}) > 1:
+        names = ", ".join(escape(part.module) for part in slot.parts if not isinstance(part, DenseTensor))
+        raise UnsupportedModelError(
+            f"{names} have groups of different columns (desc_act), though they share their inputs"
+        )
+    return orders[0]
 
 
 def _to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

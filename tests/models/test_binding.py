@@ -15,6 +15,7 @@ from llmcore.checkpoint.readers import open_checkpoint
 from llmcore.checkpoint.write import save_json, save_safetensors
 from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError
 from llmcore.models.binding import bind, num_parameters
+from llmcore.packing import Packer
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 QUANTIZABLE = sorted(name for name, value in tiny_model.tensors().items() if value.ndim == 2 and "layers" in name)
@@ -284,6 +285,26 @@ def test_quantised_weights_are_read_without_loss(
         assert seen == set(truth)
 
 
+def test_groups_of_columns_that_are_not_side_by_side(tmp_path: Path) -> None:
+    """actorder: a g_idx names each column's group; a -1 in it stands for none. Parts of a matrix must agree."""
+    truth = quantized(tmp_path / "m", bits=4, group_size=8, form="pack-quantized")
+    index = np.random.default_rng(5).permutation(np.arange(16) // 8).astype(np.int32)
+    for value, order in ((index, np.argsort(index, kind="stable")), (index - 1, None), (np.arange(16) // 8, None)):
+        spoil(tmp_path / "m", Q + ".weight_g_idx", value.astype(np.int32))
+        with open_checkpoint(tmp_path / "m") as checkpoint:
+            part = bind(checkpoint).slots["layers.0.qkv"].parts[0]
+            assert isinstance(part, PackedTensor)
+            assert np.array_equal(part.order(), order) if order is not None else part.order() is None
+            assert np.array_equal(part.codes(3, 5), truth[Q][0][3:5, order if order is not None else slice(None)])
+    uneven = np.where(np.arange(16) < 9, 0, 1).astype(np.int32)
+    for value, error, match in ((index, UnsupportedModelError, "share their inputs"), (uneven, QuantError, "sizes")):
+        spoil(tmp_path / "m", Q + ".weight_g_idx", value)
+        with open_checkpoint(tmp_path / "m") as checkpoint:
+            packer = Packer(bind(checkpoint), None, None, True)
+            with pytest.raises(error, match=match):
+                packer.nbytes(packer.binding.slots["layers.0.qkv"])
+
+
 @pytest.mark.parametrize("columns", [1, 7, 8, 9, 33])
 def test_rows_that_do_not_fill_their_words(columns: int, tmp_path: Path) -> None:
     from llmcore.checkpoint.compressed_tensors import Scheme, packed_tensor
@@ -343,6 +364,7 @@ Q = "model.layers.0.self_attn.q_proj"
         pytest.param(Q + ".weight_scale", np.zeros((16, 1), np.float32), "wrong shape", id="groups"),
         pytest.param(Q + ".weight_scale", np.zeros((16, 2), np.int8), "wrong dtype", id="scale dtype"),
         pytest.param(Q + ".weight_scale", None, "missing", id="no scales"),
+        pytest.param(Q + ".weight_g_idx", np.zeros(15, np.int32), "wrong shape", id="order"),
         pytest.param(Q + ".weight_shape", np.array([16, 15]), "does not fit", id="shape"),
         pytest.param(Q + ".weight_shape", None, "missing", id="no shape"),
     ],

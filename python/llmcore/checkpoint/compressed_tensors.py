@@ -4,7 +4,8 @@
     pack-quantized    X.weight_packed I32 [N, ceil(K * b / 32)], X.weight_scale [N, G], X.weight_shape I64 [2] = [N, K]
 
 A value is scale * code, or scale * (code - zero) with X.weight_zero_point: I8 [N, G], or packed along N into I32
-[ceil(N * b / 32), G]. Packed codes and zeros are stored as code + 2^(b-1), in one stream of bits, lowest first.
+[ceil(N * b / 32), G]. X.weight_g_idx I32 [K], if at all, names the group of each column; a -1 says that groups lie
+side by side. Packed codes and zeros are stored as code + 2^(b-1), in one stream of bits, lowest first.
 Source: the compressed-tensors project's description of its formats.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, rows_within, widened
+from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, order_of, rows_within, widened
 from llmcore.errors import QuantError, UnsupportedModelError, escape
 
 Format = Literal["int-quantized", "pack-quantized"]
@@ -28,6 +29,7 @@ FORMATS: Mapping[str, Format] = {
     "pack-quantized": "pack-quantized",
 }
 ZERO_POINT = ".weight_zero_point"
+ORDER = ".weight_g_idx"
 SUFFIXES = (".weight_packed", ".weight_scale", ".weight_shape")
 
 
@@ -49,7 +51,8 @@ class Scheme:
     def tensor_names(self, module: str, source: Source) -> tuple[str, ...]:
         """The tensors that a quantised module has."""
         suffixes = (".weight", ".weight_scale") if self.format == "int-quantized" else SUFFIXES
-        return tuple(module + suffix for suffix in (*suffixes, *(() if self.symmetric else (ZERO_POINT,))))
+        found = (*(() if self.symmetric else (ZERO_POINT,)), *((ORDER,) if module + ORDER in source.tensors else ()))
+        return tuple(module + suffix for suffix in (*suffixes, *found))
 
     def tensor(self, module: str, shape: tuple[int, int], source: Source) -> PackedTensor:
         """The quantised matrix of `module`, which must be `shape` = (N, K). Raises QuantError when that doesn't fit."""
@@ -125,7 +128,7 @@ def _weights(weights: Config) -> tuple[int, int | None]:
         raise UnsupportedModelError(str(weights.error("num_bits", "is not supported", allowed="4, 8")))
     if weights.has("dynamic") and weights.boolean("dynamic"):
         raise weights.error("dynamic", "weights can't have scales made at run time", allowed="false")
-    weights.require_neutral({"actorder": (None, False, "weight", "static")})
+    weights.require_neutral({"actorder": (None, False, "weight", "static", "group", True)})
     strategies = {"channel": False, "group": True}
     if weights.choice("strategy", strategies, error=UnsupportedModelError):
         return bits, weights.integer("group_size", minimum=1, maximum=1 << 20)
@@ -173,9 +176,21 @@ class PackedTensor:
         """A name for messages, as "int4 in groups of 64"."""
         return f"int{self.bits} in groups of {self.group_size}"
 
+    def order(self) -> npt.NDArray[np.int32] | None:
+        """int32 [K]: the columns, those of a group side by side; None: as they are. Raises QuantError."""
+        name = self.module + ORDER
+        if name not in self.source.tensors:
+            return None
+        groups = self.source.read(name)
+        return None if (groups == -1).any() else order_of(groups, self.group_size, name)
+
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]:
-        """int8 [rows, K] of the rows `start` to `stop`, from -2^(bits-1) to 2^(bits-1) - 1."""
-        start, stop = rows_within(self, start, stop)
+        """int8 [rows, K] of the rows `start` to `stop`, in `order`, from -2^(bits-1) to 2^(bits-1) - 1."""
+        order = self.order()
+        codes = self._codes(*rows_within(self, start, stop))
+        return codes if order is None else np.ascontiguousarray(codes[:, order])
+
+    def _codes(self, start: int, stop: int) -> npt.NDArray[np.int8]:
         if self.format == "int-quantized":
             return self.source.read_rows(self.module + ".weight", start, stop).view(np.int8)
         words = self.source.read_rows(self.module + ".weight_packed", start, stop)
@@ -227,6 +242,8 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         expect(source, module + ZERO_POINT, (rows, columns // group_size), ("I8",))
     elif not scheme.symmetric:
         expect(source, module + ZERO_POINT, (-(-rows * scheme.bits // 32), columns // group_size), ("I32",))
+    if module + ORDER in source.tensors:
+        expect(source, module + ORDER, (columns,), ("I32", "I64"))
     return PackedTensor(
         module=module,
         shape=shape,

@@ -1,11 +1,11 @@
-"""GPTQ and AWQ checkpoints (AutoGPTQ, GPTQModel, AutoAWQ): integer weights of 4 or 8 bits, read as they are.
+"""GPTQ and AWQ checkpoints (AutoGPTQ, GPTQModel, AutoAWQ): integer weights of 2 to 8 bits, read as they are.
 
     GPTQ   X.qweight I32 [K * b / 32, N]   X.qzeros I32 [G, N * b / 32]   X.scales [G, N]   X.g_idx I32 [K], if at all
     AWQ    X.qweight I32 [K, N / 8]        X.qzeros I32 [G, N / 8]        X.scales [G, N]
 
-A value is scale * (code - zero). A word holds its codes from the lowest bits up; AWQ's hold eight columns in the order
-0, 2, 4, 6, 1, 3, 5, 7. GPTQ's first version stores zero - 1, its second and AWQ zero. Source: the projects' packing
-code.
+A value is scale * (code - zero); g_idx names the group of each column (desc_act). Words hold codes from the lowest bits
+up, one of 3 bits sometimes in two of them; AWQ's hold eight columns in the order 0, 2, 4, 6, 1, 3, 5, 7. GPTQ's first
+version stores zero - 1, its second and AWQ zero. Source: the projects' packing code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, rows_within, widened
-from llmcore.errors import QuantError, UnsupportedModelError, escape
+from llmcore.checkpoint.quantized import SCALE_DTYPES, Source, expect, fields, order_of, rows_within, widened
+from llmcore.errors import QuantError, UnsupportedModelError
 
 SUFFIXES = (".qweight", ".qzeros", ".scales")
 GROUP_SIZES = (32, 64, 128)
@@ -55,26 +55,19 @@ class Scheme:
         """The quantised matrix of `module`, which must be `shape` = (N, K). Raises QuantError when that doesn't fit."""
         rows, columns = shape
         group = columns if self.group_size is None else self.group_size
-        per_word = 32 // self.bits
-        if columns % group or columns % per_word or rows % per_word:
+        if columns % group or columns * self.bits % 32 or rows * self.bits % 32:
             raise QuantError(
                 f"a matrix of {rows} rows and {columns} columns can't be packed so",
                 field=module,
                 value=f"{self.bits} bits in groups of {group}",
             )
-        packed = (columns, rows // per_word) if self.awq else (columns // per_word, rows)
+        row_words = rows * self.bits // 32
+        packed = (columns, row_words) if self.awq else (columns * self.bits // 32, rows)
         expect(source, module + ".qweight", packed, ("I32",))
-        expect(source, module + ".qzeros", (columns // group, rows // per_word), ("I32",))
+        expect(source, module + ".qzeros", (columns // group, row_words), ("I32",))
         expect(source, module + ".scales", (columns // group, rows), SCALE_DTYPES)
         if module + ".g_idx" in source.tensors:
             expect(source, module + ".g_idx", (columns,), ("I32", "I64"))
-            groups = source.read(module + ".g_idx").astype(np.int64)
-            if not ((groups >= 0) & (groups < columns // group)).all():
-                raise QuantError("names groups that are not there", field=module + ".g_idx")
-            if not np.array_equal(groups, np.arange(columns) // group):
-                raise UnsupportedModelError(
-                    f"{escape(module)}: groups in an order of their own (desc_act) are not supported"
-                )
         return ColumnTensor(
             module=module,
             shape=shape,
@@ -92,10 +85,6 @@ def gptq_scheme(config: Config) -> Scheme:
         raise UnsupportedModelError(str(config.error("format", "is not supported", allowed="gptq, gptq_v2")))
     config.require_neutral({"pack_dtype": (None, "int32")})
     group_size = _group_size(config) if config.has("group_size") else 128
-    if config.boolean("desc_act", default=False) and group_size is not None:
-        raise UnsupportedModelError(
-            str(config.error("desc_act", "groups in an order of their own are not supported", allowed="false"))
-        )
     dynamic = config.section("dynamic")
     if dynamic is not None and any(not pattern.startswith("-:") for pattern in dynamic.values):
         raise UnsupportedModelError(
@@ -103,7 +92,7 @@ def gptq_scheme(config: Config) -> Scheme:
         )
     return Scheme(
         awq=False,
-        bits=_bits(config, (4, 8)),
+        bits=_bits(config, (2, 3, 4, 8)),
         group_size=group_size,
         symmetric=config.boolean("sym", default=True),
         zero_offset=1 if form == "gptq" else 0,
@@ -150,7 +139,7 @@ class ColumnTensor:
 
     @property
     def bits(self) -> int:
-        """4 or 8."""
+        """2, 3, 4 or 8."""
         return self.scheme.bits
 
     @property
@@ -163,9 +152,15 @@ class ColumnTensor:
         """A name for messages, as "int4 in groups of 64"."""
         return f"int{self.bits} in groups of {self.group_size}"
 
+    def order(self) -> npt.NDArray[np.int32] | None:
+        """int32 [K]: the columns, those of a group side by side; None: as they are. Raises QuantError."""
+        name = self.module + ".g_idx"
+        return order_of(self.source.read(name), self.group_size, name) if name in self.source.tensors else None
+
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]:
-        """int8 [rows, K] of the rows `start` to `stop`, from -2^(bits-1) to 2^(bits-1) - 1."""
+        """int8 [rows, K] of the rows `start` to `stop`, in `order`, from -2^(bits-1) to 2^(bits-1) - 1."""
         start, stop = rows_within(self, start, stop)
+        order = self.order()
         words = self.source.read(self.module + ".qweight")
         if self.scheme.awq:
             columns = _columns(words[:, start // 8 : -(-stop // 8)], self.scheme)
@@ -173,6 +168,8 @@ class ColumnTensor:
         else:
             # A row's words one after another are its codes from the lowest bits up.
             unsigned = fields(np.ascontiguousarray(words[:, start:stop].T), self.bits)
+        if order is not None:
+            unsigned = unsigned[:, order]
         return (np.ascontiguousarray(unsigned) - np.uint8(self._middle)).view(np.int8)
 
     def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:

@@ -26,7 +26,10 @@ class Source(Protocol):
 
 
 class PackedTensor(Protocol):
-    """A quantised matrix [N, K]: value = scale * (code - zero point), scale and zero point of group k // group_size."""
+    """A quantised matrix [N, K]: value = scale * (code - zero point), scale and zero point of group k // group_size.
+
+    With an order, column k of the codes is column order[k] of the matrix.
+    """
 
     @property
     def module(self) -> str: ...
@@ -34,7 +37,7 @@ class PackedTensor(Protocol):
     def shape(self) -> tuple[int, int]: ...
     @property
     def bits(self) -> int:
-        """4 or 8."""
+        """2, 3, 4 or 8."""
 
     @property
     def group_size(self) -> int:
@@ -48,6 +51,7 @@ class PackedTensor(Protocol):
     def dtype(self) -> str:
         """A name for messages, as "int4 in groups of 64"."""
 
+    def order(self) -> npt.NDArray[np.int32] | None: ...
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]: ...
     def scales(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]: ...
     def zero_points(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]: ...
@@ -75,6 +79,21 @@ def expect(source: Source, name: str, shape: tuple[int, ...], dtypes: tuple[str,
         raise QuantError("has the wrong dtype", field=name, value=info.dtype, allowed=", ".join(dtypes))
 
 
+def order_of(groups: npt.NDArray[np.generic], group_size: int, name: str) -> npt.NDArray[np.int32] | None:
+    """The order that puts the columns of a group side by side, from the group of each column; None: they are.
+
+    Raises QuantError when a group has more columns or fewer than the others.
+    """
+    columns = len(groups)
+    of_column = groups.astype(np.int64)
+    if not ((of_column >= 0) & (of_column < columns // group_size)).all():
+        raise QuantError("names groups that are not there", field=name)
+    if (np.bincount(of_column, minlength=columns // group_size) != group_size).any():
+        raise QuantError("groups of different sizes", field=name)
+    order = np.argsort(of_column, kind="stable").astype(np.int32)
+    return None if np.array_equal(order, np.arange(columns)) else order
+
+
 def rows_within(tensor: PackedTensor, start: int, stop: int | None) -> tuple[int, int]:
     """`start` and `stop` of some rows. Raises ArgumentError outside of the matrix."""
     stop = tensor.shape[0] if stop is None else stop
@@ -91,10 +110,13 @@ def widened(stored: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.float
 
 
 def fields(words: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.uint8]:
-    """Words [rows, n] to codes [rows, n * 32 / bits], from the lowest bits up."""
+    """Words [rows, n] to codes [rows, n * 32 / bits], one stream of bits from the lowest up."""
     data = words.astype("<i4", copy=False).view(np.uint8).reshape(len(words), -1)
     if bits == 8:
         return data
+    if bits != 4:
+        each = np.unpackbits(data, axis=1, bitorder="little").reshape(len(words), -1, bits)
+        return np.packbits(each, axis=2, bitorder="little")[:, :, 0]
     codes = np.empty((*data.shape, 2), np.uint8)
     codes[:, :, 0] = data & 15
     codes[:, :, 1] = data >> 4
