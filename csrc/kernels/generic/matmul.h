@@ -36,6 +36,8 @@ constexpr bool kIsDense<DenseLines> = true;
 constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024;
 constexpr int64_t kDenseBlock = kTilePanels >= 4 ? DenseLines::kUnit : 3 * DenseLines::kUnit;
 constexpr int64_t kBlockRows = 96;
+// So many rows pay for unpacking codes first: wide tiles take them apart beside their products.
+constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 24 : 2 * kTileRows;
 constexpr int64_t kSpan = 8;
 
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
@@ -372,7 +374,7 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 // block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
-  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= 2 * kTileRows);
+  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= kUnpackRows);
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
   const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
   const int64_t size = !blocks ? a.K : kIsDense<Lines> ? kDenseBlock : kBlock;
