@@ -113,6 +113,7 @@ def draw(
 
 
 def pick(weights: Floats, kept: npt.NDArray[np.int64], u: float) -> int:
+    kept = np.sort(kept)
     reached = np.cumsum(weights[kept].astype(np.float64))
     return int(kept[min(np.searchsorted(reached, u * reached[-1], side="right"), len(kept) - 1)])
 
@@ -134,7 +135,6 @@ def draw_mirostat(weights: Floats, u: float, version: int, tau: float, eta: floa
         kept = order[: max(int(min(k, len(p))), 1)]
     else:
         kept = order[(-np.log2(np.maximum(p[order], 1e-300)) <= mu) | (np.arange(len(p)) == 0)]
-    kept = np.sort(kept)
     token = pick(weights, kept[weights[kept] > 0], u)
     surprise = -np.log2(p[token] / p[kept].sum())
     state.mu = mu - np.float64(np.float32(eta)) * (surprise - np.float64(np.float32(tau)))

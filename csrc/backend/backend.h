@@ -7,6 +7,7 @@
 // memory, valid during the call. Operations are in order; read() waits for them. Activations are float32, row-major.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "base/buffer.h"
@@ -71,6 +72,9 @@ class Backend {
   /// What long operations call now and then, on the caller's thread, from here on; it may throw Interrupted out of
   /// them. Null: nothing.
   virtual void set_poll(const Poll* poll) = 0;
+  /// Calls function(index, thread) for each index of [0, count) on threads of the host, thread < host_threads().
+  virtual void for_each_on_host(int64_t count, const std::function<void(int64_t, int)>& function) = 0;
+  virtual int host_threads() const = 0;
   /// Host memory that holds `data[0, n)`, after all operations so far; valid until the next operation.
   virtual const float* read(const float* data, int64_t n) = 0;
 

@@ -58,6 +58,13 @@ class CpuBackend final : public Backend {
     return matmul_.nbytes() + attention_.nbytes() + row_.size() + residual_.size() + tables_.size();
   }
 
+  void for_each_on_host(int64_t count, const std::function<void(int64_t, int)>& function) override {
+    pool_.parallel_parts(count, 1, 1, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) function(i, thread);
+      return true;
+    });
+  }
+  int host_threads() const override { return pool_.size(); }
   void set_poll(const Poll* poll) override { context_.poll = poll; }
   const float* read(const float* data, int64_t) override { return data; }
 

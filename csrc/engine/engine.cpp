@@ -21,13 +21,15 @@ int64_t widest_window(const DecoderSpec& spec) {
 // Below these shares of accepted guesses, the time that a step of more rows takes is not won back.
 constexpr int64_t kLeastAccepted = 25, kRowPercent = 10;
 
+// Rows of fewer logits in all are read by one thread.
+constexpr int64_t kSharedLogits = 4096;
+
 }  // namespace
 
 Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std::shared_ptr<Decoder> draft)
     : decoder_(std::move(decoder)),
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
-      sampler_(kernels(), decoder_->spec().vocab_size, limits.drawable, limits.max_model_len),
       window_(widest_window(decoder_->spec())),
       extra_rows_(decoder_->max_logit_rows() - limits.max_batch_size) {
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
@@ -37,7 +39,11 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std
   check_argument(
       decoder_->max_tokens() >= limits.max_step_tokens && decoder_->max_logit_rows() >= limits.max_batch_size,
       "engine: the decoder was planned for smaller steps");
+  for (int i = 0; i < decoder_->backend().host_threads(); ++i) {
+    samplers_.emplace_back(kernels(), decoder_->spec().vocab_size, limits.drawable, limits.max_model_len);
+  }
   running_.reserve(limits.max_batch_size + 1);
+  drawn_.reserve(limits.max_batch_size);
   ids_.reserve(limits.max_step_tokens);
   positions_.reserve(limits.max_step_tokens);
   logit_rows_.reserve(limits.max_batch_size + extra_rows_);
@@ -163,6 +169,7 @@ void Engine::weigh_guesses(std::chrono::duration<double> step) {
 void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor) {
   const int64_t vocab = decoder_->spec().vocab_size, count = static_cast<int64_t>(logit_rows_.size());
   const float* logits = decoder_->backend().read(decoder_->logits(logit_rows_.data(), count), count * vocab);
+  draw_ahead(logits, editor);
   for (const Rows& rows : rows_) {
     if (rows.scores) {
       score(rows, logits + rows.row * vocab, outputs);
@@ -170,6 +177,31 @@ void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor)
       sample(rows, logits + rows.row * vocab, editor, outputs);
     }
   }
+}
+
+// Draws the tokens of sequences that have one row and nothing that must happen in order, all threads at once.
+void Engine::draw_ahead(const float* logits, const LogitsEditor& editor) {
+  drawn_.clear();
+  for (Rows& rows : rows_) {
+    const Request& r = rows.sequence->request;
+    if (rows.scores || rows.rows > 1 || rows.sequence->followers > 0 || (r.edits_logits && editor)) continue;
+    rows.drawn = static_cast<int64_t>(drawn_.size());
+    drawn_.emplace_back();
+  }
+  const int64_t vocab = decoder_->spec().vocab_size;
+  if (static_cast<int64_t>(drawn_.size()) * vocab < kSharedLogits) {
+    for (Rows& rows : rows_) rows.drawn = -1;
+    return;
+  }
+  decoder_->backend().for_each_on_host(static_cast<int64_t>(rows_.size()), [&](int64_t i, int thread) {
+    const Rows& rows = rows_[i];
+    if (rows.drawn < 0) return;
+    try {
+      drawn_[rows.drawn].token = draw(*rows.sequence, logits + rows.row * vocab, samplers_[thread]);
+    } catch (...) {
+      drawn_[rows.drawn].error = std::current_exception();
+    }
+  });
 }
 
 Output Engine::make_output(const Sequence& s) const {
@@ -189,7 +221,7 @@ void Engine::score(const Rows& rows, const float* logits, std::vector<Output>& o
     for (int64_t i = 0; i < rows.rows; ++i) {
       const int32_t next = s.tokens[rows.position + i + 1];
       output.scores.push_back(
-          sampler_.logprobs(logits + i * decoder_->spec().vocab_size, next, s.request.score_logprobs));
+          samplers_[0].logprobs(logits + i * decoder_->spec().vocab_size, next, s.request.score_logprobs));
     }
     s.scored = rows.position + rows.rows + 1;
   } catch (const NumericError& e) {
@@ -208,7 +240,7 @@ void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& e
   const std::vector<int32_t>& guesses = s.drafts.tokens();
   int64_t accepted = 0;
   for (int64_t i = 0; i < rows.rows; ++i) {
-    outputs.push_back(sample_row(s, logits + i * vocab, editor));
+    outputs.push_back(sample_row(s, logits + i * vocab, editor, rows.drawn < 0 ? nullptr : &drawn_[rows.drawn]));
     const Output& output = outputs.back();
     if (i + 1 == rows.rows || output.token.id != guesses[i] || output.finish != FinishReason::kNone) break;
     ++accepted;
@@ -222,13 +254,18 @@ void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& e
   counters_.accepted += accepted;
 }
 
-Output Engine::sample_row(Sequence& s, const float* logits, const LogitsEditor& editor) {
+SampledToken Engine::draw(Sequence& s, const float* logits, Sampler& sampler) {
   const Request& r = s.request;
   SamplerHistory history{s.tokens.data(), s.prompt(), s.length(), r.sequence, nullptr, 0, &s.sampler};
   if (s.output_tokens() < r.min_tokens) {
     history.banned = r.stop_ids.data();
     history.banned_count = static_cast<int64_t>(r.stop_ids.size());
   }
+  return sampler.sample(logits, r.sampling, history);
+}
+
+Output Engine::sample_row(Sequence& s, const float* logits, const LogitsEditor& editor, Drawn* drawn) {
+  const Request& r = s.request;
   Output output = make_output(s);
   try {
     const float* row = logits;
@@ -237,9 +274,10 @@ Output Engine::sample_row(Sequence& s, const float* logits, const LogitsEditor& 
       editor(s.id, s.tokens, s.prompt(), edited_.data());
       row = edited_.data();
     }
-    output.token = sampler_.sample(row, r.sampling, history);
+    if (drawn && drawn->error) std::rethrow_exception(drawn->error);
+    output.token = drawn ? std::move(drawn->token) : draw(s, row, samplers_[0]);
     if (row != logits && r.sampling.logprobs >= 0) {  // those of the model
-      output.token = sampler_.logprobs(logits, output.token.id, r.sampling.logprobs);
+      output.token = samplers_[0].logprobs(logits, output.token.id, r.sampling.logprobs);
     }
     s.tokens.push_back(output.token.id);
     output.finish = finish_reason(s, output.token.id);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -101,6 +102,12 @@ class Engine {
     Sequence* sequence;
     int64_t row, rows, position;
     bool scores;
+    int64_t drawn;  // its token in drawn_; -1: not there
+  };
+  // A token that was drawn, or why it couldn't be.
+  struct Drawn {
+    SampledToken token;
+    std::exception_ptr error;
   };
 
   void check(const Request& request) const;
@@ -126,8 +133,10 @@ class Engine {
   void add_slice(Sequence& sequence, int64_t tokens, int64_t drafted);
   void read_rows(std::vector<Output>& outputs, const LogitsEditor& editor);
   void score(const Rows& rows, const float* logits, std::vector<Output>& outputs);
+  void draw_ahead(const float* logits, const LogitsEditor& editor);
+  SampledToken draw(Sequence& sequence, const float* logits, Sampler& sampler);
   void sample(const Rows& rows, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs);
-  Output sample_row(Sequence& sequence, const float* logits, const LogitsEditor& editor);
+  Output sample_row(Sequence& sequence, const float* logits, const LogitsEditor& editor, Drawn* drawn = nullptr);
   void fork(Sequence& leader, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs);
   Output make_output(const Sequence& sequence) const;
   FinishReason finish_reason(const Sequence& sequence, int32_t token) const;
@@ -135,7 +144,7 @@ class Engine {
   std::shared_ptr<Decoder> decoder_;
   EngineLimits limits_;
   KvCache cache_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // of each thread of the host
   std::unique_ptr<DraftModel> draft_model_;
   double step_seconds_ = 0,
          guess_seconds_ = 0;    // of a forward pass, and of a token that the draft model guesses: lately
@@ -152,6 +161,7 @@ class Engine {
   std::vector<SequenceSlice> slices_;
   std::vector<Sequence*> members_;
   std::vector<Rows> rows_;
+  std::vector<Drawn> drawn_;
   std::vector<float> edited_;
   int64_t extra_left_ = 0;
 };

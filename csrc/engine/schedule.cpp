@@ -213,7 +213,7 @@ void Engine::draft_all(const Poll& poll) {
   }
   if (wishes.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const int64_t guesses = draft_model_->guess(wishes, sampler_, poll);
+  const int64_t guesses = draft_model_->guess(wishes, samplers_[0], poll);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   const double each = taken.count() / static_cast<double>(guesses);
   guess_seconds_ = guess_seconds_ == 0 ? each : 0.9 * guess_seconds_ + 0.1 * each;
@@ -240,7 +240,7 @@ void Engine::add_slice(Sequence& s, int64_t tokens, int64_t drafted) {
     positions_.push_back(static_cast<int32_t>(s.computed + i));
   }
   const auto add_rows = [&](int64_t first, int64_t count, bool scores) {
-    rows_.push_back({&s, static_cast<int64_t>(logit_rows_.size()), count, first, scores});
+    rows_.push_back({&s, static_cast<int64_t>(logit_rows_.size()), count, first, scores, -1});
     for (int64_t i = 0; i < count; ++i) logit_rows_.push_back(static_cast<int32_t>(row + first - s.computed + i));
   };
   if (s.request.score_from) {

@@ -1,11 +1,14 @@
 #include "sampling/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
 
+#include "base/checked.h"
 #include "base/elementary.h"
 #include "base/error.h"
 #include "sampling/philox.h"
@@ -26,6 +29,31 @@ double power(double base, int64_t exponent, double limit) {
   return std::min(result, limit);
 }
 
+constexpr int64_t kLanes = 8;  // running values, so that a loop is not one chain of operations
+
+/// The largest of n values, NaN left out; -infinity of none.
+float largest(const float* x, int64_t n) {
+  float top[kLanes];
+  std::fill(top, top + kLanes, kNever);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) top[j] = x[i + j] > top[j] ? x[i + j] : top[j];
+  }
+  for (; i < n; ++i) top[0] = x[i] > top[0] ? x[i] : top[0];
+  return *std::max_element(top, top + kLanes);
+}
+
+/// Their sum, in an order of its own.
+double sum_of(const float* x, int64_t n) {
+  double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) sums[j] += x[i + j];
+  }
+  for (; i < n; ++i) sums[0] += x[i];
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 }  // namespace
 
 Sampler::Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int64_t history)
@@ -37,22 +65,49 @@ Sampler::Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int6
       keys_(vocab),
       order_(vocab),
       counts_(vocab),
+      block_tops_(ceil_div(vocab, kLeastBlock)),
+      selected_(block_tops_.size()),
+      block_sums_(ceil_div(vocab, kSumBlock)),
+      bucket_masses_(kBuckets),
       matches_(history) {}
 
 int32_t Sampler::argmax(const float* logits) const {
-  int32_t best = 0;
-  for (int64_t i = 1; i < vocab_; ++i) {
-    if (logits[i] > logits[best]) best = static_cast<int32_t>(i);
-  }
-  return best;
+  const float top = largest(logits, vocab_);
+  int64_t i = 0;
+  while (i < vocab_ && !(logits[i] == top)) ++i;
+  return i < vocab_ ? static_cast<int32_t>(i) : 0;
 }
 
 // Brings the ids of the `count` largest values to the front of order_, largest first, ties by id.
+// Few are sought among those alone that reach the count-th largest of the maxima of blocks of ids.
 void Sampler::best(const float* values, int64_t count) {
-  std::iota(order_.begin(), order_.end(), 0);
+  count = std::min(count, vocab_);
+  if (count < 1) return;
+  int64_t block = 512;
+  while (block > kLeastBlock && ceil_div(vocab_, block) < 4 * count) block /= 2;
+  const int64_t blocks = ceil_div(vocab_, block);
+  int64_t found = 0;
+  if (blocks < 2 * count) {
+    std::iota(order_.begin(), order_.end(), 0);
+    found = vocab_;
+  } else {
+    const auto size_of = [&](int64_t b) { return std::min(block, vocab_ - b * block); };
+    for (int64_t b = 0; b < blocks; ++b) block_tops_[b] = largest(values + b * block, size_of(b));
+    const auto tops = std::copy_n(block_tops_.begin(), blocks, selected_.begin());
+    std::nth_element(selected_.begin(), selected_.begin() + (count - 1), tops, std::greater<float>());
+    const float least = selected_[count - 1];
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (!(block_tops_[b] >= least)) continue;
+      for (int64_t i = b * block; i < b * block + size_of(b); ++i) {
+        order_[found] = static_cast<int32_t>(i);
+        found += values[i] >= least;
+      }
+    }
+  }
   const auto before = [values](int32_t a, int32_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; };
-  if (count < vocab_) std::nth_element(order_.begin(), order_.begin() + count, order_.end(), before);
-  std::sort(order_.begin(), order_.begin() + std::min(count, vocab_), before);
+  const auto end = order_.begin() + found;
+  if (count < found) std::nth_element(order_.begin(), order_.begin() + count, end, before);
+  std::sort(order_.begin(), order_.begin() + count, before);
 }
 
 SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
@@ -170,7 +225,7 @@ void Sampler::penalise_repeats(const SamplerParams& params, const SamplerHistory
 
 // Drops logits further below the largest than `count` standard deviations of those that may come.
 void Sampler::keep_within_sigmas(float count) {
-  const float maximum = *std::max_element(work_.begin(), work_.end());
+  const float maximum = largest(work_.data(), vocab_);
   if (!std::isfinite(maximum)) return;
   double sum = 0.0, squares = 0.0;
   int64_t finite = 0;
@@ -191,8 +246,9 @@ void Sampler::keep_within_sigmas(float count) {
 
 // The temperature, or one within `dynatemp_range` of it that grows with the entropy, as in llama.cpp.
 float Sampler::temperature(const SamplerParams& params) {
-  const float maximum = *std::max_element(work_.begin(), work_.end());
-  if (params.dynatemp_range <= 0.0f || !std::isfinite(maximum)) return params.temperature;
+  if (params.dynatemp_range <= 0.0f) return params.temperature;
+  const float maximum = largest(work_.data(), vocab_);
+  if (!std::isfinite(maximum)) return params.temperature;
   for (int64_t i = 0; i < vocab_; ++i) weights_[i] = work_[i] - maximum;
   table_.exp(weights_.data(), weights_.data(), vocab_);
   double total = 0.0, weighted = 0.0;
@@ -220,10 +276,19 @@ void Sampler::keep_front(int64_t count) {
   std::swap(keys_, weights_);
 }
 
+// How many of the first `count` ids of order_ it takes to hold `share` of their weights.
+int64_t Sampler::count_within(int64_t count, double share) const {
+  double total = 0.0, reached = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += weights_[order_[i]];
+  int64_t kept = 0;
+  while (kept < count && (kept == 0 || reached < total * share)) reached += weights_[order_[kept++]];
+  return share < 1.0 ? kept : count;
+}
+
 // Locally typical sampling (Meister et al., 2023): keeps the tokens whose surprise is nearest to the entropy, as few as
 // hold the mass.
 void Sampler::keep_typical(double mass) {
-  const float maximum = *std::max_element(work_.begin(), work_.end());
+  const float maximum = largest(work_.data(), vocab_);
   double total = 0.0, weighted = 0.0;
   for (int64_t i = 0; i < vocab_; ++i) {
     if (weights_[i] <= 0.0f) continue;
@@ -232,18 +297,40 @@ void Sampler::keep_typical(double mass) {
   }
   const double mean = weighted / total;  // entropy and surprise both less the logarithm of the total
   for (int64_t i = 0; i < vocab_; ++i) {
-    keys_[i] = weights_[i] > 0.0f ? -std::fabs(static_cast<float>((work_[i] - maximum) - mean)) : kNever;
+    keys_[i] = weights_[i] > 0.0f ? std::fabs(static_cast<float>((work_[i] - maximum) - mean)) : -kNever;
   }
+  keep_mass(keys_.data(), false, mass * total);
+}
+
+// Keeps the weights in the order of their keys (0 and up; ties by id) until they reach `mass`, at least one, and sets
+// the others to 0. Keys fall into buckets by their first bits, so that those alone are sorted where the mass is
+// reached.
+void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
+  const auto bucket_of = [=](int64_t i) {
+    const int32_t bucket = static_cast<int32_t>(std::bit_cast<uint32_t>(keys[i]) >> kBucketShift);
+    return largest_first ? kBuckets - 1 - bucket : bucket;
+  };
+  std::fill(bucket_masses_.begin(), bucket_masses_.end(), 0.0);
+  for (int64_t i = 0; i < vocab_; ++i) bucket_masses_[bucket_of(i)] += weights_[i];
+  double reached = 0.0;
+  int32_t cut = 0;
+  while (cut < kBuckets && (bucket_masses_[cut] == 0.0 || reached + bucket_masses_[cut] < mass)) {
+    reached += bucket_masses_[cut++];
+  }
+  int64_t members = 0;
+  for (int64_t i = 0; i < vocab_; ++i) {
+    const int32_t bucket = bucket_of(i);
+    order_[members] = static_cast<int32_t>(i);
+    members += bucket == cut && weights_[i] > 0.0f;
+    weights_[i] = bucket > cut ? 0.0f : weights_[i];
+  }
+  const auto before = [=](int32_t a, int32_t b) {
+    return keys[a] == keys[b] ? a < b : largest_first == (keys[a] > keys[b]);
+  };
+  std::sort(order_.begin(), order_.begin() + members, before);
   int64_t kept = 0;
-  for (int64_t count = std::min<int64_t>(256, vocab_);; count = std::min(count * 8, vocab_)) {
-    best(keys_.data(), count);
-    double reached = 0.0;
-    for (kept = 0; kept < count && weights_[order_[kept]] > 0.0f && (kept == 0 || reached < mass * total); ++kept) {
-      reached += weights_[order_[kept]];
-    }
-    if (kept < count || count == vocab_) break;
-  }
-  keep_front(kept);
+  while (kept < members && (reached < mass || (kept == 0 && reached == 0.0))) reached += weights_[order_[kept++]];
+  for (; kept < members; ++kept) weights_[order_[kept]] = 0.0f;
 }
 
 int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history) {
@@ -251,10 +338,8 @@ int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history
   const double u = philox_uniform(params.seed, position, history.sequence);
   if (params.top_n_sigma > 0.0f) keep_within_sigmas(params.top_n_sigma);
   const float inverse = 1.0f / temperature(params);
-  if (std::isfinite(inverse)) {
-    table_.scale(work_.data(), inverse, vocab_);
-  }
-  const float maximum = *std::max_element(work_.begin(), work_.end());
+  if (std::isfinite(inverse)) table_.scale(work_.data(), inverse, vocab_);
+  const float maximum = largest(work_.data(), vocab_);
   if (!std::isfinite(inverse) || !std::isfinite(maximum)) return argmax(work_.data());
   for (int64_t i = 0; i < vocab_; ++i) weights_[i] = work_[i] - maximum;
   table_.exp(weights_.data(), weights_.data(), vocab_);
@@ -262,70 +347,32 @@ int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history
   if (params.min_p > 0.0f) {  // of the largest probability, whose weight is 1
     for (int64_t i = 0; i < vocab_; ++i) weights_[i] = weights_[i] < params.min_p ? 0.0f : weights_[i];
   }
-  const bool top_k = params.top_k > 0 && params.top_k < vocab_;
-  if (params.typical_p < 1.0f) {
-    if (top_k) {
-      best(weights_.data(), params.top_k);
-      keep_front(params.top_k);
-    }
-    keep_typical(params.typical_p);
+  const bool top_k = params.top_k > 0 && params.top_k < vocab_, typical = params.typical_p < 1.0f;
+  if (top_k) {
+    best(weights_.data(), params.top_k);
+    keep_front(typical ? params.top_k : count_within(params.top_k, params.top_p));
+  }
+  if (typical) keep_typical(params.typical_p);
+  if (params.top_p < 1.0f && (typical || !top_k)) {
+    keep_mass(weights_.data(), true, sum_of(weights_.data(), vocab_) * params.top_p);
   }
   const bool xtc = params.xtc_probability > 0.0f && params.xtc_threshold <= 0.5f &&
                    philox_uniform(params.seed, position, history.sequence, 1) < params.xtc_probability;
-  if (!top_k && !xtc && params.top_p >= 1.0f) return draw_from_all(u);
+  if (xtc) exclude_top_choices(params.xtc_threshold);
+  return draw_from_all(u);
+}
 
-  int64_t kept = 0;
-  if (!top_k && params.top_p >= 1.0f) {  // XTC alone: it needs no order
-    for (int64_t i = 0; i < vocab_; ++i) {
-      if (weights_[i] > 0.0f) order_[kept++] = static_cast<int32_t>(i);
-    }
-  } else {
-    // Sorting a whole vocabulary is seldom needed: take the best few, and more only while they don't reach top_p.
-    double total = 0.0;
-    if (!top_k) {
-      for (const float w : weights_) total += w;
-    }
-    int64_t count = top_k ? params.top_k : std::min<int64_t>(256, vocab_);
-    for (;;) {
-      best(weights_.data(), count);
-      if (top_k) {
-        total = 0.0;
-        for (int64_t i = 0; i < count; ++i) total += weights_[order_[i]];
-      }
-      const double limit = params.top_p >= 1.0f ? total : total * params.top_p;
-      double reached = 0.0;
-      for (kept = 0; kept < count && weights_[order_[kept]] > 0.0f && (kept == 0 || reached < limit); ++kept) {
-        reached += weights_[order_[kept]];
-      }
-      if (top_k || kept < count || count == vocab_) break;
-      count = std::min(count * 8, vocab_);
-    }
+// "Exclude top choices" (by p-e-w, 2024): of the tokens that reach the threshold only the least likely stays.
+void Sampler::exclude_top_choices(double share) {
+  const double threshold = share * sum_of(weights_.data(), vocab_);
+  const auto reaches = [&](int64_t id) { return weights_[id] > 0.0f && weights_[id] >= threshold; };
+  int64_t least = -1;
+  for (int64_t id = 0; id < vocab_; ++id) {
+    if (reaches(id) && (least < 0 || weights_[id] <= weights_[least])) least = id;
   }
-  double mass = 0.0;
-  for (int64_t i = 0; i < kept; ++i) mass += weights_[order_[i]];
-  if (xtc) {
-    // "Exclude top choices" (by p-e-w, 2024): of the tokens that reach the threshold only the least likely stays.
-    const double threshold = params.xtc_threshold * mass;
-    const auto reaches = [&](int32_t id) { return weights_[id] >= threshold; };
-    int32_t least = -1;
-    for (int64_t i = 0; i < kept; ++i) {
-      const int32_t id = order_[i];
-      if (reaches(id) &&
-          (least < 0 || weights_[id] < weights_[least] || (weights_[id] == weights_[least] && id > least)))
-        least = id;
-    }
-    const auto excluded = [&](int32_t id) { return id != least && reaches(id); };
-    kept = std::remove_if(order_.begin(), order_.begin() + kept, excluded) - order_.begin();
-    mass = 0.0;
-    for (int64_t i = 0; i < kept; ++i) mass += weights_[order_[i]];
+  for (int64_t id = 0; id < vocab_; ++id) {
+    if (id != least && reaches(id)) weights_[id] = 0.0f;
   }
-  const double target = u * mass;
-  double reached = 0.0;
-  for (int64_t i = 0; i < kept; ++i) {
-    reached += weights_[order_[i]];
-    if (reached > target) return order_[i];
-  }
-  return order_[kept - 1];
 }
 
 // Mirostat (Basu et al., 2021), both versions with llama.cpp's constants: bounds the surprise of a token, in bits, and
@@ -339,9 +386,7 @@ int32_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state,
     best(weights_.data(), count);
     keep_front(count);
   } else {
-    double total = 0.0;
-    for (const float w : weights_) total += w;
-    const double least = total * exact_exp(-bits * kLn2);
+    const double least = sum_of(weights_.data(), vocab_) * exact_exp(-bits * kLn2);
     if (least > 1.0) {  // not even the best is within the bound: it alone stays
       order_[0] = argmax(work_.data());
       keep_front(1);
@@ -352,9 +397,7 @@ int32_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state,
     }
   }
   const int32_t id = draw_from_all(u);
-  double mass = 0.0;
-  for (const float w : weights_) mass += w;
-  const double surprise = exact_log(mass / weights_[id]) / kLn2;
+  const double surprise = exact_log(sum_of(weights_.data(), vocab_) / weights_[id]) / kLn2;
   bound = bits - params.mirostat_eta * (surprise - params.mirostat_tau);
   return id;
 }
@@ -380,18 +423,27 @@ int64_t Sampler::mirostat_top_k(double bits) {
   return k < n ? std::max<int64_t>(1, static_cast<int64_t>(k)) : vocab_;  // a k that isn't a number keeps all
 }
 
-// Without a filter the cumulative distribution runs in the order of ids.
-int32_t Sampler::draw_from_all(double u) const {
+// The cumulative distribution runs in the order of ids.
+int32_t Sampler::draw_from_all(double u) {
+  const int64_t blocks = static_cast<int64_t>(block_sums_.size());
+  const auto size_of = [&](int64_t b) { return std::min(kSumBlock, vocab_ - b * kSumBlock); };
   double total = 0.0;
-  for (const float w : weights_) total += w;
+  for (int64_t b = 0; b < blocks; ++b) total += block_sums_[b] = sum_of(weights_.data() + b * kSumBlock, size_of(b));
   const double target = u * total;
-  double reached = 0.0;
+  double before = 0.0;
   int32_t last = 0;
-  for (int64_t i = 0; i < vocab_; ++i) {
-    if (weights_[i] == 0.0f) continue;
-    reached += weights_[i];
-    last = static_cast<int32_t>(i);
-    if (reached > target) break;
+  for (int64_t b = 0; b < blocks; ++b) {
+    if (block_sums_[b] == 0.0) continue;
+    const double after = before + block_sums_[b];
+    double reached = before;
+    for (int64_t i = b * kSumBlock; (after > target || b + 1 == blocks) && i < b * kSumBlock + size_of(b); ++i) {
+      if (weights_[i] == 0.0f) continue;
+      reached += weights_[i];
+      last = static_cast<int32_t>(i);
+      if (reached > target) return last;
+    }
+    if (after > target) return last;
+    before = after;
   }
   return last;
 }

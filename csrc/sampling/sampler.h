@@ -1,8 +1,8 @@
 #pragma once
 // Logits to token. Order: bias, masks and bad words, penalties, DRY, top_n_sigma, temperature (which may follow the
-// entropy), then mirostat, or min_p, top_k, typical_p, top_p, XTC; draw. vLLM's order for what vLLM has, the others
-// beside what they are beside in llama.cpp.
-// Log-probabilities are those of the model's own logits, before all of it. A sampler never sees a model.
+// entropy), then mirostat, or min_p, top_k, typical_p, top_p, XTC; draw, in the order of ids. vLLM's order for what
+// vLLM has, the others beside what they are beside in llama.cpp. Log-probabilities are those of the model's own logits,
+// before all of it. A sampler never sees a model.
 
 #include <cstdint>
 #include <optional>
@@ -82,21 +82,31 @@ class Sampler {
   void keep_within_sigmas(float count);
   float temperature(const SamplerParams& params);
   void keep_front(int64_t count);
+  int64_t count_within(int64_t count, double share) const;
   void keep_typical(double mass);
+  void keep_mass(const float* keys, bool largest_first, double mass);
+  void exclude_top_choices(double share);
   int32_t draw(const SamplerParams& params, const SamplerHistory& history);
-  int32_t draw_from_all(double u) const;
+  int32_t draw_from_all(double u);
   int32_t draw_mirostat(const SamplerParams& params, SamplerState* state, double u);
   int64_t mirostat_top_k(double bits);
   void best(const float* values, int64_t count);
   int32_t argmax(const float* logits) const;
+
+  static constexpr int64_t kLeastBlock = 8, kSumBlock = 256;
+  // Of numbers from 0 up by their first bits: eight of the exponent and four more.
+  static constexpr int kBucketShift = 19, kBuckets = 1 << (31 - kBucketShift);
 
   const KernelTable& table_;
   int64_t vocab_, drawable_;
   std::vector<float> work_;
   std::vector<float> weights_;
   std::vector<float> keys_;
-  std::vector<int32_t> order_;    // ids, the best of them sorted in front
-  std::vector<int32_t> counts_;   // per id, zero between calls
+  std::vector<int32_t> order_;   // ids, the best of them sorted in front
+  std::vector<int32_t> counts_;  // per id, zero between calls
+  std::vector<float> block_tops_, selected_;
+  std::vector<double> block_sums_;
+  std::vector<double> bucket_masses_;
   std::vector<int32_t> matches_;  // per token of the history
 };
 
