@@ -772,9 +772,11 @@ class _Sequence:
 
     def edit(self, tokens: npt.NDArray[np.int32], prompt: int, row: npt.NDArray[np.float32]) -> None:
         """Lets the logits processors change `row`. What one raises ends this request, as an ArgumentError."""
-        before, output = tokens[:prompt].tolist(), tokens[prompt:].tolist()
+        output = tokens[prompt:].tolist()
+        processors = self._params.logits_processors or ()
+        before = tokens[:prompt].tolist() if processors else []
         try:
-            for processor in self._params.logits_processors or ():
+            for processor in processors:
                 arguments = (before, output, row) if takes_prompt(processor) else (output, row)
                 changed = processor(*arguments)
                 if changed is not None and changed is not row:
