@@ -32,12 +32,12 @@ constexpr bool kIsDense = false;
 template <>
 constexpr bool kIsDense<DenseLines> = true;
 
-// Values of k that all rows pass before the next: 16 KB of codes; a multiple of all groups.
-constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024;
+// Values of k that all rows pass before the next: 16 KB of codes, and 64 of packed ones; a multiple of all groups.
+constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024, kPackedBlock = 4 * kBlock;
 constexpr int64_t kDenseBlock = kTilePanels >= 4 ? DenseLines::kUnit : 3 * DenseLines::kUnit;
 constexpr int64_t kBlockRows = 96;
-// So many rows pay for unpacking codes first: wide tiles take them apart beside their products.
-constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 24 : 2 * kTileRows;
+// So many rows pay for unpacking codes first: wide tiles take packed ones apart beside their products.
+constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 192 : 2 * kTileRows;
 constexpr int64_t kSpan = 8;
 
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
@@ -370,14 +370,15 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   store_outputs(a, 0, panel, sum);
 }
 
-// NP panels times all rows. Up to kBlockRows rows pass by blocks of codes that stay in the first cache, while the next
-// block comes from main memory. Where enough rows share packed codes, they are unpacked first.
+// NP panels times all rows. Up to kBlockRows rows pass by blocks of codes that stay in the nearest caches, while the
+// next block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= kUnpackRows);
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
   const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
-  const int64_t size = !blocks ? a.K : kIsDense<Lines> ? kDenseBlock : kBlock;
+  const int64_t code_block = unpack || Lines::kParts == 1 ? kBlock : kPackedBlock * Lines::kParts;
+  const int64_t size = !blocks ? a.K : kIsDense<Lines> ? kDenseBlock : code_block;
   const uint8_t* codes = a.codes + panel * a.panel_bytes;
   for (int64_t begin = 0; begin < a.K; begin += size) {
     const int64_t end = begin + size < a.K ? begin + size : a.K, k = end - begin;
