@@ -43,6 +43,17 @@ float largest(const float* x, int64_t n) {
   return *std::max_element(top, top + kLanes);
 }
 
+/// Whether one of n values is no number.
+bool any_nan(const float* x, int64_t n) {
+  uint32_t found[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) found[j] |= x[i + j] != x[i + j];
+  }
+  for (; i < n; ++i) found[0] |= x[i] != x[i];
+  return std::any_of(found, found + kLanes, [](uint32_t lane) { return lane != 0; });
+}
+
 /// Their sum, in an order of its own.
 double sum_of(const float* x, int64_t n) {
   double sums[kLanes] = {};
@@ -125,11 +136,10 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
 }
 
 SampledToken Sampler::sample(const float* logits, const SamplerParams& params, const SamplerHistory& history) {
-  float maximum, sum;
-  table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
+  const bool finite = std::isfinite(largest(logits, vocab_)) && !any_nan(logits, vocab_);
   std::copy(logits, logits + vocab_, work_.begin());
   restrict_to(params, history);
-  if (!(sum > 0) || !std::isfinite(sum)) return sample_infinite(logits, params);
+  if (!finite) return sample_infinite(logits, params);
   penalise(params, history);
   if (params.dry_multiplier > 0.0f) penalise_repeats(params, history);
   const int32_t id = params.temperature == 0.0f ? argmax(work_.data()) : draw(params, history);
@@ -141,9 +151,8 @@ SampledToken Sampler::sample(const float* logits, const SamplerParams& params, c
 // Logits that no softmax takes: of the ids that may come, +infinity is certain, the lowest id first; NaN anywhere, or
 // no +infinity that may come, is an error.
 SampledToken Sampler::sample_infinite(const float* logits, const SamplerParams& params) const {
-  const bool nan = std::any_of(logits, logits + vocab_, [](float x) { return std::isnan(x); });
   const int32_t id = argmax(work_.data());
-  if (nan || work_[id] != -kNever) {
+  if (any_nan(logits, vocab_) || work_[id] != -kNever) {
     throw NumericError(
         "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their quantisation are "
         "broken");
@@ -302,19 +311,21 @@ void Sampler::keep_typical(double mass) {
   keep_mass(keys_.data(), false, mass * total);
 }
 
-// Keeps the weights in the order of their keys (0 and up; ties by id) until they reach `mass`, at least one, and sets
-// the others to 0. Keys fall into buckets by their first bits, so that those alone are sorted where the mass is
-// reached.
+// Keeps the weights in the order of their keys (0 and up, to 1 with the largest first; ties by id) until they reach
+// `mass`, at least one, and sets the others to 0. Keys fall into buckets by their first bits, so that those alone are
+// sorted where the mass is reached.
 void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
+  constexpr int32_t kOne = static_cast<int32_t>(std::bit_cast<uint32_t>(1.0f) >> kBucketShift);
   const auto bucket_of = [=](int64_t i) {
     const int32_t bucket = static_cast<int32_t>(std::bit_cast<uint32_t>(keys[i]) >> kBucketShift);
-    return largest_first ? kBuckets - 1 - bucket : bucket;
+    return largest_first ? kOne - bucket : bucket;
   };
-  std::fill(bucket_masses_.begin(), bucket_masses_.end(), 0.0);
+  const int32_t buckets = largest_first ? kOne + 1 : kBuckets;
+  std::fill(bucket_masses_.begin(), bucket_masses_.begin() + buckets, 0.0);
   for (int64_t i = 0; i < vocab_; ++i) bucket_masses_[bucket_of(i)] += weights_[i];
   double reached = 0.0;
   int32_t cut = 0;
-  while (cut < kBuckets && (bucket_masses_[cut] == 0.0 || reached + bucket_masses_[cut] < mass)) {
+  while (cut < buckets && (bucket_masses_[cut] == 0.0 || reached + bucket_masses_[cut] < mass)) {
     reached += bucket_masses_[cut++];
   }
   int64_t members = 0;
