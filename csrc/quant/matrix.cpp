@@ -92,6 +92,12 @@ double squared_error(const float* w, int64_t n, float scale, int zero, uint8_t* 
 constexpr int kSearchSteps = 24;
 constexpr float kSearchFactor = 0.025f;  // of the scale: from 0.55 to 1.15 of it
 
+// The smallest float16 from x >= 0 on: 127 units reach what they were chosen for even where float16 is coarse.
+uint16_t half_from(float x) {
+  const uint16_t half = float_to_half(x);
+  return half_to_float(half) < x ? static_cast<uint16_t>(half + 1) : half;
+}
+
 // Bytes of a row's scales, and of its zero points or minima.
 int64_t scale_bytes(int64_t K, int64_t group_size, Element type) {
   const int64_t groups = group_size ? ceil_div(K, group_size) : 1;
@@ -217,8 +223,8 @@ void Matrix::choose_units(int64_t n, const float* w) {
       poison += r.poison;
     }
     const int64_t i = unit_index(n, first);
-    const_cast<uint16_t*>(units(scales_))[i] = float_to_half(top_scale / 127.0f + poison);
-    if (has_minima()) const_cast<uint16_t*>(units(shifts_))[i] = float_to_half(top_minimum / 127.0f);
+    units(scales_)[i] = half_from(top_scale / 127.0f + poison);
+    if (has_minima()) units(shifts_)[i] = half_from(top_minimum / 127.0f);
   }
 }
 
@@ -430,7 +436,7 @@ void Matrix::set_units(int64_t first_row, int64_t rows, const float* scale_units
       throw QuantError("unit " + std::to_string(unit) + " of row " + std::to_string(first_row + r) +
                        " is no float16 number");
     }
-    const_cast<uint16_t*>(units(multiples))[unit_index(first_row + r, u * kGroupsPerUnit)] = float_to_half(unit);
+    units(multiples)[unit_index(first_row + r, u * kGroupsPerUnit)] = float_to_half(unit);
   };
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t u = 0; u < count; ++u) {

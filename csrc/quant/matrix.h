@@ -106,9 +106,9 @@ class Matrix {
   float minimum(int64_t n, int64_t group) const;
   int64_t unit_index(int64_t n, int64_t group) const;
   // Behind the multiples.
-  const uint16_t* units(const Buffer& multiples) const {
-    return reinterpret_cast<const uint16_t*>(multiples.data() + panels() * kRowsPerPanel * groups());
-  }
+  int64_t first_unit() const { return panels() * kRowsPerPanel * groups() / 2; }
+  const uint16_t* units(const Buffer& multiples) const { return multiples.as<uint16_t>() + first_unit(); }
+  uint16_t* units(Buffer& multiples) const { return multiples.as<uint16_t>() + first_unit(); }
   float multiple(const Buffer& multiples, int64_t n, int64_t group) const;
   float store_multiple(Buffer& multiples, int64_t n, int64_t group, float value);
   template <class Codec>

@@ -312,8 +312,8 @@ void Sampler::keep_typical(double mass) {
 }
 
 // Keeps the weights in the order of their keys (0 and up, to 1 with the largest first; ties by id) until they reach
-// `mass`, at least one, and sets the others to 0. Keys fall into buckets by their first bits, so that those alone are
-// sorted where the mass is reached.
+// `mass`, at least one, and sets the others to 0. The keys may be the weights. They fall into buckets by their first
+// bits, so that those alone are sorted where the mass is reached.
 void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
   constexpr int32_t kOne = static_cast<int32_t>(std::bit_cast<uint32_t>(1.0f) >> kBucketShift);
   const auto bucket_of = [=](int64_t i) {
@@ -441,20 +441,20 @@ int32_t Sampler::draw_from_all(double u) {
   double total = 0.0;
   for (int64_t b = 0; b < blocks; ++b) total += block_sums_[b] = sum_of(weights_.data() + b * kSumBlock, size_of(b));
   const double target = u * total;
-  double before = 0.0;
-  int32_t last = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
+  // The block where the sum goes past the target, or the last that has a weight.
+  double reached = 0.0, after = 0.0;
+  int64_t block = 0;
+  for (int64_t b = 0; b < blocks && !(after > target); ++b) {
     if (block_sums_[b] == 0.0) continue;
-    const double after = before + block_sums_[b];
-    double reached = before;
-    for (int64_t i = b * kSumBlock; (after > target || b + 1 == blocks) && i < b * kSumBlock + size_of(b); ++i) {
-      if (weights_[i] == 0.0f) continue;
-      reached += weights_[i];
-      last = static_cast<int32_t>(i);
-      if (reached > target) return last;
-    }
-    if (after > target) return last;
-    before = after;
+    block = b;
+    reached = after;
+    after += block_sums_[b];
+  }
+  int32_t last = 0;
+  for (int64_t i = block * kSumBlock; i < block * kSumBlock + size_of(block) && !(reached > target); ++i) {
+    if (weights_[i] == 0.0f) continue;
+    reached += weights_[i];
+    last = static_cast<int32_t>(i);
   }
   return last;
 }

@@ -1,3 +1,6 @@
+// RegexCompiler turns an expression into a program for RegexRun, a backtracking machine whose alternatives lie on a
+// stack of its own; both count their steps. Regex, at the end, holds the two together.
+
 #include "tokenizer/regex.h"
 
 #include <algorithm>

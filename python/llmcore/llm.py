@@ -1,4 +1,9 @@
-"""LLM: text or token ids in, text and token ids out, many prompts at once."""
+"""LLM: text or token ids in, text and token ids out, many prompts at once.
+
+One native engine runs everybody's sequences. `LLM` puts prompts into it and makes its steps, on the caller's thread or,
+for streams, on its own; a `Request` is one prompt with its n answers, a `_Sequence` one answer: it turns the engine's
+tokens into text, finds stop strings and keeps what the result reports. Checks of arguments are at the end.
+"""
 
 from __future__ import annotations
 

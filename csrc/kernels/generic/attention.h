@@ -285,8 +285,8 @@ void score_codes(const Split& s, int row, const KeyPage* pages) noexcept {
   }
 }
 
-// Up to kTilePages pages of values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with a page to
-// prefetch if not null.
+// Up to kTilePages pages of values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with up to two
+// pages to prefetch.
 struct ValueTile {
   const uint8_t *pages[kTilePages], *ahead[kTilePages], *also[kTilePages];
   int64_t row_bytes, block_bytes;
