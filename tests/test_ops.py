@@ -74,11 +74,11 @@ def test_double_quantised_scales_of_tiny_weights_are_as_good(symmetric: bool) ->
     """Their units are float16 numbers below 2^-14, which are coarse: rounded up, they still reach the largest scale."""
     w = normal(32, 1024)
     errors = []
-    for factor in (1.0, 2.0**-10):
+    for factor in (1.0, 2.0**-17):
         options: dict[str, Any] = {"group_size": 32, "symmetric": symmetric, "double_quant": True}
         packed = ops.quantize(w * np.float32(factor), "int4", **options)
         errors.append(np.linalg.norm(packed.dequantize() / factor - w))
-    assert errors[1] <= 1.02 * errors[0]
+    assert errors[1] <= 1.1 * errors[0]
 
 
 def test_minima_are_better_than_zero_points_with_fewer_bits() -> None:

@@ -1,5 +1,5 @@
 // RegexCompiler turns an expression into a program for RegexRun, a backtracking machine whose alternatives lie on a
-// stack of its own; both count their steps. Regex, at the end, holds the two together.
+// stack of its own and whose steps are counted. Regex, at the end, holds the two together.
 
 #include "tokenizer/regex.h"
 
