@@ -9,6 +9,7 @@
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "bindings/runtime.h"
+#include "quant/ggml_blocks.h"
 #include "quant/matrix.h"
 
 namespace py = pybind11;
@@ -71,6 +72,23 @@ void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const Float
   m.set_codes(first_row, rows, codes.data(), scales.data(), zero_points ? zero_points->data() : nullptr);
 }
 
+const BlockType& block_type(const std::string& name) {
+  const BlockType* type = find_block_type(name);
+  check_argument(type != nullptr, "no ggml block type of this name: " + name.substr(0, 40));
+  return *type;
+}
+
+// blocks: uint8 [rows, bytes of a row].
+void set_blocks(Matrix& m, int64_t first_row, const py::array_t<uint8_t, py::array::c_style>& blocks,
+                const std::string& name) {
+  const BlockType& type = block_type(name);
+  check_dims(blocks, 2, "blocks");
+  const int64_t bytes = m.K() / type.weights * type.bytes, rows = blocks.shape(0);
+  check_argument(blocks.shape(1) == bytes, "blocks must be [rows, " + std::to_string(bytes) + "] for this matrix");
+  const NativeCall call;
+  m.set_blocks(first_row, rows, blocks.data(), type, default_pool());
+}
+
 void set_units(Matrix& m, int64_t first_row, const FloatArray& scale_units,
                const std::optional<FloatArray>& minimum_units) {
   const int64_t units = (m.groups() + kGroupsPerUnit - 1) / kGroupsPerUnit;
@@ -128,16 +146,17 @@ py::array_t<uint8_t> raw(Buffer& buffer, const py::object& owner) {
 void bind_matrix(py::module_& m) {
   py::class_<Matrix, std::shared_ptr<Matrix>>(m, "Matrix")
       .def(py::init([](const std::string& format, int64_t N, int64_t K, int64_t group_size, const std::string& scales,
-                       bool zero_points) {
+                       bool zero_points, bool minima) {
              return std::make_shared<Matrix>(format_from_name(format), N, K, group_size, scale_type_from_name(scales),
-                                             zero_points);
+                                             zero_points, minima);
            }),
            py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("scales") = "f16",
-           py::arg("zero_points") = false)
+           py::arg("zero_points") = false, py::arg("minima") = false)
       .def("set_rows", set_rows, py::arg("first_row"), py::arg("values"), py::arg("transposed") = false,
            py::arg("search") = false)
       .def("set_codes", set_codes, py::arg("first_row"), py::arg("codes"), py::arg("scales"),
            py::arg("zero_points") = py::none())
+      .def("set_blocks", set_blocks, py::arg("first_row"), py::arg("blocks").noconvert(), py::arg("type"))
       .def("set_units", set_units, py::arg("first_row"), py::arg("scales"), py::arg("minima") = py::none())
       .def("set_order", set_order, py::arg("order"))
       .def_property_readonly("order", order)
@@ -166,6 +185,20 @@ void bind_matrix(py::module_& m) {
       },
       py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size") = 0, py::arg("zero_points") = false,
       py::arg("scales") = "f16");
+  // Name, weights and bytes of a block, and what its matrix is made with.
+  m.def("block_types", [] {
+    py::dict types;
+    for (const BlockType& type : block_types()) {
+      py::dict home;
+      home["format"] = format_name(type.format);
+      home["group_size"] = type.group_size;
+      home["scales"] = element_name(type.scale_type);
+      home["zero_points"] = type.minima;
+      home["minima"] = type.minima;
+      types[type.name] = py::make_tuple(type.weights, type.bytes, home);
+    }
+    return types;
+  });
 }
 
 }  // namespace llmcore

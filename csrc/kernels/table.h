@@ -36,10 +36,11 @@ struct MatmulArgs {
   int scale_type;
   bool per_row;            // one scale for a whole row
   const uint16_t* shifts;  // float16 integers, laid out as the scales: what is added to each code; null: none
-  // int8 scales are multiples of float16 units, [panel][group / kUnitGroups][16]. So are minima, laid out as the
-  // scales: weight = scale * code - minimum, the zero code being 0 then; null: none.
+  // int8 scales are multiples of float16 units, [panel][group / kUnitGroups][16].
   const uint16_t* scale_units;
-  const int8_t* minima;
+  // Laid out as the scales: weight = scale * code - minimum, the zero code being 0 then; null: none. int8 multiples of
+  // minimum_units, float16 where those are null.
+  const void* minima;
   const uint16_t* minimum_units;
   int64_t K;  // padded to the format's step
   int64_t N;

@@ -30,7 +30,7 @@ static_assert([] {
 }());
 
 MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k)
-    : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), groups_(ceil_div(max_k, 32)) {
+    : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), groups_(ceil_div(max_k, 16)) {
   codes_ = Buffer(checked_mul(max_rows, stride_));
   scales_ = Buffer(checked_mul(max_rows, groups_ * 4));
   sums_ = Buffer(checked_mul(max_rows, groups_ * 4));

@@ -1,5 +1,5 @@
 #pragma once
-// int4: code = round(w / scale) + 8 in [0, 15]; w ~ scale * (code - 8), a scale (float16) per group of 32, 64 or 128 k,
+// int4: code = round(w / scale) + 8 in [0, 15]; w ~ scale * (code - 8), a scale (float16) per group of 16 to 128 k,
 // or per row (float32). The element of largest magnitude becomes exactly -8, so the scale's sign is free and all 16
 // levels are used (as ggml's Q4_0): a smaller error than the symmetric -7..7.
 //   line: quant/lines.h, 4 bits.   bits per weight: 4 + 16/group; with double quantisation 4 + 10/group, and with

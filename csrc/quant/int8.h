@@ -1,6 +1,6 @@
 #pragma once
 // int8: code = round(w / scale) + 128 in [1, 255], symmetric; w ~ scale * (code - 128). One scale per row (float32), or
-// per group of 32, 64 or 128 k (float16). Imported checkpoints may use code 0 (-128).
+// per group of 16 to 128 k (float16). Imported checkpoints may use code 0 (-128).
 //   line: quant/lines.h, 8 bits.   bits per weight: 8 + 32/K, or 8 + 16/group.
 //   |w - decoded| <= scale / 2 (scale as stored, plus its own rounding in groups).
 

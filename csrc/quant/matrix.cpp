@@ -122,15 +122,21 @@ int64_t matrix_bytes(Format format, int64_t N, int64_t K, int64_t group_size, bo
   return bytes;
 }
 
-Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type, bool zero_points)
-    : format_(format), scale_type_(group_size ? scale_type : Element::kF32), N_(N), K_(K), group_size_(group_size) {
+Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type, bool zero_points,
+               bool minima)
+    : format_(format),
+      scale_type_(group_size ? scale_type : Element::kF32),
+      minima_(minima),
+      N_(N),
+      K_(K),
+      group_size_(group_size) {
   check_argument(N >= 1 && K >= 1,
                  "matrix: N and K must be at least 1, got [" + std::to_string(N) + ", " + std::to_string(K) + "]");
   if (N > (int64_t{1} << 31) || K > kMaxK) {
     throw LimitError("matrix: [" + std::to_string(N) + ", " + std::to_string(K) + "] is beyond [2^31, 2^24]");
   }
-  check_argument(group_size == 0 || group_size == 32 || group_size == 64 || group_size == 128,
-                 "group_size must be 32, 64, 128 or 0 (one scale per row), got " + std::to_string(group_size));
+  check_argument(group_size == 0 || group_size == 16 || group_size == 32 || group_size == 64 || group_size == 128,
+                 "group_size must be 16, 32, 64, 128 or 0 (one scale per row), got " + std::to_string(group_size));
   check_argument(is_integer(format) || group_size == 0,
                  std::string("group_size must be 0 for the format ") + format_name(format));
   check_argument(format != Format::kTernaryDense || group_size == 0 || group_size == TritLines::kGroup,
@@ -139,8 +145,7 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element 
                  std::string("the format ") + format_name(format) + " has no zero points");
   check_argument(scale_type != Element::kInt8 || (is_integer(format) && group_size != 0),
                  "double quantisation needs an integer format with groups");
-  check_argument(scale_type != Element::kInt8 || !zero_points || format == Format::kInt4,
-                 "double quantisation with minima is for int4");
+  check_argument(!minima || (zero_points && group_size != 0), "minima take the place of zero points of groups");
   K_padded_ = padded_k(format, K);
   panel_bytes_ = llmcore::panel_bytes(format, K_padded_);
   codes_ = Buffer(checked_mul(panels(), panel_bytes_));
@@ -173,6 +178,7 @@ float Matrix::multiple(const Buffer& multiples, int64_t n, int64_t group) const 
 float Matrix::store_multiple(Buffer& multiples, int64_t n, int64_t group, float value) {
   const float unit = half_to_float(units(multiples)[unit_index(n, group)]);
   float factor = std::nearbyint(value * inverse_of(unit));
+  if (!std::isfinite(unit)) factor = value < 0.0f ? -1.0f : 1.0f;  // the scale says so, too
   factor = factor > 127.0f ? 127.0f : factor > -127.0f ? factor : -127.0f;
   if (factor == 0.0f && unit != 0.0f && value != 0.0f) factor = value / unit > 0.0f ? 1.0f : -1.0f;
   multiples.as<int8_t>()[scale_index(n, group)] = static_cast<int8_t>(factor);
@@ -206,7 +212,16 @@ float Matrix::shift(int64_t n, int64_t group) const {
   return has_zero_points() ? half_to_float(shifts_.as<uint16_t>()[scale_index(n, group)]) : 0.0f;
 }
 
-float Matrix::minimum(int64_t n, int64_t group) const { return has_minima() ? multiple(shifts_, n, group) : 0.0f; }
+float Matrix::minimum(int64_t n, int64_t group) const {
+  if (!has_minima()) return 0.0f;
+  return has_units() ? multiple(shifts_, n, group) : half_to_float(shifts_.as<uint16_t>()[scale_index(n, group)]);
+}
+
+float Matrix::store_minimum(int64_t n, int64_t group, float value) {
+  if (has_units()) return store_multiple(shifts_, n, group, value);
+  shifts_.as<uint16_t>()[scale_index(n, group)] = float_to_half(value);
+  return minimum(n, group);
+}
 
 // The units that the largest scale and minimum of their groups take 127 of.
 template <class Codec>
@@ -239,7 +254,7 @@ void Matrix::encode_row(int64_t n, float* w, uint8_t* codes, bool search) {
     float scale = has_zero_points() ? (r.highest - r.lowest) / static_cast<float>(kSteps)
                                     : Codec::choose_scale(r, w + begin, end - begin);
     if (has_minima()) {
-      const float minimum = store_multiple(shifts_, n, g, -r.lowest);
+      const float minimum = store_minimum(n, g, -r.lowest);
       for (int64_t k = begin; k < end; ++k) w[k] += minimum;
       scale = (r.highest + minimum) / static_cast<float>(kSteps);
     }
@@ -317,6 +332,7 @@ void Matrix::check_rows(int64_t first_row, int64_t rows) const {
 void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed,
                       ThreadPool& pool, bool search) {
   check_rows(first_row, rows);
+  check_argument(!has_minima() || format_ == Format::kInt4, "matrix: int8 with minima takes blocks, not weights");
   pool.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<float> w(static_cast<size_t>(K_)), ordered(order() ? w.size() : 0);
     std::vector<uint8_t> codes(static_cast<size_t>(K_padded_));
@@ -368,7 +384,7 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
         if (!zero_points) continue;
         if (has_minima()) {
           const float minimum = zero_points[r * groups() + g];
-          if (store_multiple(shifts_, n, g, minimum) == minimum) continue;
+          if (store_minimum(n, g, minimum) == minimum || minimum != minimum) continue;
           throw QuantError("minimum " + std::to_string(minimum) + " of row " + std::to_string(n) + ", group " +
                            std::to_string(g) + " can't be kept exactly");
         }

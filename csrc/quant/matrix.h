@@ -7,9 +7,8 @@
 //            such) [panel][group][16 rows]. Double quantisation: int8 [panel][group][16], then float16 units
 //            [panel][ceil(groups / 8)][16], and scale = int8 * unit.
 //   shifts:  with zero points, float16 integers laid out as the scales: weight = scale * (code - zero code + shift).
-//   With
-//            double quantisation, minima laid out as the scales instead: weight = scale * code - minimum, for code 0
-//            up.
+//            Or minima instead, float16 or with double quantisation laid out as the scales: weight = scale * code -
+//            minimum, for code 0 up.
 //   order:   codes may lie in an order of their own: column k of them is column order[k] of the weights.
 //   padding: rows beyond N and k beyond K hold the zero code; their scales are 0.
 
@@ -30,14 +29,16 @@ enum class Element : int { kF32, kBF16, kF16, kInt8 };
 /// Groups that share a unit.
 constexpr int64_t kGroupsPerUnit = 8;
 
+struct BlockType;  // quant/ggml_blocks.h
+
 class Matrix {
  public:
   Matrix() = default;
-  /// group_size: 0 for one scale per row (always float32), else 32, 64 or 128 (integer formats alone) with scales of
-  /// type `scale_type`. zero_points: each scale has one (int8 and int4), or a minimum where scales are int8 (int4
-  /// alone). Throws ArgumentError, LimitError, OutOfMemoryError.
+  /// group_size: 0 for one scale per row (always float32), else 16, 32, 64 or 128 (integer formats alone) with scales
+  /// of type `scale_type`. zero_points: each scale has one (int8 and int4), or a minimum with `minima` and where scales
+  /// are int8. Throws ArgumentError, LimitError, OutOfMemoryError.
   Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element scale_type = Element::kF16,
-         bool zero_points = false);
+         bool zero_points = false, bool minima = false);
 
   /// Encodes `rows` rows from `first_row` on. values: [rows, K] of `element`, or [K, rows] when transposed. search:
   /// each scale is the one of some near the format's own that leaves the smallest squared error.
@@ -52,6 +53,10 @@ class Matrix {
 
   /// What scales and minima are multiples of, before set_codes: [rows, ceil(groups / 8)] float32 that float16 holds.
   void set_units(int64_t first_row, int64_t rows, const float* scale_units, const float* minimum_units = nullptr);
+
+  /// Takes blocks [rows, K / weights of a block] as a .gguf file holds them, exactly. The matrix must be of the kind
+  /// that the type names.
+  void set_blocks(int64_t first_row, int64_t rows, const uint8_t* blocks, const BlockType& type, ThreadPool& pool);
 
   /// The order of the columns, a permutation of [0, K), before rows are set (GPTQ's desc_act: columns of a group
   /// needn't lie side by side). Codes are set and read in this order, weights in their own. Throws QuantError.
@@ -84,14 +89,15 @@ class Matrix {
   Element scale_type() const { return scale_type_; }
   bool has_zero_points() const { return shifts_.size() > 0; }
   bool has_units() const { return scale_type_ == Element::kInt8; }
-  bool has_minima() const { return has_units() && has_zero_points(); }
+  bool has_minima() const { return has_zero_points() && (has_units() || minima_); }
   int64_t nbytes() const { return codes_.size() + scales_.size() + shifts_.size() + order_.size(); }
   const uint8_t* codes() const { return codes_.data(); }
   const void* scales() const { return scales_.data(); }
-  const uint16_t* shifts() const { return has_zero_points() && !has_units() ? shifts_.as<uint16_t>() : nullptr; }
+  const uint16_t* shifts() const { return has_zero_points() && !has_minima() ? shifts_.as<uint16_t>() : nullptr; }
   const uint16_t* scale_units() const { return has_units() ? units(scales_) : nullptr; }
-  const int8_t* minima() const { return has_minima() ? shifts_.as<int8_t>() : nullptr; }
-  const uint16_t* minimum_units() const { return has_minima() ? units(shifts_) : nullptr; }
+  /// int8 multiples of minimum_units(), or float16 where there are none.
+  const void* minima() const { return has_minima() ? shifts_.data() : nullptr; }
+  const uint16_t* minimum_units() const { return has_minima() && has_units() ? units(shifts_) : nullptr; }
   const int32_t* order() const { return order_.size() ? order_.as<int32_t>() : nullptr; }
   bool empty() const { return N_ == 0; }
 
@@ -104,6 +110,7 @@ class Matrix {
   float store_scale(int64_t n, int64_t group, float scale);
   float shift(int64_t n, int64_t group) const;
   float minimum(int64_t n, int64_t group) const;
+  float store_minimum(int64_t n, int64_t group, float minimum);
   int64_t unit_index(int64_t n, int64_t group) const;
   // Behind the multiples.
   int64_t first_unit() const { return panels() * kRowsPerPanel * groups() / 2; }
@@ -116,6 +123,7 @@ class Matrix {
 
   Format format_ = Format::kF32;
   Element scale_type_ = Element::kF32;
+  bool minima_ = false;
   int64_t N_ = 0, K_ = 0, K_padded_ = 0, group_size_ = 0, panel_bytes_ = 0;
   Buffer codes_, scales_, shifts_, order_;
 };

@@ -1,5 +1,5 @@
 #pragma once
-// ternary: code = t + 1, t in {-1, 0, 1}; w ~ scale * t, a scale per row (float32) or per group of 32, 64 or 128 k
+// ternary: code = t + 1, t in {-1, 0, 1}; w ~ scale * t, a scale per row (float32) or per group of 16 to 128 k
 // (float16). The scale is the mean magnitude of the weights above half the mean (BitNet b1.58's rounding, section 2,
 // with the least-squares scale for it); codes are the nearest to it. Weights that are ternary already are kept exactly.
 //   line: quant/lines.h, 2 bits, code 3 unused.   bits per weight: 2 + 32/K, or 2 + 16/group.

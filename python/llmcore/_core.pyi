@@ -77,9 +77,18 @@ class PieceCounter:
 FloatArray = npt.NDArray[np.float32]
 compiler: str
 
+def block_types() -> dict[str, tuple[int, int, dict[str, Any]]]: ...
+
 class Matrix:
     def __init__(
-        self, format: str, N: int, K: int, group_size: int = 0, scales: str = "f16", zero_points: bool = False
+        self,
+        format: str,
+        N: int,
+        K: int,
+        group_size: int = 0,
+        scales: str = "f16",
+        zero_points: bool = False,
+        minima: bool = False,
     ) -> None: ...
     def set_rows(
         self, first_row: int, values: npt.NDArray[Any], transposed: bool = False, search: bool = False
@@ -87,6 +96,7 @@ class Matrix:
     def set_codes(
         self, first_row: int, codes: npt.NDArray[np.int8], scales: FloatArray, zero_points: FloatArray | None = None
     ) -> None: ...
+    def set_blocks(self, first_row: int, blocks: npt.NDArray[np.uint8], type: str) -> None: ...
     def set_order(self, order: npt.NDArray[np.int32]) -> None: ...
     @property
     def order(self) -> npt.NDArray[np.int32] | None: ...

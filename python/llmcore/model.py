@@ -462,7 +462,7 @@ def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
     per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + up + spec.intermediate_size
-    per_token += widest + widest // 4 + widest // 16 + spec.head_dim
+    per_token += widest + widest // 4 + widest // 8 + spec.head_dim
     return 4 * (tokens * per_token + rows * (spec.hidden_size + spec.vocab_size))
 
 

@@ -86,8 +86,8 @@ def quantize(
     """Packs a weight matrix.
 
     weight: float [N, K]. format: "int8" (per row), "int4" (groups of 128), "nf4" (groups of 64), "ternary" and
-    "ternary_dense" (per row), "f32", "bf16", "f16". group_size: 0 for one scale per row, 32, 64 or 128, None for the
-    format's own. scale: "max" or "mse"; symmetric: False for zero points; double_quant: scales are int8; all as in
+    "ternary_dense" (per row), "f32", "bf16", "f16". group_size: 0 for one scale per row, 16, 32, 64 or 128, None for
+    the format's own. scale: "max" or "mse"; symmetric: False for zero points; double_quant: scales are int8; all as in
     QuantConfig. Raises ArgumentError.
     """
     values = np.ascontiguousarray(weight, np.float32)

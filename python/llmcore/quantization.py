@@ -14,7 +14,7 @@ FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
 SMOOTHINGS = ("none", "awq", "smoothquant")
-GROUP_SIZES = (0, 32, 64, 128)
+GROUP_SIZES = (0, 16, 32, 64, 128)
 """0: one scale per row."""
 _DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0, "nf4": 64, "ternary_dense": 0}
 _DTYPES = {"float32": "f32", "f32": "f32", "bfloat16": "bf16", "bf16": "bf16", "float16": "f16", "f16": "f16"}
@@ -51,7 +51,7 @@ class QuantConfig:
     format: "int8" (one scale per row unless `group_size` is given), "int4" (groups of 128), "nf4" (groups of
         64; the 16 levels of QLoRA's NormalFloat), "ternary" (per row; two bits a weight) or "ternary_dense" (the
         same weights, three in five bits: less to read for each token, more to do for it).
-    group_size: 0 for one scale per row, or 32, 64, 128 (ternary_dense: 128); None for the format's default.
+    group_size: 0 for one scale per row, or 16, 32, 64, 128 (ternary_dense: 128); None for the format's default.
     head: format of the embedding and the output head; None: int8, for they are the most sensitive.
     skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text
         ("model.layers.0.*", "*.down_proj").
@@ -89,7 +89,7 @@ class QuantConfig:
             if value is not None and value not in INTEGER_FORMATS:
                 raise ArgumentError(f"{name} must be one of {', '.join(INTEGER_FORMATS)}, got {escape(value)}")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
-            raise ArgumentError(f"group_size must be 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
+            raise ArgumentError(f"group_size must be 16, 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
         if self.format == "ternary_dense" and self.group_size not in (None, 0, 128):
             raise ArgumentError(f"group_size must be 128 or 0 for ternary_dense, got {self.group_size}")
         if self.scale not in ("max", "mse"):

@@ -18,6 +18,7 @@ struct WeightType {
   int64_t group_size;
   Element scale_type;
   bool zero_points = false;
+  bool minima = false;
 };
 
 constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
@@ -50,12 +51,39 @@ constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
                                        {Format::kInt4, 128, Element::kInt8, true},
                                        {Format::kTernary, 32, Element::kInt8},
                                        {Format::kNf4, 64, Element::kInt8},
-                                       {Format::kTernaryDense, 128, Element::kInt8}};
+                                       {Format::kTernaryDense, 128, Element::kInt8},
+                                       {Format::kInt8, 16, Element::kInt8},
+                                       {Format::kInt8, 16, Element::kF16},
+                                       {Format::kInt4, 16, Element::kInt8},
+                                       {Format::kInt4, 16, Element::kInt8, true},
+                                       {Format::kTernary, 16, Element::kF16},
+                                       {Format::kNf4, 16, Element::kF16},
+                                       {Format::kInt4, 32, Element::kF16, true, true},
+                                       {Format::kInt8, 32, Element::kF16, true, true},
+                                       {Format::kInt8, 32, Element::kInt8, true}};
+
+// Codes of all values, for what no weights are rounded to.
+void set_random_codes(Matrix& w, Random& random) {
+  std::vector<int8_t> codes(static_cast<size_t>(w.N() * w.K()));
+  for (int8_t& code : codes) code = static_cast<int8_t>(random.integer(-128, 127));
+  std::vector<float> scales(static_cast<size_t>(w.N() * w.groups())), minima(scales);
+  for (float& scale : scales) scale = static_cast<float>(random.integer(1, 63)) * 0x1p-13f;
+  for (float& minimum : minima) minimum = static_cast<float>(random.integer(-63, 63)) * 0x1p-6f;
+  if (w.has_units()) {
+    const std::vector<float> scale_units(scales.size(), 0x1p-13f), minimum_units(scales.size(), 0x1p-6f);
+    w.set_units(0, w.N(), scale_units.data(), minimum_units.data());
+  }
+  w.set_codes(0, w.N(), codes.data(), scales.data(), minima.data());
+}
 
 Matrix random_matrix(const WeightType& type, const Shape& shape) {
   ThreadPool pool(1);
   Random random(static_cast<uint64_t>(shape.N * 1000 + shape.K));
-  Matrix w(type.format, shape.N, shape.K, type.group_size, type.scale_type, type.zero_points);
+  Matrix w(type.format, shape.N, shape.K, type.group_size, type.scale_type, type.zero_points, type.minima);
+  if (w.has_minima() && type.format == Format::kInt8) {
+    set_random_codes(w, random);
+    return w;
+  }
   std::vector<float> values = random.units(shape.N * shape.K, 0.5f);
   for (float& v : values) v += type.zero_points ? 0.3f : 0.0f;  // zero points away from the middle
   w.set_rows(0, shape.N, values.data(), Element::kF32, false, pool);
@@ -128,8 +156,8 @@ class Product {
     const int64_t multiples = w_.panels() * kRowsPerPanel * w_.groups();
     if (w_.has_units()) a.scale_units = reinterpret_cast<const uint16_t*>(scales_.data() + multiples);
     if (w_.has_minima()) {
-      a.minima = reinterpret_cast<const int8_t*>(shifts_.data());
-      a.minimum_units = reinterpret_cast<const uint16_t*>(shifts_.data() + multiples);
+      a.minima = shifts_.data();
+      if (w_.has_units()) a.minimum_units = reinterpret_cast<const uint16_t*>(shifts_.data() + multiples);
     }
     a.K = w_.K_padded();
     a.N = w_.N();

@@ -189,7 +189,7 @@ TEST(rows, quantised_rows_have_the_scalar_bits) {
   int64_t index = 0;
   for (const int64_t n : kLengths) {
     for (const Kind kind : kKinds) {
-      for (const int64_t group : {32, 64, 128}) {
+      for (const int64_t group : {16, 32, 64, 128}) {
         if (left_out(index++)) continue;
         NOTE(std::to_string(n) + " values in groups of " + std::to_string(group) + ", " +
              kKindNames[static_cast<int>(kind)]);

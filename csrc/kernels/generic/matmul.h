@@ -83,8 +83,11 @@ struct GroupOffset {
 
 LLMCORE_INLINE GroupOffset load_offset(const llmcore::MatmulArgs& a, int64_t panel, int64_t g) {
   if (a.shifts) return {true, false, load_f16(a.shifts + (a.per_row ? panel : panel * a.x_groups + g) * 16)};
-  if (a.minima) return {false, true, load_multiples(a, a.minima, a.minimum_units, panel, g)};
-  return {false, false, set1(0.0f)};
+  if (!a.minima) return {false, false, set1(0.0f)};
+  if (a.minimum_units) {
+    return {false, true, load_multiples(a, static_cast<const int8_t*>(a.minima), a.minimum_units, panel, g)};
+  }
+  return {false, true, load_f16(static_cast<const uint16_t*>(a.minima) + (panel * a.x_groups + g) * 16)};
 }
 
 // What is taken off each code that is summed, beyond dot4's own: the zero code, where there are no minima.

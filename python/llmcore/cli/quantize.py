@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="int8", metavar="FORMAT", help="int8 (default), int4, nf4, ternary, ternary_dense or none"
     )
-    parser.add_argument("--group-size", type=int, metavar="N", help="weights of a row that share a scale: 32, 64, 128")
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="weights of a row that share a scale: 16, 32, 64, 128"
+    )
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
     parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
     parser.add_argument(

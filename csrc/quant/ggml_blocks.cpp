@@ -1,0 +1,284 @@
+#include "quant/ggml_blocks.h"
+
+#include <vector>
+
+#include "base/checked.h"
+#include "quant/half.h"
+
+namespace llmcore {
+namespace {
+
+uint16_t half_at(const uint8_t* bytes) {
+  uint16_t half;
+  __builtin_memcpy(&half, bytes, 2);
+  return half;
+}
+uint16_t negated(uint16_t half) { return half ^ 0x8000; }
+
+// 16 bytes hold 32 codes: the low nibbles, then the high ones.
+void take_nibbles(const uint8_t* bytes, uint8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    codes[i] = bytes[i] & 15;
+    codes[16 + i] = bytes[i] >> 4;
+  }
+}
+
+void q8_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  for (int i = 0; i < 32; ++i) p.codes[i] = block[2 + i] ^ 128;
+}
+
+void q4_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  take_nibbles(block + 2, p.codes);
+}
+
+void q4_1(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  p.minima[0] = negated(half_at(block + 2));
+  take_nibbles(block + 4, p.codes);
+}
+
+// Fifth bits, and what a code of 0 is.
+void take_fifth_bits(const uint8_t* bytes, int offset, uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = static_cast<uint8_t>(offset + (codes[i] | (bytes[i / 8] >> (i % 8) & 1) << 4));
+  }
+}
+
+void q5_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  take_nibbles(block + 6, p.codes);
+  take_fifth_bits(block + 2, Int8::kZero - 16, p.codes);
+}
+
+void q5_1(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  p.minima[0] = negated(half_at(block + 2));
+  take_nibbles(block + 8, p.codes);
+  take_fifth_bits(block + 4, 0, p.codes);
+}
+
+// Two bits of 256 codes: 128 of them in 32 bytes, the first 32 in the lowest bits.
+unsigned two_bits(const uint8_t* bytes, int i) { return bytes[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; }
+
+void q2_k(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block + 80);
+  p.minimum_unit = half_at(block + 82);
+  for (int g = 0; g < 16; ++g) {
+    p.scale_multiples[g] = block[g] & 15;
+    p.minimum_multiples[g] = static_cast<int8_t>(block[g] >> 4);
+  }
+  for (int i = 0; i < 256; ++i) p.codes[i] = static_cast<uint8_t>(two_bits(block + 16, i));
+}
+
+void q3_k(const uint8_t* block, BlockParts& p) {
+  const uint8_t* scales = block + 96;
+  p.scale_unit = half_at(block + 108);
+  for (int g = 0; g < 16; ++g) {
+    const int low = scales[g % 8] >> (g / 8 * 4) & 15, high = scales[8 + g % 4] >> (g / 4 * 2) & 3;
+    p.scale_multiples[g] = static_cast<int8_t>((low | high << 4) - 32);
+  }
+  for (int i = 0; i < 256; ++i) {
+    const unsigned high = block[i % 32] >> (i / 32) & 1;
+    p.codes[i] = static_cast<uint8_t>(Int4::kZero - 4 + (two_bits(block + 32, i) | high << 2));
+  }
+}
+
+// Eight scales and minima of 6 bits each in 12 bytes.
+void take_six_bits(const uint8_t* bytes, BlockParts& p) {
+  for (int g = 0; g < 4; ++g) {
+    p.scale_multiples[g] = bytes[g] & 63;
+    p.minimum_multiples[g] = bytes[g + 4] & 63;
+    p.scale_multiples[g + 4] = static_cast<int8_t>((bytes[g + 8] & 15) | bytes[g] >> 6 << 4);
+    p.minimum_multiples[g + 4] = static_cast<int8_t>(bytes[g + 8] >> 4 | bytes[g + 4] >> 6 << 4);
+  }
+}
+
+// 128 bytes hold 256 codes: of 64 the first 32 in the low nibbles.
+void take_long_nibbles(const uint8_t* bytes, uint8_t* codes) {
+  for (int i = 0; i < 128; ++i) {
+    codes[i / 32 * 64 + i % 32] = bytes[i] & 15;
+    codes[i / 32 * 64 + i % 32 + 32] = bytes[i] >> 4;
+  }
+}
+
+void q4_k(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  p.minimum_unit = half_at(block + 2);
+  take_six_bits(block + 4, p);
+  take_long_nibbles(block + 16, p.codes);
+}
+
+void q5_k(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  p.minimum_unit = half_at(block + 2);
+  take_six_bits(block + 4, p);
+  take_long_nibbles(block + 48, p.codes);
+  for (int i = 0; i < 256; ++i) p.codes[i] |= static_cast<uint8_t>((block[16 + i % 32] >> (i / 32) & 1) << 4);
+}
+
+void q6_k(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block + 208);
+  for (int g = 0; g < 16; ++g) p.scale_multiples[g] = static_cast<int8_t>(block[192 + g]);
+  for (int i = 0; i < 256; ++i) {
+    const int half = i / 128, run = i % 128 / 32, at = i % 32;
+    const unsigned low = block[64 * half + 32 * (run % 2) + at] >> (run / 2 * 4) & 15;
+    const unsigned high = block[128 + 32 * half + at] >> (2 * run) & 3;
+    p.codes[i] = static_cast<uint8_t>(Int8::kZero - 32 + (low | high << 4));
+  }
+}
+
+// What the codes of iq4_nl and iq4_xs stand for, and of mxfp4 and nvfp4 (twice E2M1), as codes of int8.
+constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kFp4Levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+void take_levels(const int8_t (&levels)[16], int count, uint8_t* codes) {
+  for (int i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(levels[codes[i]] + Int8::kZero);
+}
+
+void iq4_nl(const uint8_t* block, BlockParts& p) {
+  q4_0(block, p);
+  take_levels(kIq4Levels, 32, p.codes);
+}
+
+void iq4_xs(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  const unsigned high = half_at(block + 2);
+  for (int g = 0; g < 8; ++g) {
+    const unsigned low = block[4 + g / 2] >> (g % 2 * 4) & 15;
+    p.scale_multiples[g] = static_cast<int8_t>(static_cast<int>(low | (high >> (2 * g) & 3) << 4) - 32);
+    take_nibbles(block + 8 + 16 * g, p.codes + 32 * g);
+  }
+  take_levels(kIq4Levels, 256, p.codes);
+}
+
+// A power of two, whose exponent is that of bfloat16 but for the subnormal ones.
+void mxfp4(const uint8_t* block, BlockParts& p) {
+  const unsigned exponent = block[0];  // of 2^(exponent - 128)
+  p.scales[0] = static_cast<uint16_t>(exponent >= 2 ? (exponent - 1) << 7 : 0x20u << exponent);
+  take_nibbles(block + 1, p.codes);
+  take_levels(kFp4Levels, 32, p.codes);
+}
+
+// UE4M3 halved, as float16. 0 and 127 are 0.
+uint16_t half_of_ue4m3(unsigned x) {
+  if (x == 0 || x == 127) return 0;
+  const unsigned exponent = x >> 3 & 15, mantissa = x & 7;
+  const float value = exponent ? static_cast<float>(8 + mantissa) : 2.0f * static_cast<float>(mantissa);
+  return float_to_half(value * 0x1p-11f * static_cast<float>(1u << (exponent ? exponent : 0u)));
+}
+
+void nvfp4(const uint8_t* block, BlockParts& p) {
+  for (int g = 0; g < 4; ++g) {
+    p.scales[g] = half_of_ue4m3(block[g]);
+    for (int i = 0; i < 8; ++i) {
+      p.codes[16 * g + i] = block[4 + 8 * g + i] & 15;
+      p.codes[16 * g + 8 + i] = block[4 + 8 * g + i] >> 4;
+    }
+  }
+  take_levels(kFp4Levels, 64, p.codes);
+}
+
+// Trit n of five in a byte, from the highest: byte = ceil(256 * number / 243).
+uint8_t trit(uint8_t byte, int n) {
+  constexpr uint8_t kPowers[5] = {1, 3, 9, 27, 81};
+  return static_cast<uint8_t>(static_cast<uint8_t>(byte * kPowers[n]) * 3 >> 8);
+}
+
+void tq1_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = p.scales[1] = half_at(block + 52);
+  for (int i = 0; i < 160; ++i) p.codes[i] = trit(block[i % 32], i / 32);
+  for (int i = 0; i < 80; ++i) p.codes[160 + i] = trit(block[32 + i % 16], i / 16);
+  for (int i = 0; i < 16; ++i) p.codes[240 + i] = trit(block[48 + i % 4], i / 4);
+}
+
+void tq2_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = p.scales[1] = half_at(block + 64);
+  for (int i = 0; i < 256; ++i) p.codes[i] = static_cast<uint8_t>(two_bits(block, i));
+}
+
+void q1_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  for (int i = 0; i < 128; ++i) p.codes[i] = static_cast<uint8_t>((block[2 + i / 8] >> (i % 8) & 1) * 2);
+}
+
+void q2_0(const uint8_t* block, BlockParts& p) {
+  p.scales[0] = half_at(block);
+  for (int i = 0; i < 64; ++i) {
+    p.codes[i] = static_cast<uint8_t>(Int4::kZero - 1 + (block[2 + i / 4] >> (i % 4 * 2) & 3));
+  }
+}
+
+constexpr Format kI8 = Format::kInt8, kI4 = Format::kInt4, kT = Format::kTernary;
+constexpr BlockType kBlockTypes[] = {
+    {"Q8_0", 32, 34, kI8, 32, Element::kF16, false, q8_0},
+    {"Q4_0", 32, 18, kI4, 32, Element::kF16, false, q4_0},
+    {"Q4_1", 32, 20, kI4, 32, Element::kF16, true, q4_1},
+    {"Q5_0", 32, 22, kI8, 32, Element::kF16, false, q5_0},
+    {"Q5_1", 32, 24, kI8, 32, Element::kF16, true, q5_1},
+    {"Q2_K", 256, 84, kI4, 16, Element::kInt8, true, q2_k},
+    {"Q3_K", 256, 110, kI4, 16, Element::kInt8, false, q3_k},
+    {"Q4_K", 256, 144, kI4, 32, Element::kInt8, true, q4_k},
+    {"Q5_K", 256, 176, kI8, 32, Element::kInt8, true, q5_k},
+    {"Q6_K", 256, 210, kI8, 16, Element::kInt8, false, q6_k},
+    {"IQ4_NL", 32, 18, kI8, 32, Element::kF16, false, iq4_nl},
+    {"IQ4_XS", 256, 136, kI8, 32, Element::kInt8, false, iq4_xs},
+    {"MXFP4", 32, 17, kI8, 32, Element::kBF16, false, mxfp4},
+    {"NVFP4", 64, 36, kI8, 16, Element::kF16, false, nvfp4},
+    {"TQ1_0", 256, 54, kT, 128, Element::kF16, false, tq1_0},
+    {"TQ2_0", 256, 66, kT, 128, Element::kF16, false, tq2_0},
+    {"Q1_0", 128, 18, kT, 128, Element::kF16, false, q1_0},
+    {"Q2_0", 64, 18, kI4, 64, Element::kF16, false, q2_0},
+};
+
+}  // namespace
+
+std::span<const BlockType> block_types() { return kBlockTypes; }
+
+const BlockType* find_block_type(const std::string& name) {
+  for (const BlockType& type : kBlockTypes) {
+    if (name == type.name) return &type;
+  }
+  return nullptr;
+}
+
+void Matrix::set_blocks(int64_t first_row, int64_t rows, const uint8_t* blocks, const BlockType& type,
+                        ThreadPool& pool) {
+  check_rows(first_row, rows);
+  check_argument(format_ == type.format && group_size_ == type.group_size && scale_type_ == type.scale_type &&
+                     has_minima() == type.minima && has_zero_points() == type.minima && K_ % type.weights == 0,
+                 std::string("matrix: blocks of ") + type.name + " belong to a matrix of another kind");
+  const int64_t count = K_ / type.weights, groups = type.weights / group_size_;
+  pool.parallel_for(rows, 16, [&](int64_t begin, int64_t end, int) {
+    BlockParts parts;
+    std::vector<uint8_t> codes(static_cast<size_t>(K_padded_),
+                               visit_codec(format_, []<class Codec>() { return static_cast<uint8_t>(Codec::kZero); }));
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t n = first_row + r;
+      for (int64_t b = 0; b < count; ++b) {
+        type.unpack(blocks + (r * count + b) * type.bytes, parts);
+        __builtin_memcpy(codes.data() + b * type.weights, parts.codes, static_cast<size_t>(type.weights));
+        for (int64_t i = 0; i < groups; ++i) {
+          const int64_t g = b * groups + i, at = scale_index(n, g);
+          if (has_units()) {
+            scales_.as<int8_t>()[at] = parts.scale_multiples[i];
+            units(scales_)[unit_index(n, g)] = parts.scale_unit;
+            if (!has_minima()) continue;
+            shifts_.as<int8_t>()[at] = parts.minimum_multiples[i];
+            units(shifts_)[unit_index(n, g)] = parts.minimum_unit;
+          } else {
+            scales_.as<uint16_t>()[at] = parts.scales[i];
+            if (has_minima()) shifts_.as<uint16_t>()[at] = parts.minima[i];
+          }
+        }
+      }
+      visit_codec(format_, [&]<class Codec>() {
+        Codec::Layout::put_row(codes_.data() + n / kRowsPerPanel * panel_bytes_, static_cast<int>(n % kRowsPerPanel),
+                               codes.data(), K_padded_);
+      });
+    }
+  });
+}
+
+}  // namespace llmcore
