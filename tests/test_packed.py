@@ -140,6 +140,16 @@ def impossible_codes(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
     tensors["layers.0.down.codes"] = np.full_like(tensors["layers.0.down.codes"], 255)
 
 
+def renamed(name: str, to: str) -> Change:
+    def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        matrices = config["quantization_config"]["matrices"]
+        matrices[to] = matrices.pop(name)
+        for part in (".codes", ".scales"):
+            tensors[to + part] = tensors.pop(name + part)
+
+    return change
+
+
 BROKEN: dict[str, Change] = {
     "version": method("version", 99),
     "version text": method("version", "1"),
@@ -159,6 +169,11 @@ BROKEN: dict[str, Change] = {
     "unknown matrix": lambda config, tensors: config["quantization_config"]["matrices"].update(
         {"other": config["quantization_config"]["matrices"]["layers.0.down"]}
     ),
+    "a lone part": renamed("layers.0.down", "layers.0.down.1"),
+    "part and whole": lambda config, tensors: config["quantization_config"]["matrices"].update(
+        {"layers.0.down.0": config["quantization_config"]["matrices"]["layers.0.down"]}
+    ),
+    "minima": entry("minima", True),
     "codes": drop("layers.0.down.codes"),
     "no scales": drop("layers.0.down.scales"),
     "vector": drop("final_norm"),

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "base/buffer.h"
 #include "ops/attention.h"
@@ -65,7 +66,9 @@ class Backend {
   virtual const char* name() const = 0;
 
   virtual std::unique_ptr<DeviceBuffer> allocate(int64_t bytes) = 0;
-  virtual std::shared_ptr<Weight> take_matrix(std::shared_ptr<const Matrix> matrix) = 0;
+  /// One matrix, or several that are stacked by rows, each in a format of its own. Throws ArgumentError when they have
+  /// different columns.
+  virtual std::shared_ptr<Weight> take_matrix(std::vector<std::shared_ptr<const Matrix>> stack) = 0;
   virtual std::shared_ptr<Weight> take_vector(const float* values, int64_t n) = 0;
   /// Plans the scratch memory of the operations below; returns its bytes.
   virtual int64_t plan(const StepLimits& limits) = 0;
@@ -78,7 +81,7 @@ class Backend {
   /// Host memory that holds `data[0, n)`, after all operations so far; valid until the next operation.
   virtual const float* read(const float* data, int64_t n) = 0;
 
-  /// y[t] (+)= table[ids[t]]
+  /// y[t] (+)= table[ids[t]]; the table is one matrix.
   virtual void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) = 0;
   virtual void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) = 0;
   virtual void layer_norm(const float* x, int64_t T, const Weight& weight, const Weight* bias, float eps, float* y) = 0;

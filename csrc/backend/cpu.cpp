@@ -20,20 +20,29 @@ class CpuBuffer final : public DeviceBuffer {
 
 class CpuWeight final : public Weight {
  public:
-  explicit CpuWeight(std::shared_ptr<const Matrix> m) : matrix(std::move(m)) {}
+  explicit CpuWeight(std::vector<std::shared_ptr<const Matrix>> matrices) : stack(std::move(matrices)) {
+    for (const auto& part : stack) {
+      check_argument(part->K() == stack[0]->K(), "a weight's matrices have different numbers of columns");
+      length += part->N();
+    }
+  }
   CpuWeight(const float* values, int64_t n) : vector(n * 4), length(n) {
     std::memcpy(vector.data(), values, static_cast<size_t>(n * 4));
   }
-  int64_t rows() const override { return matrix ? matrix->N() : length; }
-  int64_t columns() const override { return matrix ? matrix->K() : 1; }
-  int64_t nbytes() const override { return matrix ? matrix->nbytes() : vector.size(); }
+  int64_t rows() const override { return length; }
+  int64_t columns() const override { return stack.empty() ? 1 : stack[0]->K(); }
+  int64_t nbytes() const override {
+    int64_t total = vector.size();
+    for (const auto& part : stack) total += part->nbytes();
+    return total;
+  }
 
-  std::shared_ptr<const Matrix> matrix;
+  std::vector<std::shared_ptr<const Matrix>> stack;
   Buffer vector;
-  int64_t length = 0;
+  int64_t length = 0;  // rows
 };
 
-const Matrix& matrix_of(const Weight& w) { return *static_cast<const CpuWeight&>(w).matrix; }
+const auto& stack_of(const Weight& w) { return static_cast<const CpuWeight&>(w).stack; }
 const float* vector_of(const Weight* w) { return w ? static_cast<const CpuWeight*>(w)->vector.as<float>() : nullptr; }
 
 class CpuBackend final : public Backend {
@@ -42,8 +51,8 @@ class CpuBackend final : public Backend {
 
   const char* name() const override { return "cpu"; }
   std::unique_ptr<DeviceBuffer> allocate(int64_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
-  std::shared_ptr<Weight> take_matrix(std::shared_ptr<const Matrix> matrix) override {
-    return std::make_shared<CpuWeight>(std::move(matrix));
+  std::shared_ptr<Weight> take_matrix(std::vector<std::shared_ptr<const Matrix>> stack) override {
+    return std::make_shared<CpuWeight>(std::move(stack));
   }
   std::shared_ptr<Weight> take_vector(const float* values, int64_t n) override {
     return std::make_shared<CpuWeight>(values, n);
@@ -69,7 +78,8 @@ class CpuBackend final : public Backend {
   const float* read(const float* data, int64_t) override { return data; }
 
   void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) override {
-    llmcore::embed(context_, matrix_of(table), ids, T, accumulate, row_.as<float>(), y, table.columns());
+    check_argument(stack_of(table).size() == 1, "a table of embeddings must be one matrix");
+    llmcore::embed(context_, *stack_of(table)[0], ids, T, accumulate, row_.as<float>(), y, table.columns());
   }
   void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) override {
     llmcore::rms_norm(context_, x, T, weight.rows(), vector_of(&weight), weight.rows(), eps, y, weight.rows());
@@ -79,7 +89,12 @@ class CpuBackend final : public Backend {
     llmcore::layer_norm(context_, x, T, n, vector_of(&weight), vector_of(bias), n, eps, y, n);
   }
   void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
-    matmul(context_, matmul_, x, T, w.columns(), matrix_of(w), vector_of(bias), y, w.rows());
+    const float* own_bias = vector_of(bias);
+    for (const auto& part : stack_of(w)) {
+      matmul(context_, matmul_, x, T, w.columns(), *part, own_bias, y, w.rows());
+      y += part->N();
+      if (own_bias) own_bias += part->N();
+    }
   }
   void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
     float* product = residual_.as<float>();

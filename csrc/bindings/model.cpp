@@ -66,7 +66,12 @@ std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights,
   for (const auto& [key, value] : weights) {
     std::shared_ptr<Weight> weight;
     if (py::isinstance<Matrix>(value)) {
-      weight = backend->take_matrix(value.cast<std::shared_ptr<Matrix>>());
+      weight = backend->take_matrix({value.cast<std::shared_ptr<Matrix>>()});
+    } else if (py::isinstance<py::tuple>(value)) {
+      std::vector<std::shared_ptr<const Matrix>> stack;
+      for (const auto& part : value.cast<py::tuple>()) stack.push_back(part.cast<std::shared_ptr<Matrix>>());
+      check_argument(!stack.empty(), "a weight of no matrices");
+      weight = backend->take_matrix(std::move(stack));
     } else {
       const auto vector = value.cast<FloatArray>();
       check_dims(vector, 1, "a vector weight");

@@ -199,16 +199,11 @@ def _around_one(scales: FloatArray) -> FloatArray:
 
 
 def _pack(weights: FloatArray, form: MatrixFormat) -> QuantizedTensor:
-    from llmcore import ops
+    from llmcore.ops import QuantizedTensor
 
-    return ops.quantize(
-        weights,
-        form.format,
-        group_size=form.group_size,
-        scale="mse" if form.search else "max",
-        symmetric=not form.zero_points,
-        double_quant=form.double_quant,
-    )
+    matrix = form.make(*weights.shape)
+    matrix.set_rows(0, np.ascontiguousarray(weights), search=form.search)
+    return QuantizedTensor(matrix)
 
 
 def _inverse_factor(moments: FloatArray) -> FloatArray:

@@ -25,7 +25,7 @@ from llmcore.quantization import MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
-    from llmcore.packing import Packer
+    from llmcore.packing import Packer, Weight
     from llmcore.tokenizer import Tokenizer
 
 STEP_TOKENS = 256
@@ -296,11 +296,11 @@ def load(
         return _make(binding.spec, weights, tokenizer, checkpoint, fingerprint, threads)
 
 
-def _pack(packer: Packer, progress: bool) -> dict[str, object]:
+def _pack(packer: Packer, progress: bool) -> dict[str, Weight]:
     from llmcore.packing import num_weights
 
     slots = packer.binding.slots
-    weights: dict[str, object] = {}
+    weights: dict[str, Weight] = {}
     total = sum(num_weights(slot) for slot in slots.values())
     with Progress(total, "loading", "weights", enabled=progress) as bar:
         for name, slot in slots.items():
@@ -344,7 +344,7 @@ def plan(
             binding = bind(checkpoint)
             packer = Packer(binding, recipe, floats, False)
             spec, weights = binding.spec, sum(packer.nbytes(slot) for slot in binding.slots.values())
-            formats = {packer.format(slot).format for slot in binding.slots.values() if packer.is_matrix(slot)}
+            formats = {form.format for slot in binding.slots.values() for form in packer.formats(slot)}
         kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
     length = spec.max_position_embeddings if max_model_len is None else max_model_len
     if length < 1 or max_batch_size < 1:
@@ -365,7 +365,7 @@ def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *
     """A model of the given shape with random weights (normal, deviation 0.02), for benchmarks. float16 or quantised."""
     recipe = quantization.resolve(quantize)
     pool = (np.random.default_rng(seed).standard_normal(1 << 22, np.float32) * np.float32(0.02)).astype(np.float16)
-    weights: dict[str, object] = {}
+    weights: dict[str, Weight] = {}
     for name, rows, columns in _shapes(spec):
         if columns is None:
             weights[name] = np.ones(rows, np.float32)
@@ -373,7 +373,7 @@ def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *
         is_head = name in ("embedding", "lm_head")
         wanted = recipe.of([name], is_head=is_head) if recipe else None
         wanted = wanted or MatrixFormat(format="f16")
-        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, wanted.scales, wanted.zero_points)
+        matrix = wanted.make(rows, columns)
         step = max(1, (1 << 21) // columns)
         for row in range(0, rows, step):
             count = min(step, rows - row) * columns
@@ -414,7 +414,7 @@ def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
 
 def _make(
     spec: DecoderSpec,
-    weights: dict[str, object],
+    weights: dict[str, Weight],
     tokenizer: Tokenizer | None,
     checkpoint: Checkpoint | None,
     fingerprint: str,
@@ -422,6 +422,8 @@ def _make(
 ) -> Model:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
         raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
+    from llmcore.packing import matrices_of
+
     threads = threads or _core.get_num_threads()
     native = asdict(spec) | {
         "rope_inv_freq": list(spec.rope_inv_freq or ()),
@@ -433,7 +435,7 @@ def _make(
         "alibi_slopes": list(spec.alibi_slopes or ()),
     }
     core = _core.Model(native, weights, threads)
-    kv_dtype = _kv_dtype({w.format for w in weights.values() if isinstance(w, _core.Matrix)})
+    kv_dtype = _kv_dtype({matrix.format for weight in weights.values() for matrix in matrices_of(weight)})
     model = Model(
         core,
         spec,

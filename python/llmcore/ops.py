@@ -103,7 +103,7 @@ def quantize(
         known = ", ".join(INTEGER_FORMATS + FLOAT_FORMATS)
         raise ArgumentError(f"format must be one of {known}, got {escape(format)}")
     rows, columns = values.shape
-    matrix = _core.Matrix(format, rows, columns, own.group_size, own.scales, own.zero_points)
+    matrix = own.make(rows, columns)
     matrix.set_rows(0, values, search=own.search)
     return QuantizedTensor(matrix)
 

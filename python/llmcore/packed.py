@@ -2,7 +2,7 @@
 
 A folder like any checkpoint's: config.json, the tokenizer's files, and model.safetensors, which holds for each matrix
 of the decoder `NAME.codes` and `NAME.scales` (and `NAME.shifts`, `NAME.order`) as bytes (layouts: csrc/quant) and each
-vector as float32. What the bytes
+vector as float32. A weight of several matrices has them as `NAME.0`, `NAME.1`, ... What the bytes
 are stands in config.json under `quantization_config`, whose `quant_method` is "llmcore", so that no other program takes
 them for weights.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmcore import _core
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import open_inside, shown, storage_error
 from llmcore.checkpoint.hf_dir import SINGLE_NAME
@@ -29,6 +28,7 @@ from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, wri
 from llmcore.errors import ArgumentError, QuantError, UnsupportedModelError, escape
 from llmcore.models.registry import describe
 from llmcore.models.spec import DecoderSpec
+from llmcore.packing import Weight, matrices_of
 from llmcore.progress import Progress
 from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
 
@@ -49,17 +49,12 @@ class PackedMatrix:
     rows: int
     columns: int
     format: MatrixFormat
-    scales: str
     ordered: bool
     """The columns of the codes are in an order of their own."""
 
     @property
     def nbytes(self) -> int:
-        form = self.format
-        order = 4 * self.columns if self.ordered else 0
-        return order + _core.matrix_bytes(
-            form.format, self.rows, self.columns, form.group_size, form.zero_points, self.scales
-        )
+        return self.format.nbytes(self.rows, self.columns) + (4 * self.columns if self.ordered else 0)
 
 
 class PackedCheckpoint:
@@ -81,15 +76,25 @@ class PackedCheckpoint:
         if not isinstance(described, Mapping):
             raise section.error("matrices", "is not an object")
         self.matrices = {str(name): _matrix(section, str(name), value) for name, value in described.items()}
+        self._check_stacks()
         module, spec = describe(checkpoint.config, generation)
         self.spec: DecoderSpec = replace(spec, tie_word_embeddings="lm_head" not in self.matrices)
         self.vectors = self._check_tensors()
         if spec.num_layers > len(checkpoint.tensors):  # bounds the loop over the layers
             raise QuantError("the file holds fewer layers than config.json says", file=checkpoint.path)
         slots = {slot.name for slot in module.slots(self.spec)}
-        extra = sorted((self.matrices.keys() | self.vectors.keys()) - slots)
+        extra = sorted(({_slot(name) for name in self.matrices} | self.vectors.keys()) - slots)
         if extra:
             raise QuantError("has no place in a model of this config.json", file=checkpoint.path, field=extra[0])
+
+    def _check_stacks(self) -> None:
+        count: dict[str, int] = {}
+        for name in self.matrices:
+            slot = _slot(name)
+            expected = f"{slot}.{count.get(slot, 0)}" if slot != name else slot
+            if name != expected or slot in self.matrices.keys() - {name}:
+                raise QuantError("matrices that are stacked aren't numbered from 0", field=name)
+            count[slot] = count.get(slot, 0) + 1
 
     def _check_tensors(self) -> dict[str, int]:
         """The tensors must be those of the matrices, of their sizes, and vectors. Returns the vectors' lengths."""
@@ -116,9 +121,9 @@ class PackedCheckpoint:
         """How many weights there are."""
         return sum(matrix.rows * matrix.columns for matrix in self.matrices.values()) + sum(self.vectors.values())
 
-    def load(self, progress: bool) -> dict[str, object]:
+    def load(self, progress: bool) -> dict[str, Weight]:
         """The weights by slot, in native memory."""
-        weights: dict[str, object] = {}
+        weights: dict[str, Weight] = {}
         with Progress(self.nbytes, "loading", "bytes", enabled=progress) as bar:
             for name, length in self.vectors.items():
                 vector = np.empty(length, np.float32)
@@ -127,9 +132,7 @@ class PackedCheckpoint:
                 bar.advance(vector.nbytes)
             for name, matrix in self.matrices.items():
                 form = matrix.format
-                native = _core.Matrix(
-                    form.format, matrix.rows, matrix.columns, form.group_size, matrix.scales, form.zero_points
-                )
+                native = form.make(matrix.rows, matrix.columns)
                 if matrix.ordered:
                     order = np.empty(matrix.columns, "<i4")
                     self._read(name + ".order", order.view(np.uint8))
@@ -140,7 +143,8 @@ class PackedCheckpoint:
                 if form.zero_points:
                     self._read(name + ".shifts", native.raw_shifts)
                 native.check()
-                weights[name] = native
+                stacked = matrices_of(weights[_slot(name)]) if _slot(name) in weights else ()
+                weights[_slot(name)] = (*stacked, native) if _slot(name) != name else native
                 bar.advance(native.nbytes)
         return weights
 
@@ -148,6 +152,12 @@ class PackedCheckpoint:
         if self._checkpoint.tensors[name].nbytes != target.nbytes:
             raise QuantError("the packed bytes are not those of its shape", field=name, allowed=str(target.nbytes))
         self._checkpoint.read_into(name, target.data)
+
+
+def _slot(name: str) -> str:
+    """The slot of a matrix: matrices that are stacked have a number behind its name."""
+    slot, _, number = name.rpartition(".")
+    return slot if number.isdecimal() else name
 
 
 def is_packed(config: Config) -> bool:
@@ -160,6 +170,7 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
     entry = value if isinstance(value, Mapping) else {}
     format, shape, group, scales = (entry.get(key) for key in ("format", "shape", "group_size", "scales"))
     zero_points, ordered = entry.get("zero_points", False), entry.get("ordered", False)
+    minima = entry.get("minima", False)
     sizes: list[Any] = shape if isinstance(shape, list) and len(shape) == 2 else []
     integers = [*sizes, group]
     known = (
@@ -175,12 +186,16 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
         and isinstance(ordered, bool)
         and (not ordered or format in INTEGER_FORMATS)
         and (not zero_points or format in ZERO_POINT_FORMATS)
-        and (scales != "int8" or (group != 0 and (not zero_points or format == "int4")))
+        and (scales != "int8" or (group != 0 and format in INTEGER_FORMATS))
+        and isinstance(minima, bool)
+        and (not minima or (zero_points and group != 0))
     )
     if not known:
         raise QuantError("is no description of a packed matrix", file=section.file, field=name, value=repr(value)[:120])
-    form = MatrixFormat(format=str(format), group_size=int(str(group)), zero_points=zero_points)
-    return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, scales=str(scales), ordered=ordered)
+    form = MatrixFormat(
+        format=str(format), group_size=int(str(group)), zero_points=zero_points, scales=str(scales), minima=minima
+    )
+    return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, ordered=ordered)
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -192,35 +207,36 @@ def check_free(path: str | os.PathLike[str]) -> None:
 
 def save_packed(
     path: str | os.PathLike[str],
-    weights: Mapping[str, Any],
+    weights: Mapping[str, Weight],
     config: Mapping[str, Any],
     generation_config: Mapping[str, object],
     source: Path,
 ) -> None:
     """Writes a packed model as the new folder `path`, which appears whole or not at all.
 
-    weights: native matrices and float32 vectors by slot; config: config.json of the checkpoint in the folder `source`,
+    weights: by slot; config: config.json of the checkpoint in the folder `source`,
     whose tokenizer files are copied. Raises ArgumentError when `path` is there already, StorageError.
     """
     check_free(path)
     target = Path(path)
     tensors: dict[str, npt.NDArray[np.generic] | RawTensor] = {}
     matrices: dict[str, object] = {}
-    for name, weight in weights.items():
-        if not isinstance(weight, _core.Matrix):
-            tensors[name] = np.asarray(weight, np.float32)
-            continue
-        tensors[name + ".codes"] = weight.raw_codes
-        if weight.raw_scales.size:
-            tensors[name + ".scales"] = weight.raw_scales
-        if weight.has_zero_points:
-            tensors[name + ".shifts"] = weight.raw_shifts
-        order = weight.order
-        if order is not None:
-            tensors[name + ".order"] = order
-        entry = {"format": weight.format, "shape": list(weight.shape), "group_size": weight.group_size}
-        entry |= {"scales": weight.scale_type, "zero_points": weight.has_zero_points, "ordered": order is not None}
-        matrices[name] = entry
+    for slot, weight in weights.items():
+        if isinstance(weight, np.ndarray):
+            tensors[slot] = weight
+        for i, matrix in enumerate(matrices_of(weight)):
+            name = f"{slot}.{i}" if isinstance(weight, tuple) else slot
+            tensors[name + ".codes"] = matrix.raw_codes
+            if matrix.raw_scales.size:
+                tensors[name + ".scales"] = matrix.raw_scales
+            if matrix.has_zero_points:
+                tensors[name + ".shifts"] = matrix.raw_shifts
+            order = matrix.order
+            if order is not None:
+                tensors[name + ".order"] = order
+            entry = {"format": matrix.format, "shape": list(matrix.shape), "group_size": matrix.group_size}
+            entry |= {"scales": matrix.scale_type, "zero_points": matrix.has_zero_points, "ordered": order is not None}
+            matrices[name] = entry | {"minima": matrix.has_minima}
     method = {"quant_method": METHOD, "version": VERSION, "matrices": matrices}
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:

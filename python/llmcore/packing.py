@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -10,15 +13,16 @@ import numpy.typing as npt
 
 from llmcore import _core
 from llmcore.calibration import Calibration, column_scales, gptq
-from llmcore.checkpoint.quantized import PackedTensor
 from llmcore.errors import ArgumentError, NumericError, UnsupportedModelError, escape
-from llmcore.models.binding import Binding, BoundSlot, DenseTensor
+from llmcore.models.binding import Binding, BlockTensor, BoundSlot, DenseTensor, Part
 from llmcore.quantization import MatrixFormat, QuantConfig
 
 _CHUNK_BYTES = 32 << 20
 """Rows are read and packed this many float32 bytes at a time, so memory peaks at the packed size and a little."""
 _STORED = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
 
+Weight = _core.Matrix | tuple[_core.Matrix, ...] | npt.NDArray[np.float32]
+"""Of a slot: a matrix, several that are stacked by rows, or a vector."""
 
 SMOOTHED = ("qkv", "gate_up", "up", "down")
 """Slots whose columns can be scaled: a norm or a linear map feeds them."""
@@ -50,17 +54,32 @@ class Packer:
     def is_matrix(self, slot: BoundSlot) -> bool:
         return self.binding.spec.is_matrix(slot.slot.name)
 
-    def format(self, slot: BoundSlot) -> MatrixFormat:
-        """How a matrix slot is stored."""
-        part, name = slot.parts[0], slot.slot.name
+    def formats(self, slot: BoundSlot) -> list[MatrixFormat]:
+        """How the matrices of a slot are stored; none for a vector."""
+        return [section.form for section in self._sections(slot)] if self.is_matrix(slot) else []
+
+    def _sections(self, slot: BoundSlot) -> list[_Section]:
+        """The matrices of a slot, stacked by rows: parts that can share one do."""
+        homes = [(self._format(slot, part), _order_of(part), part) for part in slot.parts]
+        made = []
+        for (form, order), found in groupby(homes, key=lambda home: (home[0], home[1])):
+            parts = tuple(part for _, _, part in found)
+            made.append(_Section(form=form, order=order, parts=parts, transposed=slot.slot.transpose))
+        return made
+
+    def _format(self, slot: BoundSlot, part: Part) -> MatrixFormat:
+        name = slot.slot.name
         if not isinstance(part, DenseTensor):
             if self.recipe is not None:
                 raise ArgumentError(
                     "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
                 )
+            if isinstance(part, BlockTensor):
+                return MatrixFormat(**_core.block_types()[part.dtype][2])
             group = 0 if part.group_size == part.shape[1] else part.group_size
             name = "int8" if part.bits > 4 else "int4"  # which holds fewer bits, too
-            return MatrixFormat(format=name, group_size=group, zero_points=part.has_zero_points)
+            scales = _STORED[part.scale_dtype]
+            return MatrixFormat(format=name, group_size=group, zero_points=part.has_zero_points, scales=scales)
         stored = MatrixFormat(format=self.floats or _STORED[part.dtype])
         if self.recipe is None or name == "position_embedding":
             return stored
@@ -71,38 +90,32 @@ class Packer:
         """Bytes once packed."""
         if not self.is_matrix(slot):
             return 4 * num_weights(slot)
-        wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        order = 0 if _common_order(slot) is None else 4 * columns
-        return order + _core.matrix_bytes(
-            wanted.format, rows, columns, wanted.group_size, wanted.zero_points, self._scale_type(slot, wanted)
-        )
+        return sum(section.nbytes for section in self._sections(slot))
 
-    def _scale_type(self, slot: BoundSlot, wanted: MatrixFormat) -> str:
-        first = slot.parts[0]
-        return wanted.scales if isinstance(first, DenseTensor) else _STORED[first.scale_dtype]
-
-    def _shape(self, slot: BoundSlot) -> tuple[int, int]:
-        shapes = [tuple(reversed(part.shape)) if slot.slot.transpose else part.shape for part in slot.parts]
-        return sum(shape[0] for shape in shapes), shapes[0][1]
-
-    def pack(self, slot: BoundSlot) -> _core.Matrix | npt.NDArray[np.float32]:
-        """The slot's weights: a packed matrix, or a float32 vector. Raises QuantError, NumericError, StorageError."""
+    def pack(self, slot: BoundSlot) -> Weight:
+        """The slot's weights. Raises QuantError, NumericError, StorageError."""
         if not self.is_matrix(slot):
             parts = [self._read(part, 0, part.shape[0]) for part in slot.parts]
             vector = np.concatenate([_to_float32(values) for values in parts]) + np.float32(slot.slot.offset)
             return self._divide(slot.slot.name, vector)
-        wanted, (rows, columns) = self.format(slot), self._shape(slot)
-        scales = self._scale_type(slot, wanted)
-        matrix = _core.Matrix(wanted.format, rows, columns, wanted.group_size, scales, wanted.zero_points)
-        if self.calibration and (wanted.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
-            self._pack_calibrated(matrix, wanted, slot, self.calibration)
+        sections = self._sections(slot)
+        form = sections[0].form
+        if self.calibration and (form.calibrated or slot.slot.name.rpartition(".")[2] in SMOOTHED):
+            if len(sections) > 1:
+                raise UnsupportedModelError(f"{escape(slot.slot.name)}: parts of different types can't be calibrated")
+            matrix = form.make(*sections[0].shape)
+            self._pack_calibrated(matrix, form, slot, self.calibration)
             return matrix
-        order = _common_order(slot)
-        if order is not None:
-            matrix.set_order(order)
+        matrices = tuple(self._pack_section(section) for section in sections)
+        return matrices[0] if len(matrices) == 1 else matrices
+
+    def _pack_section(self, section: _Section) -> _core.Matrix:
+        matrix = section.form.make(*section.shape)
+        if section.order is not None:
+            matrix.set_order(np.frombuffer(section.order, np.int32))
         at = 0
-        for part in slot.parts:
-            at += self._pack_part(matrix, at, part, slot.slot.transpose, wanted.search)
+        for part in section.parts:
+            at += self._pack_part(matrix, at, part, section.transposed, section.form.search)
         return matrix
 
     def _pack_calibrated(
@@ -135,7 +148,7 @@ class Packer:
             return None
         if name.endswith(".down") and not self.binding.spec.gated_mlp:
             return None  # what feeds it isn't linear in anything
-        wanted = self.format(slot)
+        wanted = self._format(slot, slot.parts[0])
         if wanted.smoothing == "none":
             return None
         if name not in self._scales:
@@ -158,9 +171,7 @@ class Packer:
                 return divided
         return values
 
-    def _pack_part(
-        self, matrix: _core.Matrix, at: int, part: DenseTensor | PackedTensor, transposed: bool, search: bool
-    ) -> int:
+    def _pack_part(self, matrix: _core.Matrix, at: int, part: Part, transposed: bool, search: bool) -> int:
         """Packs one tensor from row `at` on; returns how many rows that were."""
         if transposed:
             matrix.set_rows(at, self._read(part, 0, part.shape[0]), True, search)
@@ -168,7 +179,9 @@ class Packer:
         step = max(1, _CHUNK_BYTES // (4 * part.shape[1]))
         for row in range(0, part.shape[0], step):
             stop = min(part.shape[0], row + step)
-            if not isinstance(part, DenseTensor):
+            if isinstance(part, BlockTensor):
+                matrix.set_blocks(at + row, part.read(row, stop), part.dtype)
+            elif not isinstance(part, DenseTensor):
                 scales = part.scales(row, stop)
                 self._check(scales, part.module)
                 zeros = part.zero_points(row, stop)
@@ -180,7 +193,7 @@ class Packer:
                 matrix.set_rows(at + row, self._read(part, row, stop), search=search)
         return part.shape[0]
 
-    def _read(self, part: DenseTensor | PackedTensor, start: int, stop: int) -> npt.NDArray[Any]:
+    def _read(self, part: Part, start: int, stop: int) -> npt.NDArray[Any]:
         assert isinstance(part, DenseTensor)  # packed tensors are matrices, never transposed: binding sees to it
         values = part.read(start, stop)
         self._check(values, part.name)
@@ -194,15 +207,36 @@ class Packer:
             raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
 
 
-def _common_order(slot: BoundSlot) -> npt.NDArray[np.int32] | None:
-    """The order of the columns that all parts of a matrix share, or None. Raises UnsupportedModelError."""
-    orders = [None if isinstance(part, DenseTensor) else part.order() for part in slot.parts]
-    if len({None if order is None else order.tobytes() for order in orders}) > 1:
-        names = ", ".join(escape(part.module) for part in slot.parts if not isinstance(part, DenseTensor))
-        raise UnsupportedModelError(
-            f"{names} have groups of different columns (desc_act), though they share their inputs"
-        )
-    return orders[0]
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """Parts of a slot that make one matrix."""
+
+    form: MatrixFormat
+    order: bytes | None
+    """The order of its columns, int32."""
+    parts: Sequence[Part]
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        shapes = [tuple(reversed(part.shape)) if self.transposed else part.shape for part in self.parts]
+        return sum(shape[0] for shape in shapes), shapes[0][1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.form.nbytes(*self.shape) + len(self.order or b"")
+
+
+def _order_of(part: Part) -> bytes | None:
+    order = None if isinstance(part, DenseTensor | BlockTensor) else part.order()
+    return None if order is None else order.tobytes()
+
+
+def matrices_of(weight: Weight) -> tuple[_core.Matrix, ...]:
+    """The matrices of a weight; none of a vector."""
+    if isinstance(weight, _core.Matrix):
+        return (weight,)
+    return weight if isinstance(weight, tuple) else ()
 
 
 def _to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

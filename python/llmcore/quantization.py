@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from llmcore import _core
 from llmcore.errors import ArgumentError, escape
 
 INTEGER_FORMATS = ("int8", "int4", "ternary", "nf4", "ternary_dense")
@@ -25,23 +26,27 @@ class MatrixFormat:
     """How one weight matrix is stored. `group_size` 0: one scale per row (float32), else float16 scales per group.
 
     `search`: scales are searched for the smallest squared error when the weights are packed. `zero_points`: each scale
-    has one, a float16. `double_quant`: scales are int8 multiples of a float16 for eight groups, and so are the minima
-    that stand for zero points then.
+    has one, a float16, or a minimum with `minima` and where scales are int8. `scales`: what those of groups are stored
+    as; "int8" are multiples of a float16 for eight groups, and so are minima then.
     """
 
     format: str
     group_size: int = 0
     search: bool = False
     zero_points: bool = False
-    double_quant: bool = False
+    scales: str = "f16"
+    minima: bool = False
     calibrated: bool = False
     """Codes are chosen by GPTQ."""
     smoothing: str = "none"
 
-    @property
-    def scales(self) -> str:
-        """What the scales of groups are stored as."""
-        return "int8" if self.double_quant else "f16"
+    def make(self, rows: int, columns: int) -> _core.Matrix:
+        """A native matrix stored so, its weights to be set."""
+        return _core.Matrix(self.format, rows, columns, self.group_size, self.scales, self.zero_points, self.minima)
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of such a matrix."""
+        return _core.matrix_bytes(self.format, rows, columns, self.group_size, self.zero_points, self.scales)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +148,7 @@ class QuantConfig:
             group_size=self._group(),
             search=self.scale == "mse",
             zero_points=not self.symmetric,
-            double_quant=self.double_quant,
+            scales="int8" if self.double_quant else "f16",
             calibrated=self.rounding == "gptq",
             smoothing=self.smoothing,
         )

@@ -72,8 +72,8 @@ def write(folder: Path, method: str, section: dict[str, Any]) -> tuple[dict[str,
         tensors[module + ".qzeros"] = words(stored, bits, ORDER if awq else None)
         tensors[module + ".scales"] = scales.T.copy()
         index = (np.arange(columns) // group).astype(np.int32)
-        if section.get("desc_act"):  # layers with the same inputs have the same order
-            index = np.random.default_rng(columns).permutation(index)
+        if section.get("desc_act"):  # layers with the same inputs mostly have the same order
+            index = np.random.default_rng(len(truth) if bits == 3 else columns).permutation(index)
         if not awq:
             tensors[module + ".g_idx"] = index
         truth[module] = codes[:, np.argsort(index, kind="stable")], scales, zeros

@@ -54,7 +54,7 @@ class WeightMaker {
     if (nudged) values[0] = bits_float(float_bits(values[0]) ^ (1u << 12));
     auto made = std::make_shared<Matrix>(model_.format, rows, columns, model_.group_size);
     made->set_rows(0, rows, values.data(), Element::kF32, false, pool_);
-    weights_[slot] = backend_.take_matrix(made);
+    weights_[slot] = backend_.take_matrix({made});
   }
   void vector(const std::string& slot, int64_t n, float centre) {
     std::vector<float> values = stream(slot).units(n, 0.25f);

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from llmcore import _core
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import shown
 from llmcore.checkpoint.methods import is_quantized, read_scheme
@@ -22,6 +23,7 @@ from llmcore.models.registry import Architecture, describe
 from llmcore.models.spec import DecoderSpec, Slot
 
 DENSE_DTYPES = ("F32", "F16", "BF16")
+BLOCK_TYPES = frozenset(_core.block_types())
 _COMPARE_BYTES = 16 << 20
 
 _log = logging.getLogger("llmcore")
@@ -46,11 +48,29 @@ class DenseTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockTensor:
+    """A matrix of ggml's blocks. `shape` is that of the weights and may have fewer rows than the file."""
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    """The name of the type, as Q4_K."""
+    source: Checkpoint
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows `start` to `stop` in new memory: uint8 [rows, bytes of a row]."""
+        return self.source.read_rows(self.name, start, stop).view(np.uint8)
+
+
+Part = DenseTensor | BlockTensor | PackedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoundSlot:
-    """A slot with its tensors, to be stacked along the first axis; all dense of one type, or all packed alike."""
+    """A slot with its tensors, to be stacked along the first axis. Only blocks stand beside parts of another type."""
 
     slot: Slot
-    parts: tuple[DenseTensor, ...] | tuple[PackedTensor, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +173,7 @@ class _Binder:
             for at in range(0, rows, step)
         )
 
-    def parts(
-        self, slot: Slot, spec: DecoderSpec, scheme: Scheme | None
-    ) -> tuple[DenseTensor, ...] | tuple[PackedTensor, ...]:
+    def parts(self, slot: Slot, spec: DecoderSpec, scheme: Scheme | None) -> tuple[Part, ...]:
         modules = [self.actual(module) for module in slot.modules]
         if spec.is_matrix(slot.name) and any(is_quantized(module, self.checkpoint) for module in modules):
             return self.packed_parts(slot, modules, scheme)
@@ -167,11 +185,15 @@ class _Binder:
         if len(present) < len(names):
             return ()
         padded = slot.name in ("embedding", "lm_head")
-        dense = tuple(self.dense(name, shape, padded) for name, shape in zip(names, slot.shapes, strict=True))
-        self.check_alike(slot, [part.dtype for part in dense])
-        return dense
+        parts = tuple(self.stored(name, shape, padded) for name, shape in zip(names, slot.shapes, strict=True))
+        blocks = [part.name for part in parts if isinstance(part, BlockTensor)]
+        if not blocks:
+            self.check_alike(slot, [part.dtype for part in parts])
+        elif not spec.is_matrix(slot.name) or slot.transpose:
+            raise UnsupportedModelError(f"{shown(self.file)}: {escape(blocks[0])} can't be quantised")
+        return parts
 
-    def dense(self, name: str, shape: tuple[int, ...], padded: bool) -> DenseTensor:
+    def stored(self, name: str, shape: tuple[int, ...], padded: bool) -> DenseTensor | BlockTensor:
         info = self.tensors[name]
         self.used.add(name)
         more_rows = padded and info.shape[1:] == shape[1:] and len(info.shape) == 2 and info.shape[0] > shape[0]
@@ -191,6 +213,8 @@ class _Binder:
                 value=list(info.shape),
                 allowed=str(list(shape)),
             )
+        if info.dtype in BLOCK_TYPES and len(shape) == 2:
+            return BlockTensor(name=name, shape=(shape[0], shape[1]), dtype=info.dtype, source=self.checkpoint)
         if info.dtype not in DENSE_DTYPES:
             raise UnsupportedModelError(
                 f"{shown(self.file)}: weights of dtype {info.dtype} in {escape(name)} are not supported; "
