@@ -1,5 +1,6 @@
 #include "quant/ggml_blocks.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "base/checked.h"
@@ -274,6 +275,9 @@ void Matrix::set_blocks(int64_t first_row, int64_t rows, const uint8_t* blocks, 
         }
       }
       visit_codec(format_, [&]<class Codec>() {
+        if (std::any_of(codes.begin(), codes.end(), [](uint8_t code) { return code > Codec::kMaxCode; })) {
+          throw QuantError(std::string("a code of ") + type.name + " at row " + std::to_string(n) + " is out of range");
+        }
         Codec::Layout::put_row(codes_.data() + n / kRowsPerPanel * panel_bytes_, static_cast<int>(n % kRowsPerPanel),
                                codes.data(), K_padded_);
       });

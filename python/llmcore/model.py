@@ -33,7 +33,6 @@ STEP_TOKENS = 256
 _LOGIT_ROWS = 16
 EXTRA_LOGIT_ROWS = 16
 """Rows of logits that a step of an LLM has beside one for each sequence: for guessed tokens and scores of prompts."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 _log = logging.getLogger("llmcore")
 
@@ -247,7 +246,7 @@ def load(
     check_finite: bool = False,
     calibration: Sequence[str | Sequence[int]] | None = None,
 ) -> Model:
-    """Loads a checkpoint: a Hugging Face folder, a name in the local Hugging Face cache, or "tiny" (built in).
+    """Loads a checkpoint: a Hugging Face folder, a .gguf file, a name in the local Hugging Face cache, or "tiny".
 
     quantize: None (as stored), a format's name or a QuantConfig (which lists them). A checkpoint that is already
         quantised keeps its exact values, and can't be quantised again.
@@ -276,11 +275,11 @@ def load(
         if is_packed(checkpoint.config):
             _check_packed(recipe, floats)
             packed = PackedCheckpoint(checkpoint)
-            tokenizer = _load_tokenizer(checkpoint.path, packed.spec)
+            tokenizer = _load_tokenizer(checkpoint.tokenizer_path, packed.spec)
             weights = packed.load(progress)
             return _make(packed.spec, weights, tokenizer, checkpoint, checkpoint.fingerprint[:32], threads)
         binding = bind(checkpoint)
-        tokenizer = _load_tokenizer(checkpoint.path, binding.spec)
+        tokenizer = _load_tokenizer(checkpoint.tokenizer_path, binding.spec)
         inputs = None
         if recipe is not None and recipe.needs_calibration():
             if calibration is None:
@@ -468,13 +467,12 @@ def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:
     return 4 * (tokens * per_token + rows * (spec.hidden_size + spec.vocab_size))
 
 
-def _load_tokenizer(folder: Path, spec: DecoderSpec) -> Tokenizer | None:
-    found = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    if not found and not any(folder.glob("*.tiktoken")):
+def _load_tokenizer(path: Path | None, spec: DecoderSpec) -> Tokenizer | None:
+    if path is None:
         return None
     from llmcore.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > spec.vocab_size:
         raise TokenizerError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary only {spec.vocab_size}"

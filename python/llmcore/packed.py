@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import open_inside, shown, storage_error
+from llmcore.checkpoint.gguf import read_vocabulary
 from llmcore.checkpoint.hf_dir import SINGLE_NAME
 from llmcore.checkpoint.readers import Checkpoint
 from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, write_atomically
@@ -38,7 +39,7 @@ _MAX_TOKENIZER_BYTES = 256 << 20
 _SCALES = ("f32", "f16", "bf16", "int8")
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
-    *("vocab.json", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json"),
+    *("tokenizer.gguf", "vocab.json", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json"),
 )
 
 
@@ -214,8 +215,8 @@ def save_packed(
 ) -> None:
     """Writes a packed model as the new folder `path`, which appears whole or not at all.
 
-    weights: by slot; config: config.json of the checkpoint in the folder `source`,
-    whose tokenizer files are copied. Raises ArgumentError when `path` is there already, StorageError.
+    weights: by slot; config: config.json of the checkpoint in the folder or .gguf file `source`, whose tokenizer is
+    copied. Raises ArgumentError when `path` is there already, StorageError.
     """
     check_free(path)
     target = Path(path)
@@ -241,8 +242,13 @@ def save_packed(
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.mkdir(parents=True)
-        for name in [*_TOKENIZER_FILES, *sorted(file.name for file in source.glob("*.tiktoken"))]:
-            _copy(source, name, temporary)
+        if source.is_file():
+            vocabulary = read_vocabulary(source)
+            if vocabulary is not None:
+                write_atomically(temporary / "tokenizer.gguf", [vocabulary])
+        else:
+            for name in [*_TOKENIZER_FILES, *sorted(file.name for file in source.glob("*.tiktoken"))]:
+                _copy(source, name, temporary)
         if generation_config:
             save_json(temporary / "generation_config.json", dict(generation_config))
         save_safetensors(temporary / SINGLE_NAME, tensors, {"format": METHOD})

@@ -75,7 +75,7 @@ class Packer:
                     "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
                 )
             if isinstance(part, BlockTensor):
-                return MatrixFormat(**_core.block_types()[part.dtype][2])
+                return _home_of_blocks(part.dtype)
             group = 0 if part.group_size == part.shape[1] else part.group_size
             name = "int8" if part.bits > 4 else "int4"  # which holds fewer bits, too
             scales = _STORED[part.scale_dtype]
@@ -180,7 +180,9 @@ class Packer:
         for row in range(0, part.shape[0], step):
             stop = min(part.shape[0], row + step)
             if isinstance(part, BlockTensor):
-                matrix.set_blocks(at + row, part.read(row, stop), part.dtype)
+                blocks = part.read(row, stop)
+                self._check_blocks(part, blocks)
+                matrix.set_blocks(at + row, blocks, part.dtype)
             elif not isinstance(part, DenseTensor):
                 scales = part.scales(row, stop)
                 self._check(scales, part.module)
@@ -198,6 +200,12 @@ class Packer:
         values = part.read(start, stop)
         self._check(values, part.name)
         return values
+
+    def _check_blocks(self, part: BlockTensor, blocks: npt.NDArray[np.uint8]) -> None:
+        if self.check_finite:
+            matrix = _home_of_blocks(part.dtype).make(len(blocks), part.shape[1])
+            matrix.set_blocks(0, blocks, part.dtype)
+            self._check(matrix.dequantize(), part.name)
 
     def _check(self, values: npt.NDArray[Any], name: str) -> None:
         if not self.check_finite:
@@ -225,6 +233,11 @@ class _Section:
     @property
     def nbytes(self) -> int:
         return self.form.nbytes(*self.shape) + len(self.order or b"")
+
+
+def _home_of_blocks(dtype: str) -> MatrixFormat:
+    """The format that holds blocks of a ggml type exactly."""
+    return MatrixFormat(**_core.block_types()[dtype][2])
 
 
 def _order_of(part: Part) -> bytes | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from llmcore import _core
 from llmcore.errors import ArgumentError, escape
+
+if TYPE_CHECKING:
+    from llmcore import _core
 
 INTEGER_FORMATS = ("int8", "int4", "ternary", "nf4", "ternary_dense")
 ZERO_POINT_FORMATS = ("int8", "int4")
@@ -42,10 +45,14 @@ class MatrixFormat:
 
     def make(self, rows: int, columns: int) -> _core.Matrix:
         """A native matrix stored so, its weights to be set."""
+        from llmcore import _core
+
         return _core.Matrix(self.format, rows, columns, self.group_size, self.scales, self.zero_points, self.minima)
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of such a matrix."""
+        from llmcore import _core
+
         return _core.matrix_bytes(self.format, rows, columns, self.group_size, self.zero_points, self.scales)
 
 

@@ -10,7 +10,15 @@ import pytest
 import tiny_model
 
 from llmcore.checkpoint.readers import Checkpoint, built_in, open_checkpoint, resolve_path
-from llmcore.errors import ArgumentError, CheckpointError, ClosedError, ConfigError, StorageError, UnsupportedModelError
+from llmcore.errors import (
+    ArgumentError,
+    CheckpointError,
+    ClosedError,
+    ConfigError,
+    GGUFError,
+    StorageError,
+    UnsupportedModelError,
+)
 from llmcore.models.binding import bind
 
 
@@ -138,8 +146,11 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
 
 def test_files_are_named_by_content(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
-    with pytest.raises(UnsupportedModelError, match="a GGUF file"):
+    with pytest.raises(GGUFError, match="architecture"):
         open_checkpoint(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(16))
+    with pytest.raises(UnsupportedModelError, match="an HDF5 file"):
+        open_checkpoint(tmp_path / "b.safetensors")
     folder = tiny_model.save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="give the folder"):
         open_checkpoint(folder / "model.safetensors")

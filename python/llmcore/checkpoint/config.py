@@ -30,10 +30,19 @@ REQUIRED = _Required()
 class Config:
     """The values of config.json or of an object inside it. `file` and `where` name it in messages."""
 
-    def __init__(self, values: Mapping[str, object], *, file: object = None, where: str = "") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        *,
+        file: object = None,
+        where: str = "",
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """`names`: what the file calls some keys, for messages."""
         self.values = values
         self.file = file
         self._where = where
+        self._names = names or {}
         self._read: set[str] = set()
 
     @classmethod
@@ -58,7 +67,8 @@ class Config:
         """A ConfigError about `key` with its value."""
         value = self.values.get(key)
         found = None if key not in self.values else "null" if value is None else f"{kind_of(value)} {show(value)}"
-        return ConfigError(message, file=self.file, field=self._where + key, value=found, allowed=allowed)
+        field = self._names.get(key, self._where + key)
+        return ConfigError(message, file=self.file, field=field, value=found, allowed=allowed)
 
     def get(self, key: str) -> object:
         """The raw value, null when absent, and marks `key` as read."""

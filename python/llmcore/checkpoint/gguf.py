@@ -1,6 +1,6 @@
-"""The metadata of a .gguf file: header and key-value pairs, every length checked against the file before it is used.
+"""The header of a .gguf file: key-value pairs and tensors, every length checked against the file before it is used.
 
-Written from the format's public description (ggml, docs/gguf.md). Tensors aren't read here.
+Written from the format's public description (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llmcore.checkpoint.files import PlainFile, shown
-from llmcore.errors import GGUFError, LimitError, UnsupportedModelError
+from llmcore.checkpoint.safetensors_header import MAX_TENSORS, TensorInfo
+from llmcore.errors import GGUFError, LimitError, UnsupportedModelError, escape
 
 MAX_KEYS = 1 << 16
 MAX_KEY_BYTES = 65535
@@ -38,6 +39,53 @@ _SCALARS = {
 }
 
 
+HAS_VOCABULARY = "tokenizer.ggml.model"
+"""The key that a file with a vocabulary has."""
+MAX_NAME_BYTES = 63
+MAX_DIMENSIONS = 4
+MAX_ALIGNMENT = 1 << 16
+_MAX_INT = (1 << 63) - 1
+
+TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+"""ggml's types by number: the name, elements and bytes of a block."""
+
+
 @dataclass(frozen=True, slots=True)
 class GGUFValue:
     """A value with its type: u8 to f64, bool, str, or `[type]` for a list."""
@@ -55,12 +103,44 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, GGUFValue]:
         return _Reader(file).metadata()
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything before the data. A tensor's shape is in the order of numpy, rows first."""
+
+    metadata: dict[str, GGUFValue]
+    tensors: dict[str, TensorInfo]
+    metadata_end: int
+    data_start: int
+
+
+def read_header(file: PlainFile) -> Header:
+    """The header of an open file. Raises as `read_metadata`."""
+    reader = _Reader(file)
+    metadata = reader.metadata()
+    end = reader.at
+    return Header(metadata, reader.tensors(metadata), end, reader.at)
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> bytes | None:
+    """The metadata of the file at `path` as a file of its own, without tensors; None where there is no vocabulary.
+
+    Raises as `read_metadata`.
+    """
+    with PlainFile(path) as file:
+        reader = _Reader(file)
+        if HAS_VOCABULARY not in reader.metadata():
+            return None
+        data = bytes(file.read(reader.at, 0))
+    return data[:8] + bytes(8) + data[16:]
+
+
 class _Reader:
     """One walk over the header. Positions are bytes from the start of the file."""
 
     def __init__(self, file: PlainFile) -> None:
         self.file = file
         self.at = 0
+        self.num_tensors = 0
         self._window = b""
         self._start = 0
 
@@ -97,7 +177,7 @@ class _Reader:
             raise UnsupportedModelError(
                 f"{shown(self.file.path)}: GGUF version {version} can't be read{hint}; 2 and 3 can"
             )
-        tensors = self.number("Q", 8, "the number of tensors")
+        tensors = self.num_tensors = self.number("Q", 8, "the number of tensors")
         keys = self.number("Q", 8, "the number of keys")
         left = self.file.size - self.at
         if tensors * 24 + keys * 13 > left:  # the shortest records there are
@@ -112,6 +192,74 @@ class _Reader:
                 self.fail("the same key twice", field=key, offset=at)
             found[key] = self.value(key)
         return found
+
+    def tensors(self, metadata: dict[str, GGUFValue]) -> dict[str, TensorInfo]:
+        """The tensors, after the metadata; leaves the position at the data."""
+        if self.num_tensors > MAX_TENSORS:
+            raise LimitError(f"{shown(self.file.path)}: more than {MAX_TENSORS} tensors")
+        alignment = self.alignment(metadata)
+        found: dict[str, TensorInfo] = {}
+        size = 0  # of the data so far
+        for _ in range(self.num_tensors):
+            info = self.tensor()
+            if info.name in found:
+                self.fail("the same tensor twice", field=info.name)
+            if info.offset != size:
+                self.fail(
+                    "the data of a tensor doesn't follow the one before",
+                    field=info.name,
+                    value=info.offset,
+                    allowed=f"{size}",
+                )
+            found[info.name] = info
+            size = -(-(size + info.nbytes) // alignment) * alignment
+        self.at = -(-self.at // alignment) * alignment
+        for info in found.values():
+            if self.at + info.offset + info.nbytes > self.file.size:
+                self.fail("the data of a tensor goes beyond the end of the file", field=info.name, value=info.offset)
+        return {name: info._replace(offset=self.at + info.offset) for name, info in found.items()}
+
+    def alignment(self, metadata: dict[str, GGUFValue]) -> int:
+        found = metadata.get("general.alignment", GGUFValue("u32", 32))
+        size = found.value
+        if found.kind != "u32" or not 1 <= size <= MAX_ALIGNMENT or size & (size - 1):
+            self.fail(
+                "tensors can't be aligned so",
+                field="general.alignment",
+                value=f"{found.kind} {size if found.kind == 'u32' else ''}".strip(),
+                allowed=f"u32, a power of two up to {MAX_ALIGNMENT}",
+            )
+        return int(size)
+
+    def tensor(self) -> TensorInfo:
+        """One record; the offset is still from the start of the data."""
+        at = self.at
+        length = self.number("Q", 8, "the length of a tensor's name")
+        if not 1 <= length <= MAX_NAME_BYTES:
+            self.fail("a tensor's name has an impossible length", offset=at, value=length, allowed="1 to 63")
+        data = self.take(length, "a tensor's name")
+        if _KEY.fullmatch(data) is None:
+            self.fail("a tensor's name is not printable ASCII", offset=at + 8, value=data[:60])
+        name = data.decode("ascii")
+        dimensions = self.number("I", 4, "the number of dimensions")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            self.fail("an impossible number of dimensions", field=name, value=dimensions, allowed="1 to 4")
+        sizes = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions, "the dimensions"))
+        kind = self.number("i", 4, "the type of a tensor")
+        offset = self.number("Q", 8, "the offset of a tensor")
+        if kind not in TENSOR_TYPES:
+            raise UnsupportedModelError(
+                f"{shown(self.file.path)}: the tensor {escape(name)} is of the unknown type {kind}"
+            )
+        dtype, elements, nbytes = TENSOR_TYPES[kind]
+        count = 1
+        for size in sizes:
+            count *= size
+            if not 1 <= size <= _MAX_INT or count > _MAX_INT:
+                self.fail("a tensor is empty or beyond 2^63 elements", field=name, value=list(sizes))
+        if sizes[0] % elements:
+            self.fail(f"rows of {dtype} are whole blocks of {elements}", field=name, value=sizes[0])
+        return TensorInfo(name, dtype, tuple(reversed(sizes)), offset, count // elements * nbytes)
 
     def key(self) -> str:
         at = self.at

@@ -31,6 +31,8 @@ from llmcore.errors import (
 )
 
 SINGLE_NAME = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json", "tokenizer.gguf")
+"""The first of them that is there is the tokenizer, else a *.tiktoken."""
 _FINGERPRINT_BYTES = 64
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -56,6 +58,12 @@ class HuggingFaceDirectory:
             self.close()
             raise LimitError(f"{shown(self.path)}: more than {MAX_TENSORS} tensors")
         self.tensors: Mapping[str, TensorInfo] = {name: file.tensors[name] for name, file in self._home.items()}
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The folder, where it holds a tokenizer."""
+        found = any((self.path / name).exists() for name in TOKENIZER_FILES) or any(self.path.glob("*.tiktoken"))
+        return self.path if found else None
 
     @staticmethod
     def matches(path: Path) -> bool:
@@ -175,6 +183,8 @@ def _no_weights(folder: Path) -> LlmcoreError:
         )
     other = [name for name in names if name.endswith((".gguf", ".safetensors", ".onnx", ".h5", ".msgpack"))]
     hint = f"; found {escape(other[0])}" if other else ""
+    if other and other[0].endswith(".gguf"):
+        hint += ", which loads by its own path"
     return CheckpointError(f"has neither {SINGLE_NAME} nor {INDEX_NAME}{hint}", file=folder)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.containers import HEAD_BYTES, identify
 from llmcore.checkpoint.files import PlainFile, shown
+from llmcore.checkpoint.gguf_file import GGUFCheckpoint
 from llmcore.checkpoint.hf_dir import HuggingFaceDirectory, cached_snapshot
 from llmcore.checkpoint.safetensors_header import TensorInfo
 from llmcore.errors import CheckpointError, UnsupportedModelError
@@ -28,11 +29,15 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, TensorInfo]
 
     @property
+    def tokenizer_path(self) -> Path | None:
+        """What `Tokenizer.load` takes, or None where there is no tokenizer."""
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest that tells checkpoints apart."""
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
-        """The tensor `name` in new memory; BF16 as its bits in uint16."""
+        """The tensor `name` in new memory; BF16 as its bits in uint16, ggml's blocks as bytes."""
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Puts the bytes of `name` into a buffer of their size."""
@@ -50,7 +55,7 @@ class Checkpoint(Protocol):
     ) -> None: ...
 
 
-READERS: tuple[type[HuggingFaceDirectory], ...] = (HuggingFaceDirectory,)
+READERS: tuple[type[HuggingFaceDirectory] | type[GGUFCheckpoint], ...] = (HuggingFaceDirectory, GGUFCheckpoint)
 
 
 def built_in(name: str) -> Path | None:
@@ -76,10 +81,10 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens the checkpoint at `path`: a folder, the name of a cached Hugging Face model, or "tiny".
+    """Opens the checkpoint at `path`: a folder, a .gguf file, the name of a cached Hugging Face model, or "tiny".
 
-    Raises CheckpointError (with ConfigError, SafetensorsError), UnsupportedModelError for a container that is known and
-    not read, LimitError and StorageError.
+    Raises CheckpointError (with ConfigError, SafetensorsError, GGUFError), UnsupportedModelError for a container that
+    is known and not read, LimitError and StorageError.
     """
     found = resolve_path(path)
     for reader in READERS:
@@ -90,6 +95,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     looks = identify(head)
     if looks is not None:
         raise UnsupportedModelError(
-            f"{shown(found)}: {looks} can't be loaded; give the folder of a safetensors checkpoint"
+            f"{shown(found)}: {looks} can't be loaded; give the folder of a safetensors checkpoint or a .gguf file"
         )
-    raise CheckpointError("is a file; give the folder that holds config.json and the weights", file=found)
+    raise CheckpointError(
+        "is a file; give the folder that holds config.json and the weights, or a .gguf file", file=found
+    )

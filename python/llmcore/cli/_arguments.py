@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmcore.sampling import SamplingParams
 
 BUILT_IN = "tiny"
-MODEL_HELP = "checkpoint folder, a name in the local Hugging Face cache, or tiny (built in; the default)"
+MODEL_HELP = "checkpoint folder or .gguf file, a name in the local Hugging Face cache, or tiny (built in; the default)"
 _TEXT_LIMIT = 64 << 20
 
 

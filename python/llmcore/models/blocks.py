@@ -131,7 +131,8 @@ def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0, parti
     fewer. Elsewhere a factor below 1 is refused.
 
     Old configs have `rope_theta` beside `rope_scaling`; transformers 5 has both in `rope_parameters`. Types: default,
-    linear and llama3; others raise UnsupportedModelError. Source: Llama 3.1's published scaling.
+    linear, llama3 and factors (what .gguf files have: a divisor for each frequency); others raise
+    UnsupportedModelError. Source: Llama 3.1's published scaling.
     """
     scaling = config.section("rope_parameters")
     old = config.section("rope_scaling")
@@ -146,15 +147,18 @@ def rope(config: Config, *, head_dim: int, default_theta: float = 10000.0, parti
         raise config.error("rope_theta", f"differs from rope_parameters.rope_theta, {theta:g}")
     rotated = min(_partial(config, head_dim, partial), _partial(scaling, head_dim, partial))
     key = "rope_type" if "rope_type" in scaling or "type" not in scaling else "type"
-    kinds = {kind: kind for kind in ("default", "linear", "llama3")}
+    kinds = {kind: kind for kind in ("default", "linear", "llama3", "factors")}
     kind = scaling.choice(key, kinds, default="default", error=UnsupportedModelError)
     if "type" in scaling and scaling.get("type") != scaling.get(key):
         raise scaling.error("type", f"differs from {key}")
     unscaled = np.array(inverse_frequencies(theta, rotated), np.float32)
     if kind == "default":
         return tuple(float(value) for value in unscaled)
-    factor = np.float32(scaling.number("factor", minimum=1.0, maximum=1e6))
-    scaled = unscaled / factor if kind == "linear" else _llama3(unscaled, factor, scaling, config)
+    if kind == "factors":
+        scaled = unscaled / _factors(scaling, len(unscaled))
+    else:
+        factor = np.float32(scaling.number("factor", minimum=1.0, maximum=1e6))
+        scaled = unscaled / factor if kind == "linear" else _llama3(unscaled, factor, scaling, config)
     if scaling.unread():
         _log.warning("%s: keys of the rotary scaling that %s does not use: %s", config.file, kind, scaling.unread())
     return tuple(float(value) for value in scaled)
@@ -172,6 +176,15 @@ def _partial(config: Config, head_dim: int, allowed: bool) -> int:
     if not allowed:
         config.require_neutral({"partial_rotary_factor": (1.0,)})
     return int(head_dim * factor)
+
+
+def _factors(scaling: Config, count: int) -> Frequencies:
+    found = scaling.get("factors")
+    if not isinstance(found, list) or len(found) != count:
+        raise scaling.error("factors", "is no list of a divisor for each frequency", allowed=f"{count} numbers")
+    if not all(isinstance(factor, float) and 1e-6 <= factor <= 1e6 for factor in found):
+        raise scaling.error("factors", "holds what is no divisor", allowed="numbers from 1e-6 to 1e6")
+    return np.array(found, np.float32)
 
 
 def _llama3(unscaled: Frequencies, factor: np.float32, scaling: Config, config: Config) -> Frequencies:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _MAGIC = b"llmcore vocabulary\n"
 _KEPT = 16
 _SMALLEST = 1 << 14  # ids; smaller vocabularies are built faster than a file is opened
-_READ = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+_READ = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".gguf")
 
 
 class StoredTokens(Sequence[bytes]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore import _core
 from llmcore.checkpoint.files import PlainFile
+from llmcore.checkpoint.hf_dir import TOKENIZER_FILES
 from llmcore.checkpoint.strict_json import load_json, parse_json
 from llmcore.errors import LimitError, StorageError, TokenizerError, escape
 from llmcore.vocab import cache, sentencepiece, tiktoken
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("llmcore")
 _CONFIG_LIMIT_BYTES = 1 << 24
 _MODEL_LIMIT_BYTES = 1 << 26
-# Tried in this order; the first that is there is the vocabulary.
-_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>")
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|end|>")
 
@@ -89,12 +88,14 @@ def _load_gguf(path: Path, pattern: str | None) -> Parts:
 
 def _load_folder(folder: Path, pattern: str | None) -> Parts:
     config = _config(folder / "tokenizer_config.json")
-    names = [name for name in _FILES if (folder / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     names += sorted(p.name for p in folder.glob("*.tiktoken"))
     if not names:
         raise TokenizerError(
-            f"{escape(folder, 200)[1:-1]}: no tokenizer here; looked for {', '.join(_FILES)} and *.tiktoken"
+            f"{escape(folder, 200)[1:-1]}: no tokenizer here; looked for {', '.join(TOKENIZER_FILES)} and *.tiktoken"
         )
+    if names[0].endswith(".gguf"):
+        return _load_gguf(folder / names[0], pattern)
     spec = _load_file(folder / names[0], pattern, config)
     if names[0] not in ("tokenizer.json", "tekken.json"):
         spec = _add_config_tokens(spec, config, folder)
