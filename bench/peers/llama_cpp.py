@@ -35,6 +35,8 @@ RECIPES: list[tuple[str, dict[str, Any], str]] = [
     ("ternary, pure", {"format": "ternary", "pure": True}, "TQ2_0"),
     ("ternary_dense, pure", {"format": "ternary_dense", "pure": True}, "TQ2_0"),
 ]
+# Formats whose file llmcore loads, too.
+SAME_FILE = ("Q8_0", "Q4_0", "Q4_K_M", "Q6_K")
 
 
 def rows(folder: Path, threads: int, wanted: str) -> list[Row]:
@@ -42,7 +44,8 @@ def rows(folder: Path, threads: int, wanted: str) -> list[Row]:
     from llmcore.cli._shapes import SHAPES
 
     recipes = [recipe for recipe in RECIPES if wanted in recipe[0]]
-    formats = list(dict.fromkeys(peer for _, _, peer in recipes))
+    same = [peer for peer in SAME_FILE if wanted in f"{peer}, the same file"]
+    formats = list(dict.fromkeys([*(peer for _, _, peer in recipes), *same]))
     files = random_gguf.make(SHAPES[SHAPE], formats, folder, threads=threads)
     result = []
     for peer in formats:
@@ -52,6 +55,8 @@ def rows(folder: Path, threads: int, wanted: str) -> list[Row]:
             if beside == peer:
                 arguments = {"shape": SHAPE, "quantize": quantize}
                 result.append(Row(f"llmcore {title}", "llmcore", arguments, name, compare.weight_error(quantize)))
+        if peer in same:
+            result.append(Row(f"llmcore {peer}, the same file", "llmcore", {"path": str(files[peer])}, name))
     return result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # name -> llama.cpp's llama_ftype (include/llama.h)
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "TQ1_0": 36, "TQ2_0": 37}
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q6_K": 18, "TQ1_0": 36, "TQ2_0": 37}
 
 
 def make(shape: dict[str, Any], formats: Sequence[str], folder: Path, *, threads: int) -> dict[str, Path]:
@@ -28,14 +28,17 @@ def make(shape: dict[str, Any], formats: Sequence[str], folder: Path, *, threads
     return paths
 
 
-def weight_error(format: str) -> float:
-    """Relative root-mean-square error of normal weights in a format of llama.cpp."""
+def weight_error(format: str) -> float | None:
+    """Relative root-mean-square error of normal weights in a format of llama.cpp, where it can be told."""
     import numpy as np
     from gguf import GGMLQuantizationType, quants
 
     weights = np.random.default_rng(0).standard_normal((64, 2048), np.float32) * np.float32(0.02)
-    kind = GGMLQuantizationType[format]
-    decoded = quants.dequantize(quants.quantize(weights, kind), kind)
+    kind = GGMLQuantizationType.__members__.get(format)
+    try:
+        decoded = quants.dequantize(quants.quantize(weights, kind), kind)
+    except (AttributeError, NotImplementedError):  # a mix, or a type that the package only reads
+        return None
     return float(np.sqrt(np.mean((decoded - weights) ** 2) / np.mean(weights**2)))
 
 
@@ -46,7 +49,8 @@ def _quantize(source: Path, target: Path, file_type: int, threads: int) -> None:
 
     part = target.with_suffix(".part")
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread = file_type, True, threads
+    params.ftype, params.nthread = file_type, threads
+    params.pure = not target.stem.endswith("_M")  # which is a mix
     if llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(params)) != 0:
         raise RuntimeError(f"llama.cpp can't quantise to {target.name}")
     part.replace(target)
@@ -113,7 +117,8 @@ def _add_vocabulary(writer: Any, size: int) -> None:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
-    tokens = [letters[byte] for byte in range(256)] + [f"tok{i}" for i in range(256, size - 2)] + ["<s>", "</s>"]
+    tokens = [letters[byte] for byte in range(256)] + ["to", "tok"]
+    tokens += [f"tok{i}" for i in range(258, size - 2)] + ["<s>", "</s>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)

@@ -42,9 +42,11 @@ def prompt_ids(tokens: int, seed: int) -> list[int]:
 
 
 class Llmcore:
-    """llmcore through LLM.generate, with random weights of a named shape."""
+    """llmcore through LLM.generate, with random weights of a named shape, or with those of a file."""
 
-    def __init__(self, shape: str, quantize: dict[str, Any], threads: int) -> None:
+    def __init__(
+        self, threads: int, shape: str = "", quantize: dict[str, Any] | None = None, path: str | None = None
+    ) -> None:
         import llmcore
         from llmcore.checkpoint.config import Config
         from llmcore.cli._shapes import SHAPES
@@ -52,8 +54,11 @@ class Llmcore:
         from llmcore.models.registry import resolve
 
         llmcore.set_num_threads(threads)
-        config = Config(SHAPES[shape], file=shape)
-        self.model = random_model(resolve(config).spec(config), quantize=self.recipe(quantize))
+        if path is None:
+            config = Config(SHAPES[shape], file=shape)
+            self.model = random_model(resolve(config).spec(config), quantize=self.recipe(quantize or {}))
+        else:
+            self.model = llmcore.load(path, progress=False)
         self.llm = llmcore.LLM(self.model, max_model_len=CONTEXT, max_batch_size=MOST_SEQUENCES)
 
     @staticmethod
