@@ -33,6 +33,12 @@ FORMATS: dict[str, dict[str, object]] = {
     "int4-32": {"quantize": llmcore.QuantConfig(format="int4", group_size=32)},
     "int4-minima": {"quantize": llmcore.QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True)},
     "ternary": {"quantize": "ternary"},
+    "int6-double": {"quantize": llmcore.QuantConfig(format="int6", group_size=16, double_quant=True)},
+    "int5-minima": {"quantize": llmcore.QuantConfig(format="int5", group_size=32, symmetric=False, double_quant=True)},
+    "int3": {"quantize": "int3"},
+    "int2": {"quantize": llmcore.QuantConfig(format="int2", group_size=16, symmetric=False, double_quant=True)},
+    "iq4": {"quantize": "iq4"},
+    "fp4": {"quantize": "fp4"},
     "nf4": {"quantize": "nf4"},
     "ternary_dense": {"quantize": "ternary_dense"},
 }

@@ -10,7 +10,7 @@ import pytest
 import bits_hash
 import llmcore
 from llmcore import ops
-from llmcore.calibration import NF4_LEVELS, Inputs, column_scales, gptq
+from llmcore.calibration import LEVELS, Inputs, column_scales, gptq
 from llmcore.errors import ArgumentError
 from llmcore.quantization import MatrixFormat, QuantConfig
 
@@ -95,9 +95,9 @@ def test_codes_are_those_of_the_algorithm_without_blocks(name: str) -> None:
 
 
 def test_nf4_levels_are_those_of_the_core() -> None:
-    w = np.array([NF4_LEVELS], np.float32)
+    w = np.array([LEVELS["nf4"]], np.float32)
     codes, scales = ops.quantize(w, "nf4", group_size=32).codes()
-    assert codes.tolist() == [list(NF4_LEVELS)]
+    assert codes.tolist() == [list(LEVELS["nf4"])]
     assert scales == 1
 
 

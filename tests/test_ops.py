@@ -487,7 +487,7 @@ def test_rope_turns_the_first_elements_and_keeps_lengths() -> None:
 
 X, W, K3 = normal(2, 8), ops.quantize(normal(4, 8), "f32"), normal(2, 2, 8)
 WRONG: dict[str, Callable[[], object]] = {
-    "unknown format": lambda: ops.quantize(X, "int5"),
+    "unknown format": lambda: ops.quantize(X, "int7"),
     "group size of 48": lambda: ops.quantize(X, "int4", group_size=48),
     "group of a float format": lambda: ops.quantize(X, "f32", group_size=32),
     "weight of one dimension": lambda: ops.quantize(X[0], "int8"),

@@ -39,6 +39,12 @@ RECIPES: dict[str, Any] = {
     "double": QuantConfig(format="nf4", double_quant=True),
     "minima": QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True),
     "int4": "int4",
+    "int6": QuantConfig(format="int6", group_size=16, double_quant=True),
+    "int5 minima": QuantConfig(format="int5", group_size=32, symmetric=False, double_quant=True),
+    "int3": "int3",
+    "int2": "int2",
+    "iq4": "iq4",
+    "fp4": "fp4",
     "ternary": "ternary",
     "mixed": QuantConfig(format="int4", group_size=32, head="int8", skip=["*.down_proj"]),
 }

@@ -28,13 +28,32 @@ RECIPES = {
     "int4-double": llmcore.QuantConfig(format="int4", group_size=32, double_quant=True),
     "int4-minima": llmcore.QuantConfig(format="int4", group_size=32, symmetric=False, double_quant=True),
     "nf4-double": llmcore.QuantConfig(format="nf4", double_quant=True),
+    "int6": llmcore.QuantConfig(format="int6"),
+    "int5-minima": llmcore.QuantConfig(format="int5", group_size=32, symmetric=False, double_quant=True),
+    "int3-zero": llmcore.QuantConfig(format="int3", group_size=16, symmetric=False),
+    "int2": llmcore.QuantConfig(format="int2", group_size=16),
+    "iq4": llmcore.QuantConfig(format="iq4"),
+    "fp4": llmcore.QuantConfig(format="fp4"),
     "ternary": llmcore.QuantConfig(format="ternary"),
     "nf4": llmcore.QuantConfig(format="nf4"),
     "ternary_dense": llmcore.QuantConfig(format="ternary_dense"),
     "ternary-64": llmcore.QuantConfig(format="ternary", group_size=64),
 }
 # ||logits - unquantised|| / ||unquantised|| of this model of random weights; measured 0.02, 0.18, 0.73.
-ERROR_AT_MOST = {"f32": 0.0, "int8": 0.05, "int4": 0.3, "nf4": 0.3, "ternary": 1.0, "ternary_dense": 1.0}
+ERROR_AT_MOST = {
+    "f32": 0.0,
+    "int8": 0.05,
+    "int6": 0.1,
+    "int5": 0.15,
+    "int4": 0.3,
+    "nf4": 0.3,
+    "iq4": 0.3,
+    "fp4": 0.3,
+    "int3": 0.6,
+    "int2": 1.0,
+    "ternary": 1.0,
+    "ternary_dense": 1.0,
+}
 IDS = prompt(48)
 
 

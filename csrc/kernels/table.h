@@ -12,10 +12,30 @@ constexpr int kSplitTokens = 256;   // attention is split here, whatever the bat
 constexpr int kMaxQueryBlock = 96;  // query rows that share one reading of the keys
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
-enum WeightFormat : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4, kTernaryDense, kNumWeightFormats };
-// What the codes of nf4 stand for (quant/nf4.h), plus kNf4Zero.
+enum WeightFormat : int {
+  kF32,
+  kBF16,
+  kF16,
+  kInt8,
+  kInt4,
+  kTernary,
+  kNf4,
+  kTernaryDense,
+  kInt2,
+  kInt3,
+  kInt5,
+  kInt6,
+  kIq4,
+  kFp4,
+  kNumWeightFormats
+};
+// What the codes of nf4 (quant/nf4.h), iq4 and fp4 (quant/float4.h) stand for, plus a constant.
 constexpr uint8_t kNf4Levels[16] = {0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
 constexpr int kNf4Zero = 127;
+constexpr uint8_t kIq4Levels[16] = {0, 23, 44, 62, 78, 92, 105, 117, 128, 140, 152, 165, 180, 196, 216, 240};
+constexpr int kIq4Zero = 127;
+constexpr uint8_t kFp4Levels[16] = {0, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 24};
+constexpr int kFp4Zero = 12;
 // The codes of the three weights in a field of ternary_dense (quant/ternary_dense.h), two bits each.
 constexpr uint8_t kTrits[32] = {0,  1,  2,  4,  5,  6,  8,  9,  10, 16, 17, 18, 20, 21, 22, 24,
                                 25, 26, 32, 33, 34, 36, 37, 38, 40, 41, 42, 0,  0,  0,  0,  0};

@@ -16,12 +16,16 @@ constexpr int64_t kPartRowProducts = int64_t{1} << 20;
 
 static_assert(kRowsPerPanel == kPanelRows);
 static_assert(static_cast<int>(Format::kNf4) == kNf4 && static_cast<int>(Format::kF32) == kF32);
-static_assert([] {
-  for (unsigned code = 0; code < 16; ++code) {
-    if (Nf4::level(code) != kNf4Levels[code] - kNf4Zero) return false;
+template <class Codec>
+constexpr bool has_levels(const uint8_t (&levels)[16], int zero) {
+  for (unsigned code = 0; code <= Codec::kMaxCode; ++code) {
+    if (Codec::level(code) != levels[code] - zero) return false;
   }
   return true;
-}());
+}
+static_assert(has_levels<Nf4>(kNf4Levels, kNf4Zero) && has_levels<Iq4>(kIq4Levels, kIq4Zero) &&
+              has_levels<Fp4>(kFp4Levels, kFp4Zero));
+static_assert(static_cast<int>(Format::kFp4) == kFp4 && static_cast<int>(Format::kInt2) == kInt2);
 static_assert([] {
   for (unsigned field = 0; field < 27; ++field) {
     if (kTrits[field] != (field % 3 | field / 3 % 3 << 2 | field / 9 << 4)) return false;

@@ -7,8 +7,9 @@
 namespace llmcore {
 namespace {
 
-constexpr std::array<const char*, 8> kNames = {"f32",       "bf16",         "f16",      Int8::kName,
-                                               Int4::kName, Ternary::kName, Nf4::kName, TernaryDense::kName};
+constexpr std::array<const char*, 14> kNames = {
+    "f32",       "bf16",      "f16",       Int8::kName, Int4::kName, Ternary::kName, Nf4::kName, TernaryDense::kName,
+    Int2::kName, Int3::kName, Int5::kName, Int6::kName, Iq4::kName,  Fp4::kName};
 
 }  // namespace
 

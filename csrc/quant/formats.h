@@ -4,16 +4,33 @@
 
 #include <string>
 
+#include "quant/float4.h"
 #include "quant/int4.h"
 #include "quant/int8.h"
 #include "quant/nf4.h"
+#include "quant/small_int.h"
 #include "quant/ternary.h"
 #include "quant/ternary_dense.h"
 
 namespace llmcore {
 
 /// The values are the indices of the kernel table (kernels/table.h, WeightFormat).
-enum class Format : int { kF32, kBF16, kF16, kInt8, kInt4, kTernary, kNf4, kTernaryDense };
+enum class Format : int {
+  kF32,
+  kBF16,
+  kF16,
+  kInt8,
+  kInt4,
+  kTernary,
+  kNf4,
+  kTernaryDense,
+  kInt2,
+  kInt3,
+  kInt5,
+  kInt6,
+  kIq4,
+  kFp4
+};
 
 /// Calls visitor.template operator()<Codec>() for the codec of an integer format.
 template <class Visitor>
@@ -27,6 +44,18 @@ auto visit_codec(Format format, Visitor&& visitor) {
       return visitor.template operator()<Nf4>();
     case Format::kTernaryDense:
       return visitor.template operator()<TernaryDense>();
+    case Format::kInt2:
+      return visitor.template operator()<Int2>();
+    case Format::kInt3:
+      return visitor.template operator()<Int3>();
+    case Format::kInt5:
+      return visitor.template operator()<Int5>();
+    case Format::kInt6:
+      return visitor.template operator()<Int6>();
+    case Format::kIq4:
+      return visitor.template operator()<Iq4>();
+    case Format::kFp4:
+      return visitor.template operator()<Fp4>();
     default:
       return visitor.template operator()<Int8>();
   }
@@ -40,6 +69,10 @@ constexpr int value_of(unsigned code) {
 }
 
 inline bool is_integer(Format f) { return f >= Format::kInt8; }
+/// Whether codes are integers from 0 to 2^bits - 1, so that any of them can stand for 0.
+inline bool has_zero_points(Format f) {
+  return f == Format::kInt8 || f == Format::kInt4 || (f >= Format::kInt2 && f <= Format::kInt6);
+}
 const char* format_name(Format format);
 /// Throws ArgumentError naming the formats there are.
 Format format_from_name(const std::string& name);

@@ -40,24 +40,21 @@ void q4_1(const uint8_t* block, BlockParts& p) {
   take_nibbles(block + 4, p.codes);
 }
 
-// Fifth bits, and what a code of 0 is.
-void take_fifth_bits(const uint8_t* bytes, int offset, uint8_t* codes) {
-  for (int i = 0; i < 32; ++i) {
-    codes[i] = static_cast<uint8_t>(offset + (codes[i] | (bytes[i / 8] >> (i % 8) & 1) << 4));
-  }
+void take_fifth_bits(const uint8_t* bytes, uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) codes[i] |= static_cast<uint8_t>((bytes[i / 8] >> (i % 8) & 1) << 4);
 }
 
 void q5_0(const uint8_t* block, BlockParts& p) {
   p.scales[0] = half_at(block);
   take_nibbles(block + 6, p.codes);
-  take_fifth_bits(block + 2, Int8::kZero - 16, p.codes);
+  take_fifth_bits(block + 2, p.codes);
 }
 
 void q5_1(const uint8_t* block, BlockParts& p) {
   p.scales[0] = half_at(block);
   p.minima[0] = negated(half_at(block + 2));
   take_nibbles(block + 8, p.codes);
-  take_fifth_bits(block + 4, 0, p.codes);
+  take_fifth_bits(block + 4, p.codes);
 }
 
 // Two bits of 256 codes: 128 of them in 32 bytes, the first 32 in the lowest bits.
@@ -82,7 +79,7 @@ void q3_k(const uint8_t* block, BlockParts& p) {
   }
   for (int i = 0; i < 256; ++i) {
     const unsigned high = block[i % 32] >> (i / 32) & 1;
-    p.codes[i] = static_cast<uint8_t>(Int4::kZero - 4 + (two_bits(block + 32, i) | high << 2));
+    p.codes[i] = static_cast<uint8_t>(two_bits(block + 32, i) | high << 2);
   }
 }
 
@@ -126,21 +123,8 @@ void q6_k(const uint8_t* block, BlockParts& p) {
     const int half = i / 128, run = i % 128 / 32, at = i % 32;
     const unsigned low = block[64 * half + 32 * (run % 2) + at] >> (run / 2 * 4) & 15;
     const unsigned high = block[128 + 32 * half + at] >> (2 * run) & 3;
-    p.codes[i] = static_cast<uint8_t>(Int8::kZero - 32 + (low | high << 4));
+    p.codes[i] = static_cast<uint8_t>(low | high << 4);
   }
-}
-
-// What the codes of iq4_nl and iq4_xs stand for, and of mxfp4 and nvfp4 (twice E2M1), as codes of int8.
-constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-constexpr int8_t kFp4Levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
-void take_levels(const int8_t (&levels)[16], int count, uint8_t* codes) {
-  for (int i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(levels[codes[i]] + Int8::kZero);
-}
-
-void iq4_nl(const uint8_t* block, BlockParts& p) {
-  q4_0(block, p);
-  take_levels(kIq4Levels, 32, p.codes);
 }
 
 void iq4_xs(const uint8_t* block, BlockParts& p) {
@@ -151,7 +135,13 @@ void iq4_xs(const uint8_t* block, BlockParts& p) {
     p.scale_multiples[g] = static_cast<int8_t>(static_cast<int>(low | (high >> (2 * g) & 3) << 4) - 32);
     take_nibbles(block + 8 + 16 * g, p.codes + 32 * g);
   }
-  take_levels(kIq4Levels, 256, p.codes);
+}
+
+// From sign and magnitude to the order of Fp4.
+void order_fp4(int count, uint8_t* codes) {
+  for (int i = 0; i < count; ++i) {
+    codes[i] = static_cast<uint8_t>(codes[i] < 8 ? Fp4::kZero + codes[i] : Fp4::kZero + 8 - codes[i]);
+  }
 }
 
 // A power of two, whose exponent is that of bfloat16 but for the subnormal ones.
@@ -159,7 +149,7 @@ void mxfp4(const uint8_t* block, BlockParts& p) {
   const unsigned exponent = block[0];  // of 2^(exponent - 128)
   p.scales[0] = static_cast<uint16_t>(exponent >= 2 ? (exponent - 1) << 7 : 0x20u << exponent);
   take_nibbles(block + 1, p.codes);
-  take_levels(kFp4Levels, 32, p.codes);
+  order_fp4(32, p.codes);
 }
 
 // UE4M3 halved, as float16. 0 and 127 are 0.
@@ -178,7 +168,7 @@ void nvfp4(const uint8_t* block, BlockParts& p) {
       p.codes[16 * g + 8 + i] = block[4 + 8 * g + i] >> 4;
     }
   }
-  take_levels(kFp4Levels, 64, p.codes);
+  order_fp4(64, p.codes);
 }
 
 // Trit n of five in a byte, from the highest: byte = ceil(256 * number / 243).
@@ -207,30 +197,31 @@ void q1_0(const uint8_t* block, BlockParts& p) {
 void q2_0(const uint8_t* block, BlockParts& p) {
   p.scales[0] = half_at(block);
   for (int i = 0; i < 64; ++i) {
-    p.codes[i] = static_cast<uint8_t>(Int4::kZero - 1 + (block[2 + i / 4] >> (i % 4 * 2) & 3));
+    p.codes[i] = static_cast<uint8_t>(Int3::kZero - 1 + (block[2 + i / 4] >> (i % 4 * 2) & 3));
   }
 }
 
-constexpr Format kI8 = Format::kInt8, kI4 = Format::kInt4, kT = Format::kTernary;
+constexpr Format kI2 = Format::kInt2, kI3 = Format::kInt3, kI4 = Format::kInt4, kI5 = Format::kInt5,
+                 kI6 = Format::kInt6, kT = Format::kTernary;
 constexpr BlockType kBlockTypes[] = {
-    {"Q8_0", 32, 34, kI8, 32, Element::kF16, false, q8_0},
+    {"Q8_0", 32, 34, Format::kInt8, 32, Element::kF16, false, q8_0},
     {"Q4_0", 32, 18, kI4, 32, Element::kF16, false, q4_0},
     {"Q4_1", 32, 20, kI4, 32, Element::kF16, true, q4_1},
-    {"Q5_0", 32, 22, kI8, 32, Element::kF16, false, q5_0},
-    {"Q5_1", 32, 24, kI8, 32, Element::kF16, true, q5_1},
-    {"Q2_K", 256, 84, kI4, 16, Element::kInt8, true, q2_k},
-    {"Q3_K", 256, 110, kI4, 16, Element::kInt8, false, q3_k},
+    {"Q5_0", 32, 22, kI5, 32, Element::kF16, false, q5_0},
+    {"Q5_1", 32, 24, kI5, 32, Element::kF16, true, q5_1},
+    {"Q2_K", 256, 84, kI2, 16, Element::kInt8, true, q2_k},
+    {"Q3_K", 256, 110, kI3, 16, Element::kInt8, false, q3_k},
     {"Q4_K", 256, 144, kI4, 32, Element::kInt8, true, q4_k},
-    {"Q5_K", 256, 176, kI8, 32, Element::kInt8, true, q5_k},
-    {"Q6_K", 256, 210, kI8, 16, Element::kInt8, false, q6_k},
-    {"IQ4_NL", 32, 18, kI8, 32, Element::kF16, false, iq4_nl},
-    {"IQ4_XS", 256, 136, kI8, 32, Element::kInt8, false, iq4_xs},
-    {"MXFP4", 32, 17, kI8, 32, Element::kBF16, false, mxfp4},
-    {"NVFP4", 64, 36, kI8, 16, Element::kF16, false, nvfp4},
+    {"Q5_K", 256, 176, kI5, 32, Element::kInt8, true, q5_k},
+    {"Q6_K", 256, 210, kI6, 16, Element::kInt8, false, q6_k},
+    {"IQ4_NL", 32, 18, Format::kIq4, 32, Element::kF16, false, q4_0},
+    {"IQ4_XS", 256, 136, Format::kIq4, 32, Element::kInt8, false, iq4_xs},
+    {"MXFP4", 32, 17, Format::kFp4, 32, Element::kBF16, false, mxfp4},
+    {"NVFP4", 64, 36, Format::kFp4, 16, Element::kF16, false, nvfp4},
     {"TQ1_0", 256, 54, kT, 128, Element::kF16, false, tq1_0},
     {"TQ2_0", 256, 66, kT, 128, Element::kF16, false, tq2_0},
     {"Q1_0", 128, 18, kT, 128, Element::kF16, false, q1_0},
-    {"Q2_0", 64, 18, kI4, 64, Element::kF16, false, q2_0},
+    {"Q2_0", 64, 18, kI3, 64, Element::kF16, false, q2_0},
 };
 
 }  // namespace

@@ -141,7 +141,7 @@ Matrix::Matrix(Format format, int64_t N, int64_t K, int64_t group_size, Element 
                  std::string("group_size must be 0 for the format ") + format_name(format));
   check_argument(format != Format::kTernaryDense || group_size == 0 || group_size == TritLines::kGroup,
                  "group_size must be 128 or 0 (one scale per row) for ternary_dense");
-  check_argument(!zero_points || format == Format::kInt8 || format == Format::kInt4,
+  check_argument(!zero_points || llmcore::has_zero_points(format),
                  std::string("the format ") + format_name(format) + " has no zero points");
   check_argument(scale_type != Element::kInt8 || (is_integer(format) && group_size != 0),
                  "double quantisation needs an integer format with groups");
@@ -332,7 +332,7 @@ void Matrix::check_rows(int64_t first_row, int64_t rows) const {
 void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Element element, bool transposed,
                       ThreadPool& pool, bool search) {
   check_rows(first_row, rows);
-  check_argument(!has_minima() || format_ == Format::kInt4, "matrix: int8 with minima takes blocks, not weights");
+  check_argument(!has_minima() || format_ != Format::kInt8, "matrix: int8 with minima takes codes, not weights");
   pool.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<float> w(static_cast<size_t>(K_)), ordered(order() ? w.size() : 0);
     std::vector<uint8_t> codes(static_cast<size_t>(K_padded_));

@@ -220,8 +220,8 @@ def _inverse_factor(moments: FloatArray) -> FloatArray:
 
 def _nearest(values: FloatArray, form: MatrixFormat) -> npt.NDArray[np.int8]:
     """The codes nearest to weights that are divided by their scales."""
-    if form.format == "nf4":
-        levels = np.array(NF4_LEVELS, np.float32)
+    if form.format in LEVELS:
+        levels = np.array(LEVELS[form.format], np.float32)
         return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)].astype(np.int8)
     lowest, highest = _RANGES[form.format]
     if form.format == "int8" and form.zero_points:
@@ -229,6 +229,11 @@ def _nearest(values: FloatArray, form: MatrixFormat) -> npt.NDArray[np.int8]:
     return np.clip(np.rint(values), lowest, highest).astype(np.int8)
 
 
-NF4_LEVELS = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
-"""csrc/quant/nf4.h"""
-_RANGES = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1), "ternary_dense": (-1, 1)}
+LEVELS = {
+    "nf4": (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127),
+    "iq4": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+    "fp4": (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12),
+}
+"""csrc/quant/nf4.h and float4.h"""
+_RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "ternary_dense": (-1, 1)}
+_RANGES |= {f"int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) for bits in (2, 3, 4, 5, 6)}

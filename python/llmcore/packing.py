@@ -77,7 +77,7 @@ class Packer:
             if isinstance(part, BlockTensor):
                 return _home_of_blocks(part.dtype)
             group = 0 if part.group_size == part.shape[1] else part.group_size
-            name = "int8" if part.bits > 4 else "int4"  # which holds fewer bits, too
+            name = "int8" if part.bits > 6 else f"int{max(part.bits, 2)}"
             scales = _STORED[part.scale_dtype]
             return MatrixFormat(format=name, group_size=group, zero_points=part.has_zero_points, scales=scales)
         stored = MatrixFormat(format=self.floats or _STORED[part.dtype])

@@ -12,15 +12,26 @@ from llmcore.errors import ArgumentError, escape
 if TYPE_CHECKING:
     from llmcore import _core
 
-INTEGER_FORMATS = ("int8", "int4", "ternary", "nf4", "ternary_dense")
-ZERO_POINT_FORMATS = ("int8", "int4")
+ZERO_POINT_FORMATS = ("int8", "int6", "int5", "int4", "int3", "int2")
+INTEGER_FORMATS = (*ZERO_POINT_FORMATS, "nf4", "iq4", "fp4", "ternary", "ternary_dense")
 FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
 SMOOTHINGS = ("none", "awq", "smoothquant")
 GROUP_SIZES = (0, 16, 32, 64, 128)
 """0: one scale per row."""
-_DEFAULT_GROUP = {"int8": 0, "int4": 128, "ternary": 0, "nf4": 64, "ternary_dense": 0}
+_DEFAULT_GROUP = {
+    "int8": 0,
+    "int6": 128,
+    "int5": 64,
+    "int4": 128,
+    "int3": 32,
+    "int2": 32,
+    "nf4": 64,
+    "iq4": 32,
+    "fp4": 32,
+}
+_DEFAULT_GROUP |= {"ternary": 0, "ternary_dense": 0}
 _DTYPES = {"float32": "f32", "f32": "f32", "bfloat16": "bf16", "bf16": "bf16", "float16": "f16", "f16": "f16"}
 
 
@@ -60,16 +71,17 @@ class MatrixFormat:
 class QuantConfig:
     """Quantises weight matrices at load; activations are then quantised to int8 as they come, per token and group.
 
-    format: "int8" (one scale per row unless `group_size` is given), "int4" (groups of 128), "nf4" (groups of
-        64; the 16 levels of QLoRA's NormalFloat), "ternary" (per row; two bits a weight) or "ternary_dense" (the
-        same weights, three in five bits: less to read for each token, more to do for it).
+    format: "int8" (one scale per row unless `group_size` is given), "int6" and "int4" (groups of 128), "int5" (64),
+        "int3" and "int2" (32), "nf4" (groups of 64; the 16 levels of QLoRA's NormalFloat), "iq4" and "fp4" (32; the
+        levels of ggml's IQ4_NL, and E2M1), "ternary" (per row; two bits a weight) or "ternary_dense" (the same weights,
+        three in five bits: less to read for each token, more to do for it).
     group_size: 0 for one scale per row, or 16, 32, 64, 128 (ternary_dense: 128); None for the format's default.
     head: format of the embedding and the output head; None: int8, for they are the most sensitive.
     skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text
         ("model.layers.0.*", "*.down_proj").
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
         smallest squared error, at some 10 times the work.
-    symmetric: False gives each scale a zero point, so that the codes span what the weights do (int8 and int4).
+    symmetric: False gives each scale a zero point, so that the codes span what the weights do (int2 to int8).
     double_quant: scales of groups are quantised, too, to int8 multiples of a float16 for eight groups (QLoRA's double
         quantisation). With int4, groups of 32 and symmetric=False, groups have a scale and a minimum, as in ggml's
         Q4_K: 4.63 bits a weight, and a smaller error than zero points with their 5.
@@ -115,12 +127,12 @@ class QuantConfig:
                 raise ArgumentError(f"{name} must be True or False, got {escape(flag)}")
         if self.double_quant and not self._group():
             raise ArgumentError("double_quant is for formats with groups: give a group_size")
-        if self.double_quant and not self.symmetric and self.format != "int4":
-            raise ArgumentError("double_quant with symmetric=False is for int4")
+        if self.double_quant and not self.symmetric and self.format == "int8":
+            raise ArgumentError("double_quant with symmetric=False is for int2 to int6")
         if self.double_quant and self.rounding == "gptq":
             raise ArgumentError("double_quant chooses its scales together, GPTQ one after another: take one of them")
         if not self.symmetric and self.format not in ZERO_POINT_FORMATS:
-            raise ArgumentError(f"symmetric=False is for {' and '.join(ZERO_POINT_FORMATS)}, not {self.format}")
+            raise ArgumentError(f"symmetric=False is for {', '.join(ZERO_POINT_FORMATS)}, not {self.format}")
         if isinstance(self.skip, str):
             raise ArgumentError("skip must be a list of module patterns, not one text")
         if not isinstance(self.overrides, Mapping):

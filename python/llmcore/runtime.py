@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmcore import _core
 from llmcore.errors import ArgumentError
-from llmcore.quantization import KV_DTYPES
+from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, KV_DTYPES
 
 
 def isa() -> str:
@@ -21,7 +21,7 @@ def features() -> dict[str, object]:
     return {
         "isa": isa(),
         "available_isas": _core.available_isas(),
-        "formats": ["f32", "bf16", "f16", "int8", "int4", "ternary", "nf4", "ternary_dense"],
+        "formats": [*FLOAT_FORMATS, *INTEGER_FORMATS],
         "kv_dtypes": list(KV_DTYPES),
         "backends": ["cpu"],
         "compiler": _core.compiler,

@@ -60,7 +60,20 @@ constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
                                        {Format::kNf4, 16, Element::kF16},
                                        {Format::kInt4, 32, Element::kF16, true, true},
                                        {Format::kInt8, 32, Element::kF16, true, true},
-                                       {Format::kInt8, 32, Element::kInt8, true}};
+                                       {Format::kInt8, 32, Element::kInt8, true},
+                                       {Format::kInt2, 16, Element::kInt8, true},
+                                       {Format::kInt2, 32, Element::kF16},
+                                       {Format::kInt3, 16, Element::kInt8},
+                                       {Format::kInt3, 0, Element::kF32},
+                                       {Format::kInt3, 64, Element::kF16, true},
+                                       {Format::kInt5, 32, Element::kInt8, true},
+                                       {Format::kInt5, 16, Element::kF16},
+                                       {Format::kInt5, 32, Element::kF16, true, true},
+                                       {Format::kInt6, 16, Element::kInt8},
+                                       {Format::kInt6, 0, Element::kF32},
+                                       {Format::kInt6, 128, Element::kF16, true},
+                                       {Format::kIq4, 32, Element::kInt8},
+                                       {Format::kFp4, 32, Element::kBF16}};
 
 // Codes of all values, for what no weights are rounded to.
 void set_random_codes(Matrix& w, Random& random) {

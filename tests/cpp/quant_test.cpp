@@ -13,7 +13,8 @@ using namespace llmcore::test;
 
 namespace {
 
-constexpr Format kIntegers[] = {Format::kInt8, Format::kInt4, Format::kTernary, Format::kTernaryDense};
+constexpr Format kIntegers[] = {Format::kInt8, Format::kInt4, Format::kTernary, Format::kTernaryDense,
+                                Format::kInt2, Format::kInt3, Format::kInt5,    Format::kInt6};
 
 bool has_groups(Format format, int64_t group_size) {
   return format != Format::kTernaryDense || group_size == 0 || group_size == TritLines::kGroup;
@@ -38,7 +39,7 @@ std::vector<float> decoded(const Matrix& m) {
 
 // Extreme codes of a format, around zero.
 std::pair<int, int> code_range(Format format) {
-  return format == Format::kInt8 ? std::pair(-128, 127) : format == Format::kInt4 ? std::pair(-8, 7) : std::pair(-1, 1);
+  return visit_codec(format, []<class Codec>() { return std::pair(-Codec::kZero, Codec::kMaxCode - Codec::kZero); });
 }
 
 }  // namespace
@@ -74,9 +75,10 @@ TEST(quant, integer_formats_are_within_their_bound) {
           for (int64_t k = 0; k < K; ++k) {
             const float scale = std::fabs(scales[static_cast<size_t>(group_size ? k / group_size : 0)]);
             const float error = std::fabs(got[static_cast<size_t>(n * K + k)] - w[static_cast<size_t>(n * K + k)]);
-            // Half a step, or a whole one at the end of int4 that the maximum's sign leaves short; the rounding of a
+            // Half a step, or a whole one at the end that the maximum's sign leaves short; the rounding of a
             // float16 scale, 2^-11 of it, times the largest code.
-            const float step = format == Format::kInt4 && codes[static_cast<size_t>(k)] == 7 ? 1.0f : 0.5f;
+            const bool last = format != Format::kInt8 && codes[static_cast<size_t>(k)] == code_range(format).second;
+            const float step = last ? 1.0f : 0.5f;
             CHECK(error <= scale * (step + (group_size ? 0.07f : 1e-4f)));
           }
         }
@@ -326,5 +328,5 @@ TEST(quant, impossible_shapes_are_typed_errors) {
   CHECK_THROWS(ArgumentError, Matrix(Format::kInt8, 1, 1, 48));
   CHECK_THROWS(ArgumentError, Matrix(Format::kF32, 1, 1, 32));
   CHECK_THROWS(LimitError, Matrix(Format::kInt8, 1, (int64_t{1} << 24) + 1, 0));
-  CHECK_THROWS(ArgumentError, format_from_name("int5"));
+  CHECK_THROWS(ArgumentError, format_from_name("int7"));
 }

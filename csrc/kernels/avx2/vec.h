@@ -144,6 +144,16 @@ LLMCORE_INLINE U8x64 extract(U8x64 x) {
   return {_mm256_and_si256(shift ? _mm256_srli_epi16(x.a, shift) : x.a, keep),
           _mm256_and_si256(shift ? _mm256_srli_epi16(x.b, shift) : x.b, keep)};
 }
+template <int left, int mask>
+LLMCORE_INLINE __m256i insert_half(__m256i x, __m256i y) {
+  const __m256i shifted =
+      left > 0 ? _mm256_slli_epi16(y, left > 0 ? left : 0) : _mm256_srli_epi16(y, left < 0 ? -left : 0);
+  return _mm256_or_si256(x, _mm256_and_si256(shifted, _mm256_set1_epi8(static_cast<char>(mask))));
+}
+template <int left, int mask>
+LLMCORE_INLINE U8x64 insert(U8x64 x, U8x64 y) {
+  return {insert_half<left, mask>(x.a, y.a), insert_half<left, mask>(x.b, y.b)};
+}
 LLMCORE_INLINE U8x64 look_up(U8x64 x, const uint8_t* table) {
   const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};

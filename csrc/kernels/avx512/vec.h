@@ -106,6 +106,12 @@ LLMCORE_INLINE U8x64 extract(U8x64 a) {
   const __m512i shifted = shift ? _mm512_srli_epi16(a.v, shift) : a.v;
   return {mask == 0xff ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi8(static_cast<char>(mask)))};
 }
+template <int left, int mask>
+LLMCORE_INLINE U8x64 insert(U8x64 a, U8x64 b) {
+  const __m512i shifted =
+      left > 0 ? _mm512_slli_epi16(b.v, left > 0 ? left : 0) : _mm512_srli_epi16(b.v, left < 0 ? -left : 0);
+  return {_mm512_ternarylogic_epi32(a.v, shifted, _mm512_set1_epi8(static_cast<char>(mask)), 0xf8)};  // a | (b & c)
+}
 LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
   const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(all, a.v)};

@@ -7,9 +7,9 @@ namespace {
 // How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s *
 // kBits and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
 // With `levels`, a code is the number of a level, and what is multiplied is the level.
-template <int kBits_, int kZero_, int kMaxCode_, bool levels = false>
+template <int kBits_, int kZero_, int kMaxCode_, const uint8_t* levels = nullptr>
 struct CodeLines {
-  static constexpr bool kLevels = levels;
+  static constexpr const uint8_t* kLevels = levels;
   static constexpr int kBits = kBits_;
   static constexpr int kParts = 8 / kBits;
   static constexpr int kStep = 4 * kParts;
@@ -21,7 +21,28 @@ struct CodeLines {
 using Int8Lines = CodeLines<8, 128, 255>;
 using Int4Lines = CodeLines<4, 8, 15>;
 using TernaryLines = CodeLines<2, 1, 2>;
-using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, true>;
+using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, llmcore::kNf4Levels>;
+using Iq4Lines = CodeLines<4, llmcore::kIq4Zero, 240, llmcore::kIq4Levels>;
+using Fp4Lines = CodeLines<4, llmcore::kFp4Zero, 24, llmcore::kFp4Levels>;
+using Int2Lines = CodeLines<2, 2, 3>;
+// quant/planes.h: a step of 16 k is a part of a unit.
+template <int kLow_, int kHigh_>
+struct PlaneLines {
+  static constexpr int kLow = kLow_, kHigh = kHigh_;
+  static constexpr int kParts = 4;
+  static constexpr int kStep = 16;
+  static constexpr int kZero = 1 << (kLow + kHigh - 1);
+  static constexpr int kMaxCode = 2 * kZero - 1;
+  static constexpr int64_t kUnit = 32 / kHigh, kLowBytes = kUnit * kLow * 2, kUnitBytes = kLowBytes + 64;
+  static constexpr int64_t bytes(int64_t k) { return (k + kUnit - 1) / kUnit * kUnitBytes; }
+};
+using Int3Lines = PlaneLines<2, 1>;
+using Int5Lines = PlaneLines<4, 1>;
+using Int6Lines = PlaneLines<4, 2>;
+template <class Lines>
+constexpr bool kIsPlanes = false;
+template <int low, int high>
+constexpr bool kIsPlanes<PlaneLines<low, high>> = true;
 // quant/ternary_dense.h
 struct DenseLines : TernaryLines {
   static constexpr int64_t kUnit = 384, kUnitBytes = 20 * 64;
@@ -49,8 +70,26 @@ template <class Lines, int part, int unshifted = 0>
 LLMCORE_INLINE U8x64 part_of(U8x64 line) {
   constexpr int kMask = ((1 << Lines::kBits) - 1) << unshifted;
   const U8x64 codes = extract<part * Lines::kBits - unshifted, kMask>(line);
-  if constexpr (Lines::kLevels) return look_up(codes, llmcore::kNf4Levels);
+  if constexpr (Lines::kLevels != nullptr) return look_up(codes, Lines::kLevels);
   return codes;
+}
+
+// The codes of k = 4 part to 4 part + 3 of a unit.
+template <class Lines, int part>
+LLMCORE_INLINE U8x64 codes_of_unit(const uint8_t* unit) {
+  constexpr int kPerLine = 8 / Lines::kLow, kLowMask = (1 << Lines::kLow) - 1;
+  constexpr int kHighMask = ((1 << Lines::kHigh) - 1) << Lines::kLow;
+  const U8x64 low = extract<part % kPerLine * Lines::kLow, kLowMask>(load_u8(unit + 64 * (part / kPerLine)));
+  return insert<Lines::kLow - part * Lines::kHigh, kHighMask>(low, load_u8(unit + Lines::kLowBytes));
+}
+
+// Calls function.template operator()<first part>() for the step at k, which is the first or the second half of a unit.
+template <class Lines, class Function>
+LLMCORE_INLINE void with_half(int64_t k, Function&& function) {
+  if constexpr (Lines::kUnit == 32) {
+    if (k % 32) return function.template operator()<4>();
+  }
+  function.template operator()<0>();
 }
 
 // The multiples of units that belong to a group.
@@ -119,6 +158,35 @@ LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP]
   }
 }
 
+// acc += the products of a part of a unit.
+template <class Lines, int part, int MR, int NP>
+LLMCORE_INLINE void multiply_unit_part(I32x16 (&acc)[MR][NP], const uint8_t* unit, int64_t panel_bytes, const int8_t* x,
+                                       int64_t x_stride) {
+  U8x64 codes[NP];
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = codes_of_unit<Lines, part>(unit + p * panel_bytes);
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    const S8x4 activations = load_s8x4(x + m * x_stride + part % 4 * 4);
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+      acc[m][p] = dot4<Lines::kMaxCode>(acc[m][p], codes[p], activations);
+    }
+  }
+}
+
+// acc += the products of k from `begin` to `end` of planes whose first unit is `codes`.
+template <class Lines, int MR, int NP>
+LLMCORE_INLINE void multiply_units(I32x16 (&acc)[MR][NP], const uint8_t* codes, int64_t panel_bytes, const int8_t* x,
+                                   int64_t x_stride, int64_t begin, int64_t end) {
+  for (int64_t k = begin; k < end; k += 16, x += 16) {
+    const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
+    with_half<Lines>(k, [&]<int part>() {
+      multiply_unit_part<Lines, part>(acc, unit, panel_bytes, x, x_stride);
+      multiply_unit_part<Lines, part + 1>(acc, unit, panel_bytes, x, x_stride);
+      multiply_unit_part<Lines, part + 2>(acc, unit, panel_bytes, x, x_stride);
+      multiply_unit_part<Lines, part + 3>(acc, unit, panel_bytes, x, x_stride);
+    });
+  }
+}
+
 // acc += the products of `count` lines; moves on in them and in x.
 template <class Lines, int MR, int NP>
 LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t*& codes, int64_t panel_bytes, const int8_t*& x,
@@ -176,8 +244,12 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     const int8_t* x = a.x + m0 * a.x_stride + begin;
     for (int64_t k = begin, span; k < end; k = span) {
       span = k + kSpan * Lines::kStep < end ? k + kSpan * Lines::kStep : end;
-      multiply_lines<Lines>(acc, line_codes, b.panel_bytes, x, a.x_stride,
-                            (span - k + Lines::kStep - 1) / Lines::kStep);
+      if constexpr (kIsPlanes<Lines>) {
+        multiply_units<Lines>(acc, b.codes, b.panel_bytes, x + (k - begin), a.x_stride, k - b.begin, span - b.begin);
+      } else {
+        multiply_lines<Lines>(acc, line_codes, b.panel_bytes, x, a.x_stride,
+                              (span - k + Lines::kStep - 1) / Lines::kStep);
+      }
       for (int64_t i = 0; i < b.next_lines; ++i, b.next += 64) {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
@@ -226,6 +298,19 @@ void integer_rows(const llmcore::MatmulArgs& a, Block& b) noexcept {
   integer_tiles<Lines, kTileRows, NP>(a, b, rows, m, a.M);
 }
 
+template <class Lines, int part>
+LLMCORE_INLINE void unpack_unit(const uint8_t* unit, uint8_t* out) {
+  store_u8(out + 64 * part, codes_of_unit<Lines, part>(unit));
+  if constexpr (4 * (part + 1) < Lines::kUnit) unpack_unit<Lines, part + 1>(unit, out);
+}
+
+template <class Lines>
+  requires kIsPlanes<Lines>
+void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+  for (; count > 0; count -= Lines::kUnit, codes += Lines::kUnitBytes, out += Lines::kUnit * 16)
+    unpack_unit<Lines, 0>(codes, out);
+}
+
 template <class Lines>
 void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
   for (int64_t k = 0; k < count; k += Lines::kStep, codes += 64) {
@@ -269,7 +354,7 @@ void unpack_lines<DenseLines>(const uint8_t* codes, int64_t count, uint8_t* out)
 template <class Lines, int part>
 constexpr int unshifted_bits() {
   constexpr int kShift = part * Lines::kBits;
-  return !Lines::kLevels && kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
+  return Lines::kLevels == nullptr && kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
 }
 
 // acc[i] += the products of the i-th four of sixteen k.
@@ -296,20 +381,29 @@ LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int
   return add_total(load_offset(a, panel, g), total, scale, a.x_scales[g], a.x_sums[g], sum);
 }
 
-// One row of x times one panel, from a group on, whose line is `codes`. The panel is read from its start to its end,
-// and panels lie one after another, so that memory sees one stream; packed lines are asked for early, for the
-// hardware's prefetching stops at each page. Four sums hide the latency of the products.
+// start + the products of one row of x and a group of one panel, k from `begin` to `end`; moves on in x, and in codes
+// but for planes, whose `codes` is the panel. Packed lines are asked for early, for the hardware's prefetching stops at
+// each page. Four sums hide the latency of the products.
 template <class Lines>
-LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t g,
-                                    F32x16 sum) {
-  const int32_t offset = code_offset<Lines>(a);
-  constexpr int kBytes = 64 * 4 / Lines::kParts;
-  const int8_t* x = a.x + g * a.x_group;
-  for (; g < a.x_groups; ++g) {
-    const int64_t begin = g * a.x_group;
-    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
-    const I32x16 zero = set1_i32(0);
-    I32x16 acc[4] = {set1_i32(-offset * a.x_sums[g]), zero, zero, zero};
+LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int8_t*& x, int64_t begin, int64_t end) {
+  const I32x16 zero = set1_i32(0);
+  I32x16 acc[4] = {start, zero, zero, zero};
+  if constexpr (kIsPlanes<Lines>) {
+    for (int64_t k = begin; k < end; k += 16, x += 16) {
+      const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
+      if (k % Lines::kUnit == 0) {
+        for (int64_t line = 0; line < Lines::kUnitBytes; line += 64) prefetch(unit + kAhead + line);
+      }
+      with_half<Lines>(k, [&]<int part>() {
+        acc[0] = dot4<Lines::kMaxCode>(acc[0], codes_of_unit<Lines, part>(unit), load_s8x4(x));
+        acc[1] = dot4<Lines::kMaxCode>(acc[1], codes_of_unit<Lines, part + 1>(unit), load_s8x4(x + 4));
+        acc[2] = dot4<Lines::kMaxCode>(acc[2], codes_of_unit<Lines, part + 2>(unit), load_s8x4(x + 8));
+        acc[3] = dot4<Lines::kMaxCode>(acc[3], codes_of_unit<Lines, part + 3>(unit), load_s8x4(x + 12));
+      });
+    }
+    return add(add(acc[0], acc[1]), add(acc[2], acc[3]));
+  } else {
+    constexpr int kBytes = 64 * 4 / Lines::kParts;
     for (int64_t k = begin; k < end; k += 16) {
       if constexpr (Lines::kParts > 1) {
         for (int line = 0; line < kBytes; line += 64) prefetch(codes + kAhead + line);
@@ -321,8 +415,22 @@ LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel,
       x += 16;
       codes += kBytes;
     }
-    const I32x16 total = add(add(sum_of_four<Lines, 0>(acc), sum_of_four<Lines, 1>(acc)),
-                             add(sum_of_four<Lines, 2>(acc), sum_of_four<Lines, 3>(acc)));
+    return add(add(sum_of_four<Lines, 0>(acc), sum_of_four<Lines, 1>(acc)),
+               add(sum_of_four<Lines, 2>(acc), sum_of_four<Lines, 3>(acc)));
+  }
+}
+
+// One row of x times one panel, from a group on, whose line is `codes`. The panel is read from its start to its end,
+// and panels lie one after another, so that memory sees one stream.
+template <class Lines>
+LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t g,
+                                    F32x16 sum) {
+  const int32_t offset = code_offset<Lines>(a);
+  const int8_t* x = a.x + g * a.x_group;
+  for (; g < a.x_groups; ++g) {
+    const int64_t begin = g * a.x_group;
+    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
+    const I32x16 total = group_total<Lines>(set1_i32(-offset * a.x_sums[g]), codes, x, begin, end);
     sum = add_group(a, panel, g, total, sum);
   }
   return sum;
@@ -389,7 +497,7 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     Block b{codes, a.panel_bytes, panel, begin, end, reinterpret_cast<float*>(a.scratch), codes, a.panel_bytes, 0};
     if (blocks) {
       b.next += end < a.K ? bytes : bytes + (NP - 1) * a.panel_bytes;  // or the next panels' first block
-      const int64_t lines = unpack ? k / 4 : bytes / 64, spans = tiles * ((lines + kSpan - 1) / kSpan);
+      const int64_t lines = unpack ? k / 4 : k / Lines::kStep, spans = tiles * ((lines + kSpan - 1) / kSpan);
       b.next_lines = (bytes / 64 + spans - 1) / spans;
     }
     codes += bytes;
@@ -490,6 +598,7 @@ void float_matmul(const llmcore::MatmulArgs& a) noexcept {
 
 constexpr int kPanelQuantum = kVectorPanels > kTilePanels ? kVectorPanels : kTilePanels;
 
-int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return (K + kBlockRows * 4) * 16 * kPanelQuantum; }
+// Sums, and codes of whole units.
+int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return (K + 16 + kBlockRows * 4) * 16 * kPanelQuantum; }
 
 }  // namespace

@@ -187,6 +187,16 @@ LLMCORE_INLINE U8x64 extract(U8x64 a) {
   }
   return a;
 }
+template <int left, int mask>
+LLMCORE_INLINE U8x64 insert(U8x64 a, U8x64 b) {
+  LLMCORE_QUADS {
+    uint8x16_t shifted = b.v[i];
+    if constexpr (left > 0) shifted = vshlq_n_u8(shifted, left > 0 ? left : 0);
+    if constexpr (left < 0) shifted = vshrq_n_u8(shifted, left < 0 ? -left : 1);
+    a.v[i] = vorrq_u8(a.v[i], vandq_u8(shifted, vdupq_n_u8(mask)));
+  }
+  return a;
+}
 LLMCORE_INLINE U8x64 look_up(U8x64 a, const uint8_t* table) {
   const uint8x16_t all = vld1q_u8(table);
   LLMCORE_QUADS a.v[i] = vqtbl1q_u8(all, a.v[i]);

@@ -244,6 +244,16 @@ inline U8x64 extract(U8x64 a) {
   for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>((a.v[i] >> shift) & mask);
   return r;
 }
+// a | ((b << left) & mask), for each byte; a negative `left` shifts to the right.
+template <int left, int mask>
+inline U8x64 insert(U8x64 a, U8x64 b) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) {
+    const int shifted = left >= 0 ? b.v[i] << (left >= 0 ? left : 0) : b.v[i] >> (left < 0 ? -left : 0);
+    r.v[i] = static_cast<uint8_t>(a.v[i] | (shifted & mask));
+  }
+  return r;
+}
 // table[byte], for each byte, all of which are below 16.
 inline U8x64 look_up(U8x64 a, const uint8_t* table) {
   U8x64 r;

@@ -30,7 +30,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantize",
         metavar="FORMAT",
-        help="int8, int4, nf4, ternary or ternary_dense: pack the weights so at load (default: as they are stored)",
+        help="int8 to int2, nf4, iq4, fp4, ternary or ternary_dense: pack the weights so at load (default: as stored)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="threads (default: the cores this process may use)")
 
