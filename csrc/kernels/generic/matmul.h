@@ -212,6 +212,8 @@ struct Block {
   int64_t panel;
   int64_t begin, end;
   float* sums;  // [M][NP][16], what the blocks before have summed
+  // Of the groups, [group][NP][16]: scales, unless there is one for each row, and shifts or minima, if there are.
+  const float *scales, *offsets;
   // What main memory is asked for meanwhile: so many more lines of each panel after every kSpan lines that are used.
   const uint8_t* next;
   int64_t next_panel_bytes;
@@ -234,7 +236,8 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
   }
   const int32_t offset = code_offset<Lines>(a);
   const uint8_t* line_codes = b.codes;
-  for (int64_t g = b.begin / a.x_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
+  const int64_t first_group = b.begin / a.x_group;
+  for (int64_t g = first_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
     const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
     I32x16 acc[MR][NP];
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
@@ -254,16 +257,31 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
     }
-    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-      F32x16 weight_scale = set1(1.0f);
-      if (!a.per_row) weight_scale = load_scales(a, b.panel + p, g);
-      const GroupOffset own = load_offset(a, b.panel + p, g);
+    // What kind of group it is is asked once, not for each row.
+    const float *scales = b.scales + (g - first_group) * NP * 16, *offsets = b.offsets + (g - first_group) * NP * 16;
+    const auto add_groups = [&]<bool scaled, bool shifted, bool lowered>() __attribute__((always_inline)) {
       _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
         const int64_t x_index = (m0 + m) * a.x_groups + g;
-        F32x16 scale = set1(a.x_scales[x_index]);
-        if (!a.per_row) scale = mul(weight_scale, scale);
-        sums[m][p] = add_total(own, acc[m][p], scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
+        const F32x16 x_scale = set1(a.x_scales[x_index]);
+        _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+          const GroupOffset own{shifted, lowered, shifted || lowered ? load(offsets + p * 16) : set1(0.0f)};
+          const F32x16 scale = scaled ? mul(load(scales + p * 16), x_scale) : x_scale;
+          sums[m][p] = add_total(own, acc[m][p], scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
+        }
       }
+    };
+    if (a.minima) {
+      add_groups.template operator()<true, false, true>();
+    } else if (a.shifts) {
+      if (a.per_row) {
+        add_groups.template operator()<false, true, false>();
+      } else {
+        add_groups.template operator()<true, true, false>();
+      }
+    } else if (a.per_row) {
+      add_groups.template operator()<false, false, false>();
+    } else {
+      add_groups.template operator()<true, false, false>();
     }
   }
   if (b.end < a.K) {
@@ -276,6 +294,21 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     const F32x16 row_scale = a.per_row ? load(static_cast<const float*>(a.scales) + (b.panel + p) * 16) : set1(1.0f);
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
       store_outputs(a, m0 + m, b.panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
+    }
+  }
+}
+
+// Scales and offsets of the groups of a block as float32, once for all its tiles.
+template <int NP>
+void prepare_groups(const llmcore::MatmulArgs& a, Block& b, float* out) noexcept {
+  const int64_t first = b.begin / a.x_group, end = (b.end + a.x_group - 1) / a.x_group;
+  float* offsets = out + (end - first) * NP * 16;
+  b.scales = out;
+  b.offsets = offsets;
+  for (int64_t g = first; g < end; ++g) {
+    for (int p = 0; p < NP; ++p, out += 16, offsets += 16) {
+      if (!a.per_row) store(out, load_scales(a, b.panel + p, g));
+      if (a.shifts || a.minima) store(offsets, load_offset(a, b.panel + p, g).offset);
     }
   }
 }
@@ -494,7 +527,10 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   for (int64_t begin = 0; begin < a.K; begin += size) {
     const int64_t end = begin + size < a.K ? begin + size : a.K, k = end - begin;
     const int64_t bytes = Lines::bytes(k);
-    Block b{codes, a.panel_bytes, panel, begin, end, reinterpret_cast<float*>(a.scratch), codes, a.panel_bytes, 0};
+    float* sums = reinterpret_cast<float*>(a.scratch);
+    Block b{codes, a.panel_bytes, panel, begin, end, sums, nullptr, nullptr, codes, a.panel_bytes, 0};
+    float* groups = sums + kBlockRows * NP * 16;
+    prepare_groups<NP>(a, b, groups);
     if (blocks) {
       b.next += end < a.K ? bytes : bytes + (NP - 1) * a.panel_bytes;  // or the next panels' first block
       const int64_t lines = unpack ? k / 4 : k / Lines::kStep, spans = tiles * ((lines + kSpan - 1) / kSpan);
@@ -503,7 +539,7 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     codes += bytes;
     if constexpr (Lines::kParts > 1) {
       if (unpack) {
-        uint8_t* unpacked = a.scratch + kBlockRows * NP * 64;
+        uint8_t* unpacked = reinterpret_cast<uint8_t*>(groups + (k / 16 + 1) * NP * 32);
         for (int p = 0; p < NP; ++p) unpack_lines<Lines>(b.codes + p * a.panel_bytes, k, unpacked + p * 16 * k);
         b.codes = unpacked;
         b.panel_bytes = 16 * k;
@@ -598,7 +634,9 @@ void float_matmul(const llmcore::MatmulArgs& a) noexcept {
 
 constexpr int kPanelQuantum = kVectorPanels > kTilePanels ? kVectorPanels : kTilePanels;
 
-// Sums, and codes of whole units.
-int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept { return (K + 16 + kBlockRows * 4) * 16 * kPanelQuantum; }
+// Sums, scales and offsets of groups, and codes of whole units.
+int64_t matmul_scratch_bytes_kernel(int64_t K) noexcept {
+  return (K + 16 + (K / 16 + 1) * 8 + kBlockRows * 4) * 16 * kPanelQuantum;
+}
 
 }  // namespace
