@@ -57,8 +57,12 @@ void q5_1(const uint8_t* block, BlockParts& p) {
   take_fifth_bits(block + 4, p.codes);
 }
 
-// Two bits of 256 codes: 128 of them in 32 bytes, the first 32 in the lowest bits.
-unsigned two_bits(const uint8_t* bytes, int i) { return bytes[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; }
+// 256 codes of two bits: 128 of them in 32 bytes, the first 32 in the lowest bits.
+void take_two_bits(const uint8_t* bytes, uint8_t* codes) {
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; ++i) codes[32 * run + i] = bytes[run / 4 * 32 + i] >> (run % 4 * 2) & 3;
+  }
+}
 
 void q2_k(const uint8_t* block, BlockParts& p) {
   p.scale_unit = half_at(block + 80);
@@ -67,7 +71,7 @@ void q2_k(const uint8_t* block, BlockParts& p) {
     p.scale_multiples[g] = block[g] & 15;
     p.minimum_multiples[g] = static_cast<int8_t>(block[g] >> 4);
   }
-  for (int i = 0; i < 256; ++i) p.codes[i] = static_cast<uint8_t>(two_bits(block + 16, i));
+  take_two_bits(block + 16, p.codes);
 }
 
 void q3_k(const uint8_t* block, BlockParts& p) {
@@ -77,9 +81,9 @@ void q3_k(const uint8_t* block, BlockParts& p) {
     const int low = scales[g % 8] >> (g / 8 * 4) & 15, high = scales[8 + g % 4] >> (g / 4 * 2) & 3;
     p.scale_multiples[g] = static_cast<int8_t>((low | high << 4) - 32);
   }
-  for (int i = 0; i < 256; ++i) {
-    const unsigned high = block[i % 32] >> (i / 32) & 1;
-    p.codes[i] = static_cast<uint8_t>(two_bits(block + 32, i) | high << 2);
+  take_two_bits(block + 32, p.codes);
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; ++i) p.codes[32 * run + i] |= static_cast<uint8_t>((block[i] >> run & 1) << 2);
   }
 }
 
@@ -113,17 +117,21 @@ void q5_k(const uint8_t* block, BlockParts& p) {
   p.minimum_unit = half_at(block + 2);
   take_six_bits(block + 4, p);
   take_long_nibbles(block + 48, p.codes);
-  for (int i = 0; i < 256; ++i) p.codes[i] |= static_cast<uint8_t>((block[16 + i % 32] >> (i / 32) & 1) << 4);
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; ++i) p.codes[32 * run + i] |= static_cast<uint8_t>((block[16 + i] >> run & 1) << 4);
+  }
 }
 
 void q6_k(const uint8_t* block, BlockParts& p) {
   p.scale_unit = half_at(block + 208);
   for (int g = 0; g < 16; ++g) p.scale_multiples[g] = static_cast<int8_t>(block[192 + g]);
-  for (int i = 0; i < 256; ++i) {
-    const int half = i / 128, run = i % 128 / 32, at = i % 32;
-    const unsigned low = block[64 * half + 32 * (run % 2) + at] >> (run / 2 * 4) & 15;
-    const unsigned high = block[128 + 32 * half + at] >> (2 * run) & 3;
-    p.codes[i] = static_cast<uint8_t>(low | high << 4);
+  for (int run = 0; run < 8; ++run) {
+    const uint8_t* low = block + run / 4 * 64 + run % 2 * 32;
+    const uint8_t* high = block + 128 + run / 4 * 32;
+    const int low_shift = run % 4 / 2 * 4, high_shift = run % 4 * 2;
+    for (int i = 0; i < 32; ++i) {
+      p.codes[32 * run + i] = static_cast<uint8_t>((low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4);
+    }
   }
 }
 
@@ -186,7 +194,7 @@ void tq1_0(const uint8_t* block, BlockParts& p) {
 
 void tq2_0(const uint8_t* block, BlockParts& p) {
   p.scales[0] = p.scales[1] = half_at(block + 64);
-  for (int i = 0; i < 256; ++i) p.codes[i] = static_cast<uint8_t>(two_bits(block, i));
+  take_two_bits(block, p.codes);
 }
 
 void q1_0(const uint8_t* block, BlockParts& p) {

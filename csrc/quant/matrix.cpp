@@ -337,6 +337,13 @@ void Matrix::set_rows(int64_t first_row, int64_t rows, const void* values, Eleme
     std::vector<float> w(static_cast<size_t>(K_)), ordered(order() ? w.size() : 0);
     std::vector<uint8_t> codes(static_cast<size_t>(K_padded_));
     for (int64_t r = begin; r < end; ++r) {
+      if (format_ == Format::kF16 && element == Element::kF16 && !transposed) {  // bits as they are
+        const int64_t row = first_row + r;
+        uint16_t* out = reinterpret_cast<uint16_t*>(codes_.data() + row / kRowsPerPanel * panel_bytes_);
+        const uint16_t* from = static_cast<const uint16_t*>(values) + r * K_;
+        for (int64_t k = 0; k < K_; ++k) out[k * kRowsPerPanel + row % kRowsPerPanel] = from[k];
+        continue;
+      }
       read_floats(values, element, transposed ? r : r * K_, transposed ? rows : 1, K_, w.data());
       if (order()) {
         for (int64_t k = 0; k < K_; ++k) ordered[static_cast<size_t>(k)] = w[static_cast<size_t>(order()[k])];

@@ -22,14 +22,19 @@ struct Planes {
 
   static constexpr int64_t panel_bytes(int64_t K_padded) { return (K_padded + kUnit - 1) / kUnit * kUnitBytes; }
   static void put_row(uint8_t* panel, int row, const uint8_t* codes, int64_t K_padded) {
-    for (int64_t k = 0; k < K_padded; k += kUnit, codes += kUnit, panel += kUnitBytes) {
-      uint8_t low_bits[kUnit] = {}, high_bits[4] = {};
-      for (int i = 0; i < kUnit && k + i < K_padded; ++i) {
-        low_bits[i] = codes[i] & Low::kMask;
-        high_bits[i % 4] = static_cast<uint8_t>(high_bits[i % 4] | codes[i] >> low << (i / 4 * high));
+    constexpr uint32_t kEach = 0x01010101, kLowMask = kEach * Low::kMask, kHighMask = kEach * ((1u << high) - 1);
+    for (int64_t k = 0; k < K_padded; k += kUnit, panel += kUnitBytes) {
+      uint32_t low_words[kLowBytes / kLineBytes] = {}, high_word = 0;
+      for (int part = 0; part < kUnit / 4 && k + 4 * part < K_padded; ++part) {
+        uint32_t four;
+        __builtin_memcpy(&four, codes + k + 4 * part, 4);
+        low_words[part / Low::kParts] |= (four & kLowMask) << (part % Low::kParts * low);
+        high_word |= (four >> low & kHighMask) << (part * high);
       }
-      Low::put_row(panel, row, low_bits, kUnit);
-      __builtin_memcpy(panel + kLowBytes + row * 4, high_bits, 4);
+      for (int line = 0; line < kLowBytes / kLineBytes; ++line) {
+        __builtin_memcpy(panel + line * kLineBytes + row * 4, low_words + line, 4);
+      }
+      __builtin_memcpy(panel + kLowBytes + row * 4, &high_word, 4);
     }
   }
   static unsigned get(const uint8_t* panel, int row, int64_t k, int64_t /*K_padded*/) {
