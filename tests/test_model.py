@@ -124,7 +124,7 @@ def test_a_capture_sees_only_what_is_inside_and_changes_nothing(model: llmcore.M
 @pytest.mark.parametrize(
     "options",
     [
-        {"quantize": "int5"},
+        {"quantize": "int7"},
         {"device": "cuda"},
         {"dtype": "float8"},
         {"threads": 0},
@@ -189,8 +189,8 @@ def test_overrides_are_checked_at_once_and_keep_the_way_of_choosing_scales() -> 
     by_name, by_config = recipe.of(["a"], is_head=False), recipe.of(["b"], is_head=False)
     assert by_name == MatrixFormat(format="int4", group_size=128, search=True)
     assert by_config == MatrixFormat(format="int4", group_size=128)
-    with pytest.raises(llmcore.ArgumentError, match="int3"):
-        llmcore.QuantConfig(format="int8", overrides={"nothing.matches": "int3"})
+    with pytest.raises(llmcore.ArgumentError, match="int7"):
+        llmcore.QuantConfig(format="int8", overrides={"nothing.matches": "int7"})
     with pytest.raises(llmcore.ArgumentError, match="overrides"):
         llmcore.QuantConfig(format="int8", overrides=["int4"])  # type: ignore[arg-type]
 
