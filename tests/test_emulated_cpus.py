@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # An emulated CPU, and the instruction set that the program must choose there. Nehalem has no AVX at all, Haswell AVX2
 # without AVX-512; cortex-a53 has no dot product, "max" everything that the emulator knows.
 X86_CPUS = {"Nehalem": "scalar", "Haswell": "avx2"}
-ARM_CPUS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod", "max": "neon_dotprod"}
+ARM_CPUS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
 EMULATED = [("x86_64", cpu) for cpu in X86_CPUS] + [("aarch64", cpu) for cpu in ARM_CPUS]
 
 pytestmark = [
@@ -98,7 +98,7 @@ def native_isas() -> list[str]:
     return output([*command(platform.machine()), "--isas"]).split()
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx_vnni", "avx512", "neon", "neon_dotprod"])
+@pytest.mark.parametrize("isa", ["avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"])
 def test_an_instruction_set_gives_the_bits_of_the_scalar_kernels(isa: str) -> None:
     if isa not in native_isas():
         pytest.skip(f"this CPU has no {isa}")

@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 extern "C" {
@@ -19,6 +21,7 @@ extern const llmcore::KernelTable llmcore_kernels_avx512;
 #elif defined(__aarch64__)
 extern const llmcore::KernelTable llmcore_kernels_neon;
 extern const llmcore::KernelTable llmcore_kernels_neon_dotprod;
+extern const llmcore::KernelTable llmcore_kernels_neon_i8mm;
 #endif
 }
 
@@ -52,6 +55,18 @@ bool has_dotprod() {
   return true;  // every Arm Mac has it
 #endif
 }
+bool has_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kInt8MatrixProducts = 1ul << 13;  // HWCAP2_I8MM
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kInt8MatrixProducts) != 0;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, nullptr, 0) == 0 && found != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 // Best first. A row here and one in CMakeLists.txt add an ISA.
@@ -61,6 +76,7 @@ const Isa kIsas[] = {
     {&llmcore_kernels_avx_vnni, has_avx_vnni},
     {&llmcore_kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
+    {&llmcore_kernels_neon_i8mm, has_i8mm},
     {&llmcore_kernels_neon_dotprod, has_dotprod},
     {&llmcore_kernels_neon, [] { return true; }},
 #endif

@@ -8,7 +8,8 @@ from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, KV_DTYPES
 
 
 def isa() -> str:
-    """The instruction set whose kernels are in use: "scalar", "avx2", "avx_vnni", "avx512", "neon" or "neon_dotprod".
+    """The instruction set whose kernels are in use: "scalar", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod" or
+    "neon_i8mm".
 
     The best one the CPU has, or the one LLMCORE_ISA names. Raises ArgumentError when that can't run here.
     """

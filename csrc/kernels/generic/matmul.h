@@ -187,9 +187,9 @@ LLMCORE_INLINE void multiply_units(I32x16 (&acc)[MR][NP], const uint8_t* codes, 
   }
 }
 
-// acc += the products of `count` lines; moves on in them and in x.
+// acc += the products of `count` lines.
 template <class Lines, int MR, int NP>
-LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t*& codes, int64_t panel_bytes, const int8_t*& x,
+LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t* codes, int64_t panel_bytes, const int8_t* x,
                                    int64_t x_stride, int64_t count) {
   for (; count > 0; --count) {
     U8x64 line[NP];
@@ -204,6 +204,92 @@ LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t*& codes,
     codes += 64;
   }
 }
+
+// What the products of MR rows with NP panels are summed in, group by group.
+template <int MR, int NP>
+struct TileSums {
+  I32x16 acc[MR][NP];
+
+  LLMCORE_INLINE void start(int m, I32x16 value) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = value;
+  }
+  LLMCORE_INLINE I32x16 total(int m, int p) const { return acc[m][p]; }
+
+  // Adds k from `begin` to `end` of panels that begin at `codes`.
+  template <class Lines>
+  LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
+                               int64_t begin, int64_t end) {
+    if constexpr (kIsPlanes<Lines>) {
+      multiply_units<Lines>(acc, codes, panel_bytes, x, x_stride, begin, end);
+    } else {
+      multiply_lines<Lines>(acc, codes + Lines::bytes(begin), panel_bytes, x, x_stride,
+                            (end - begin + Lines::kStep - 1) / Lines::kStep);
+    }
+  }
+};
+
+#if defined(LLMCORE_ROW_PAIRS)
+// Where one instruction multiplies two rows of weights with two of activations, eight k each, sums of two rows lie
+// together, and an odd last row as before.
+template <int MR, int NP>
+  requires(MR > 1)
+struct TileSums<MR, NP> {
+  I32x16x2 pairs[MR / 2][NP];
+  TileSums<1, NP> last;
+
+  LLMCORE_INLINE void start(int m, I32x16 value) {
+    if (m == MR / 2 * 2) return last.start(0, value);
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+      pairs[m / 2][p] = m % 2 ? paired(first_of(pairs[m / 2][p]), value) : paired(value, value);
+    }
+  }
+  LLMCORE_INLINE I32x16 total(int m, int p) const {
+    if (m == MR / 2 * 2) return last.total(0, p);
+    return m % 2 ? second_of(pairs[m / 2][p]) : first_of(pairs[m / 2][p]);
+  }
+
+  template <class Lines>
+  LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
+                               int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k += 16, x += 16) {
+      if constexpr (kIsPlanes<Lines>) {
+        const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
+        with_half<Lines>(k, [&]<int part>() {
+          const auto codes_at = [&]<int i>(int p) { return codes_of_unit<Lines, part + i>(unit + p * panel_bytes); };
+          multiply_sixteen<Lines::kMaxCode>(codes_at, x, x_stride);
+        });
+      } else {
+        const uint8_t* step = codes + Lines::bytes(k);
+        const auto codes_at = [&]<int i>(int p) {
+          return part_of<Lines, i % Lines::kParts>(load_u8(step + p * panel_bytes + 64 * (i / Lines::kParts)));
+        };
+        multiply_sixteen<Lines::kMaxCode>(codes_at, x, x_stride);
+      }
+    }
+  }
+
+ private:
+  template <int kMaxCode, class Codes>
+  LLMCORE_INLINE void multiply_sixteen(const Codes& codes_at, const int8_t* x, int64_t x_stride) {
+    multiply_eight<kMaxCode, 0>(codes_at, x, x_stride);
+    multiply_eight<kMaxCode, 2>(codes_at, x + 8, x_stride);
+  }
+  template <int kMaxCode, int i, class Codes>
+  LLMCORE_INLINE void multiply_eight(const Codes& codes_at, const int8_t* x, int64_t x_stride) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+      const U8x64 low = codes_at.template operator()<i>(p), high = codes_at.template operator()<i + 1>(p);
+      _Pragma("GCC unroll 8") for (int m = 0; m + 1 < MR; m += 2) {
+        pairs[m / 2][p] = dot8(pairs[m / 2][p], low, high, load_s8x8x2(x + m * x_stride, x + (m + 1) * x_stride));
+      }
+      if constexpr (MR % 2) {
+        const int8_t* row = x + (MR - 1) * x_stride;
+        I32x16& sum = last.acc[0][p];
+        sum = dot4<kMaxCode>(dot4<kMaxCode>(sum, low, load_s8x4(row)), high, load_s8x4(row + 4));
+      }
+    }
+  }
+};
+#endif
 
 // NP panels over the values [begin, end) of k, and all rows of x.
 struct Block {
@@ -235,24 +321,17 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     }
   }
   const int32_t offset = code_offset<Lines>(a);
-  const uint8_t* line_codes = b.codes;
   const int64_t first_group = b.begin / a.x_group;
   for (int64_t g = first_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
     const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
-    I32x16 acc[MR][NP];
+    TileSums<MR, NP> acc;
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      const I32x16 start = set1_i32(-offset * a.x_sums[(m0 + m) * a.x_groups + g]);
-      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = start;
+      acc.start(m, set1_i32(-offset * a.x_sums[(m0 + m) * a.x_groups + g]));
     }
-    const int8_t* x = a.x + m0 * a.x_stride + begin;
+    const int8_t* x = a.x + m0 * a.x_stride;
     for (int64_t k = begin, span; k < end; k = span) {
       span = k + kSpan * Lines::kStep < end ? k + kSpan * Lines::kStep : end;
-      if constexpr (kIsPlanes<Lines>) {
-        multiply_units<Lines>(acc, b.codes, b.panel_bytes, x + (k - begin), a.x_stride, k - b.begin, span - b.begin);
-      } else {
-        multiply_lines<Lines>(acc, line_codes, b.panel_bytes, x, a.x_stride,
-                              (span - k + Lines::kStep - 1) / Lines::kStep);
-      }
+      acc.template multiply<Lines>(b.codes, b.panel_bytes, x + k, a.x_stride, k - b.begin, span - b.begin);
       for (int64_t i = 0; i < b.next_lines; ++i, b.next += 64) {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
@@ -266,7 +345,7 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
         _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
           const GroupOffset own{shifted, lowered, shifted || lowered ? load(offsets + p * 16) : set1(0.0f)};
           const F32x16 scale = scaled ? mul(load(scales + p * 16), x_scale) : x_scale;
-          sums[m][p] = add_total(own, acc[m][p], scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
+          sums[m][p] = add_total(own, acc.total(m, p), scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
         }
       }
     };

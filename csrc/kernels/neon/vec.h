@@ -1,5 +1,6 @@
 #pragma once
-// Sixteen lanes in four q registers. Baseline Armv8.0; with LLMCORE_NEON_DOTPROD (Armv8.2) dot4 uses sdot. The meaning
+// Sixteen lanes in four q registers. Baseline Armv8.0; with LLMCORE_NEON_DOTPROD (Armv8.2) dot4 uses sdot,
+// with LLMCORE_NEON_I8MM (Armv8.6) usdot, and tiles of rows usmmla. The meaning
 // of each operation is that of scalar/vec.h, bit for bit.
 
 #include <arm_neon.h>
@@ -220,12 +221,20 @@ LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
 
 template <int kMaxCode>
 constexpr int dot4_zero() {
+#if defined(LLMCORE_NEON_I8MM)
+  return 0;
+#else
   return kMaxCode > 127 ? 128 : 0;
+#endif
 }
 template <int kMaxCode>
 LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   LLMCORE_QUADS {
     uint8x16_t codes = w.v[i];
+#if defined(LLMCORE_NEON_I8MM)
+    acc.v[i] = vusdotq_s32(acc.v[i], codes, x.v);
+    continue;
+#endif
     if constexpr (dot4_zero<kMaxCode>() != 0) codes = veorq_u8(codes, vdupq_n_u8(0x80));
     const int8x16_t s = vreinterpretq_s8_u8(codes);
 #if defined(LLMCORE_NEON_DOTPROD)
@@ -238,6 +247,44 @@ LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   }
   return acc;
 }
+#if defined(LLMCORE_NEON_I8MM)
+#define LLMCORE_ROW_PAIRS
+// Sums of two rows of activations, a and b: vector 2 i holds a and b of weight row 4 i, a and b of row 4 i + 1.
+struct I32x16x2 {
+  int32x4_t v[8];
+};
+LLMCORE_INLINE I32x16x2 paired(I32x16 a, I32x16 b) {
+  I32x16x2 r;
+  LLMCORE_QUADS {
+    r.v[2 * i] = vzip1q_s32(a.v[i], b.v[i]);
+    r.v[2 * i + 1] = vzip2q_s32(a.v[i], b.v[i]);
+  }
+  return r;
+}
+LLMCORE_INLINE I32x16 first_of(const I32x16x2& p) {
+  I32x16 r;
+  LLMCORE_QUADS r.v[i] = vuzp1q_s32(p.v[2 * i], p.v[2 * i + 1]);
+  return r;
+}
+LLMCORE_INLINE I32x16 second_of(const I32x16x2& p) {
+  I32x16 r;
+  LLMCORE_QUADS r.v[i] = vuzp2q_s32(p.v[2 * i], p.v[2 * i + 1]);
+  return r;
+}
+struct S8x8x2 {
+  int8x16_t v;
+};
+LLMCORE_INLINE S8x8x2 load_s8x8x2(const int8_t* a, const int8_t* b) { return {vcombine_s8(vld1_s8(a), vld1_s8(b))}; }
+// acc += codes of eight k, four in `low` and four in `high`, times two rows of activations.
+LLMCORE_INLINE I32x16x2 dot8(I32x16x2 acc, U8x64 low, U8x64 high, S8x8x2 x) {
+  LLMCORE_QUADS {
+    const uint32x4_t l = vreinterpretq_u32_u8(low.v[i]), h = vreinterpretq_u32_u8(high.v[i]);
+    acc.v[2 * i] = vusmmlaq_s32(acc.v[2 * i], vreinterpretq_u8_u32(vzip1q_u32(l, h)), x.v);
+    acc.v[2 * i + 1] = vusmmlaq_s32(acc.v[2 * i + 1], vreinterpretq_u8_u32(vzip2q_u32(l, h)), x.v);
+  }
+  return acc;
+}
+#endif
 LLMCORE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 #undef LLMCORE_QUADS
