@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 
 import llmcore
-from llmcore import ConfigError, GGUFError, LlmcoreError, SamplingParams, TokenizerError, UnsupportedModelError, _core
+from llmcore import (
+    CheckpointError,
+    ConfigError,
+    GGUFError,
+    LlmcoreError,
+    SamplingParams,
+    TokenizerError,
+    UnsupportedModelError,
+    _core,
+)
 from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.gguf import TENSOR_TYPES, read_header
 from llmcore.checkpoint.readers import open_checkpoint
@@ -256,6 +265,18 @@ def test_parts(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(LlmcoreError, match="00002"):
         llmcore.load(path, progress=False)
+
+
+def test_a_folder_of_one_model_is_that_model(llama: Path, tmp_path: Path) -> None:
+    metadata, tensors = g.converted(llama)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = write(folder, metadata, tensors)
+    assert (logits(folder) == logits(path)).all()
+    path.rename(folder / "m-00001-of-00002.gguf")
+    (folder / "m-00002-of-00002.gguf").write_bytes(b"")
+    (folder / "other.gguf").write_bytes(b"")
+    assert "m-00001-of-00002.gguf" in refused(folder, CheckpointError)
 
 
 def test_header_is_the_gguf_packages(llama: Path, tmp_path: Path) -> None:

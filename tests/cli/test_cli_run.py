@@ -100,7 +100,9 @@ def test_wrong_usage(arguments: tuple[str, ...], stdin: str | None, message: str
 def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"")
     assert is_checkpoint(str(tmp_path / "model.gguf"))
-    assert not is_checkpoint(str(tmp_path))
+    assert is_checkpoint(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    assert not is_checkpoint(str(tmp_path / "empty"))
     assert not is_checkpoint("nowhere/model.gguf")
     assert not is_checkpoint("a\0b")
 

@@ -206,6 +206,8 @@ def understand(metadata: Metadata, tensors: Tensors, factors: list[float] | None
     Raises GGUFError, ConfigError, TokenizerError, UnsupportedModelError.
     """
     kind = _kind(metadata, file)
+    if not tensors:
+        raise GGUFError("holds no tensors but a vocabulary alone, if anything", file=file)
     fields = _Fields(metadata, f"{_text(metadata, 'general.architecture', file)}.", file)
     fields.check_neutral()
     names = {_name(kind, name): name for name in tensors if name != FACTORS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from llmcore.checkpoint.files import PlainFile, shown
 from llmcore.checkpoint.gguf_file import GGUFCheckpoint
 from llmcore.checkpoint.hf_dir import HuggingFaceDirectory, cached_snapshot
 from llmcore.checkpoint.safetensors_header import TensorInfo
-from llmcore.errors import CheckpointError, UnsupportedModelError
+from llmcore.errors import CheckpointError, UnsupportedModelError, escape
 
 
 class Checkpoint(Protocol):
@@ -80,13 +81,25 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
     return snapshot
 
 
+def _only_gguf(path: Path) -> Path:
+    """The one model in a folder of .gguf files without a config.json, such as the cache keeps; else `path`."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    names = sorted(file.name for file in path.glob("*.gguf"))
+    firsts = [name for name in names if not re.fullmatch(r".+-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf", name)]
+    if len(firsts) > 1:
+        listed = ", ".join(escape(name) for name in firsts[:8]) + (", ..." if len(firsts) > 8 else "")
+        raise CheckpointError(f"holds {len(firsts)} models: give the path of one of {listed}", file=path)
+    return path / firsts[0] if firsts else path
+
+
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens the checkpoint at `path`: a folder, a .gguf file, the name of a cached Hugging Face model, or "tiny".
 
     Raises CheckpointError (with ConfigError, SafetensorsError, GGUFError), UnsupportedModelError for a container that
     is known and not read, LimitError and StorageError.
     """
-    found = resolve_path(path)
+    found = _only_gguf(resolve_path(path))
     for reader in READERS:
         if reader.matches(found):
             return reader(found)

@@ -126,13 +126,13 @@ def is_checkpoint(word: str) -> bool:
         return True
     try:
         if os.path.isdir(word):
-            return any(os.path.exists(os.path.join(word, name)) for name in _MARKS)
+            return any(name in _MARKS or name.endswith(".gguf") for name in os.listdir(word))
         return word.endswith((".gguf", ".tiktoken", "tokenizer.json", "tokenizer.model")) and os.path.isfile(word)
-    except ValueError:  # a NUL in the text
+    except (OSError, ValueError):  # not to be listed; a NUL in the text
         return False
 
 
-_MARKS = ("config.json", "tokenizer.json", "tokenizer.model")
+_MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer.gguf")
 
 
 def read_stdin(*, required: bool) -> str:

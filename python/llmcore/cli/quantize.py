@@ -33,16 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument(
-        "--format", default="int8", metavar="FORMAT", help="int8 (default), int4, nf4, ternary, ternary_dense or none"
+        "--format",
+        default="int8",
+        metavar="FORMAT",
+        help="int8 (default) to int2, nf4, iq4, fp4, ternary, ternary_dense, or none: as stored",
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="weights of a row that share a scale: 16, 32, 64, 128"
     )
     parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
-    parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int8, int4)")
-    parser.add_argument(
-        "--double-quant", action="store_true", help="int8 scales, and int4 with --asymmetric has minima, as in Q4_K"
-    )
+    parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int2 to int8)")
+    parser.add_argument("--double-quant", action="store_true", help="int8 scales; with --asymmetric minima, as in Q4_K")
     parser.add_argument("--scale", choices=["max", "mse"], default="max", help="mse: search scales for less error")
     parser.add_argument(
         "--calibrate",
