@@ -57,7 +57,8 @@ constexpr bool kIsDense<DenseLines> = true;
 constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024, kPackedBlock = 4 * kBlock;
 constexpr int64_t kDenseBlock = kTilePanels >= 4 ? DenseLines::kUnit : 3 * DenseLines::kUnit;
 constexpr int64_t kBlockRows = 96;
-// So many rows pay for unpacking codes first: wide tiles take packed ones apart beside their products.
+// So many rows pay for unpacking codes first: wide tiles take packed ones apart beside their products. Planes, which
+// take more doing, are worth unpacking from two tiles on.
 constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 192 : 2 * kTileRows;
 constexpr int64_t kSpan = 8;
 
@@ -597,7 +598,7 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 // next block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
-  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= kUnpackRows);
+  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= (kIsPlanes<Lines> ? 2 * kTileRows : kUnpackRows));
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
   const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
   const int64_t code_block = unpack || Lines::kParts == 1 ? kBlock : kPackedBlock * Lines::kParts;
