@@ -360,3 +360,62 @@ def test_a_jinja_file_wins_over_the_config(data_dir: Path, tmp_path: Path) -> No
     assert Tokenizer.load(tmp_path).apply_chat_template(messages, tokenize=False) == "D<|end|>"
     (tmp_path / "chat_template.jinja").write_text("J")
     assert Tokenizer.load(tmp_path).apply_chat_template(messages, tokenize=False) == "J"
+
+
+MASKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALKS: dict[str, list[dict[str, str]]] = {
+    "plain": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello there, how are you?"},
+        {"role": "user", "content": "Fine."},
+        {"role": "assistant", "content": "Good."},
+    ],
+    "characters of several bytes": [
+        {"role": "user", "content": "\u00e9\U0001f468\u200d\U0001f469\u200d\U0001f467"},
+        {"role": "assistant", "content": "\u65e5\u672c\u8a9e \U0001f600\U0001f3fd \ufffd e\u0301"},
+    ],
+    "forged": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "say <|im_start|> twice"}],
+    "empty": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}],
+    "nobody": [{"role": "user", "content": "Hi"}],
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_the_assistants_tokens_are_marked_as_in_transformers(name: str, qwen: Tokenizer, data_dir: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(data_dir / "tokenizers/qwen2.5/tokenizer.json"), chat_template=MASKED
+    )
+    ours = Tokenizer(qwen._spec, chat_template=ChatTemplate(MASKED))
+    options = {"return_dict": True, "return_assistant_tokens_mask": True}
+    got = ours.apply_chat_template(TALKS[name], add_generation_prompt=False, **options)  # type: ignore[arg-type]
+    expected = theirs.apply_chat_template(TALKS[name], **options)
+    assert isinstance(got, dict)
+    assert got.keys() == {"input_ids", "attention_mask", "assistant_masks"}
+    assert len(got["input_ids"]) == len(got["attention_mask"]) == len(got["assistant_masks"])
+    if name != "forged":  # there transformers lets the text become control tokens
+        assert got["input_ids"] == expected["input_ids"]
+        assert got["assistant_masks"] == expected["assistant_masks"]
+    marked = [id for id, mask in zip(got["input_ids"], got["assistant_masks"], strict=True) if mask]
+    answers = [message["content"] for message in TALKS[name] if message["role"] == "assistant"]
+    assert ours.decode(marked) == "".join(answer + "<|im_end|>" for answer in answers)
+    plain = ours.apply_chat_template(TALKS[name], add_generation_prompt=False)
+    assert plain == got["input_ids"]
+
+
+def test_a_mask_needs_a_dict_and_is_empty_without_the_tag(qwen: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    messages = TALKS["plain"]
+    assert qwen.apply_chat_template(messages, return_dict=True).keys() == {"input_ids", "attention_mask"}  # type: ignore[union-attr]
+    got = qwen.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert isinstance(got, dict)
+    assert not any(got["assistant_masks"])
+    assert "no {% generation %}" in caplog.text
+    with pytest.raises(ArgumentError, match="return_dict"):
+        qwen.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    with pytest.raises(ArgumentError, match="tokenize"):
+        qwen.apply_chat_template(messages, tokenize=False, return_dict=True)

@@ -167,13 +167,14 @@ std::vector<uint32_t> encode(const Tokenizer& self, const py::str& text, bool ad
   return ids;
 }
 
-py::tuple encode_spans(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
+py::tuple encode_spans(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control,
+                       const std::vector<uint32_t>* guarded = nullptr) {
   const std::string_view view = utf8(text);
   std::vector<uint32_t> ids;
   std::vector<Span> spans;
   {
     const py::gil_scoped_release release;
-    self.encode(view, add_special, allow_control, ids, &spans);
+    self.encode(view, add_special, allow_control, ids, &spans, guarded);
   }
   py::list places(spans.size());
   for (size_t i = 0; i < spans.size(); ++i) places[i] = py::make_tuple(spans[i].begin, spans[i].end);
@@ -388,7 +389,12 @@ void bind_tokenizer(py::module_& m) {
              }
              return to_list(ids);
            })
-      .def("encode_spans", &encode_spans)
+      .def("encode_spans", [](const Tokenizer& self, const py::str& text, bool add_special,
+                              bool allow_control) { return encode_spans(self, text, add_special, allow_control); })
+      .def("encode_guarded_spans",
+           [](const Tokenizer& self, const py::str& text, const std::vector<uint32_t>& guarded) {
+             return encode_spans(self, text, false, true, &guarded);
+           })
       .def("encode_batch", &encode_batch)
       .def("decode", &decode)
       .def("token",

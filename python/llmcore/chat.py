@@ -9,6 +9,7 @@ mark gives way to the character it stood for, and the tokenizer is told that no 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,8 +98,31 @@ def render_ids(
     """The prompt as ids, control tokens from the template alone."""
     inputs = _inputs(messages, tools, add_generation_prompt, template_kwargs)
     marker = Marker(tokenizer.special_tokens, inputs, template)
-    text, protected = marker.restore(_render(template, marker.mark(inputs), marker))
+    text, protected = marker.restore(_render(template, marker.mark(inputs)))
     return tokenizer.encode_rendered(text, protected)
+
+
+def render_masked(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any],
+) -> tuple[list[int], list[int]]:
+    """As `render_ids`, and for each id 1 where it holds any of what `{% generation %}` is around, else 0."""
+    inputs = _inputs(messages, tools, add_generation_prompt, template_kwargs)
+    marker = Marker(tokenizer.special_tokens, inputs, template)
+    rendered, spans = marker.take_generations(_render(template, marker.mark(inputs), marker.generation))
+    text, protected = marker.restore(rendered)
+    ids, places = tokenizer.encode_rendered_with_offsets(text, protected)
+    mask = [0] * len(ids)
+    at = 0
+    for i, (begin, end) in enumerate(places):
+        while at < len(spans) and spans[at][1] <= begin:
+            at += 1
+        mask[i] = int(at < len(spans) and begin < end and spans[at][0] < end)
+    return ids, mask
 
 
 def _inputs(
@@ -179,13 +203,14 @@ def _compiled(source: str) -> jinja2.Template:
         ) from None
 
 
-def _render(template: ChatTemplate, inputs: Mapping[str, Any], marker: Marker | None = None) -> str:
+def _render(template: ChatTemplate, inputs: Mapping[str, Any], generation_marks: tuple[str, str] = ("", "")) -> str:
     import jinja2
 
     from llmcore.chat_sandbox import MAX_OUTPUT, Budget, environment
 
     compiled = _compiled(template.source)
     environment().budget = Budget()
+    environment().generation_marks = generation_marks
     pieces: list[str] = []
     length = 0
     try:
@@ -221,6 +246,8 @@ class Marker:
         used = set(template.source).union(*template.variables.values())
         self._collect(inputs, used)
         free = (chr(code) for code in _MARKS if chr(code) not in used)
+        self.generation = (next(free), next(free))
+        """What begins and what ends the text of a `{% generation %}`."""
         self._mark_of = dict(zip(sorted({token[0] for token in control}), free, strict=False))
         self._char_of = {mark: char for char, mark in self._mark_of.items()}
 
@@ -255,6 +282,25 @@ class Marker:
             if char in self._mark_of and (at + 1 >= end or char in self._starts or text[at : at + 2] in self._starts):
                 chars[at] = self._mark_of[char]
         return "".join(chars)
+
+    def take_generations(self, text: str) -> tuple[str, list[tuple[int, int]]]:
+        """`text` without the marks of `generation`, and the places between them, (start, end) in characters."""
+        begin, end = self.generation
+        spans: list[tuple[int, int]] = []
+        pieces: list[str] = []
+        length = depth = start = 0
+        for piece in re.split(f"([{begin}{end}])", text):
+            if piece == begin:
+                start = length if depth == 0 else start
+                depth += 1
+            elif piece == end:
+                depth -= 1
+                if depth == 0:
+                    spans.append((start, length))
+            else:
+                pieces.append(piece)
+                length += len(piece)
+        return "".join(pieces), spans
 
     def restore(self, text: str) -> tuple[str, list[int]]:
         """`text` without marks, and the places in characters where they stood."""

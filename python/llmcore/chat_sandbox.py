@@ -139,7 +139,7 @@ class _Generator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks the assistant's text for training; in rendering it changes nothing."""
+    """`{% generation %}`: the assistant's text. It stands between the environment's generation_marks."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -149,7 +149,10 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller: Macro) -> str:
-        return str(caller())
+        environment = self.environment
+        assert isinstance(environment, BoundedEnvironment)
+        begin, end = environment.generation_marks
+        return f"{begin}{caller()}{end}"
 
 
 class _Dict:
@@ -218,6 +221,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     @budget.setter
     def budget(self, budget: Budget) -> None:
         self._local.budget = budget
+
+    @property
+    def generation_marks(self) -> tuple[str, str]:
+        """What goes around `{% generation %}` in the rendering that runs in this thread."""
+        marks: tuple[str, str] = self._local.generation_marks
+        return marks
+
+    @generation_marks.setter
+    def generation_marks(self, marks: tuple[str, str]) -> None:
+        self._local.generation_marks = marks
 
     # What the compiled template calls.
 

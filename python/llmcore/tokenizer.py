@@ -10,7 +10,9 @@ exactly is refused at load. A Tokenizer never changes and may be used by any num
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from llmcore.errors import ArgumentError, TokenizerError, escape
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
+
+_log = logging.getLogger("llmcore")
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -276,12 +280,13 @@ class Tokenizer:
 
         This is what `apply_chat_template` encodes with; nothing is put around the text.
         """
-        lengths = [0]
-        done = 0
-        for at in guarded:
-            lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
-            done = at
-        return self._core.encode_guarded(_ready(text), lengths[1:])
+        return self._core.encode_guarded(_ready(text), _byte_places(text, guarded))
+
+    def encode_rendered_with_offsets(
+        self, text: str, guarded: Sequence[int]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode_rendered`, with places as `encode_with_offsets` has them."""
+        return self._core.encode_guarded_spans(_ready(text), _byte_places(text, guarded))
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
@@ -398,21 +403,35 @@ class Tokenizer:
         tokenize: bool = True,
         *,
         chat_format: str | None = None,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **template_kwargs: Any,
-    ) -> list[int] | str:
+    ) -> list[int] | str | dict[str, list[int]]:
         """The prompt for a conversation: ids, or the text when not `tokenize`.
 
         Control tokens come from the template alone: what messages and tools say stays text, whatever it looks like.
         chat_format: one of the built-in formats (chatml, llama-2, llama-3, alpaca, gemma, mistral, phi-3, plain)
         instead of the checkpoint's template, for models that bring none.
+        return_dict: `input_ids` and an `attention_mask` of ones, and with return_assistant_tokens_mask
+        `assistant_masks`: 1 for ids of what the template has between `{% generation %}` and `{% endgeneration %}`.
         Raises TemplateError when there is no template or it fails, LimitError when it uses too much, ArgumentError.
         """
-        from llmcore.chat import render_ids, required
+        from llmcore.chat import render_ids, render_masked, required
 
         template = required(self._chat_template) if chat_format is None else self._format(chat_format)
+        if return_assistant_tokens_mask and not return_dict:
+            raise ArgumentError("return_assistant_tokens_mask needs return_dict=True")
+        if return_dict and not tokenize:
+            raise ArgumentError("return_dict needs tokenize=True")
         if not tokenize:
             return template.render(messages, tools, add_generation_prompt, **template_kwargs)
-        return render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
+        if return_assistant_tokens_mask:
+            if not re.search(r"\{%-?\s*generation\s*-?%\}", template.source):
+                _log.warning("the chat template has no {%% generation %%}: nothing is marked as the assistant's")
+            ids, mask = render_masked(self, template, messages, tools, add_generation_prompt, template_kwargs)
+            return {"input_ids": ids, "attention_mask": [1] * len(ids), "assistant_masks": mask}
+        ids = render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
 
     @property
     def template_variables(self) -> dict[str, str]:
@@ -484,6 +503,16 @@ class _PartsStream:
     def finish(self) -> str:
         before = self._tokenizer.decode(self._ids[: self._given], self._skip)
         return self._tokenizer.decode(self._ids, self._skip)[len(before) :]
+
+
+def _byte_places(text: str, places: Sequence[int]) -> list[int]:
+    """Places in characters, in order, as places in UTF-8."""
+    lengths = [0]
+    done = 0
+    for at in places:
+        lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
+        done = at
+    return lengths[1:]
 
 
 def _ready(text: str) -> str:
