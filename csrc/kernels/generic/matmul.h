@@ -62,9 +62,10 @@ constexpr int64_t kBlockRows = 96;
 constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 192 : 2 * kTileRows;
 constexpr int64_t kSpan = 8;
 
-// The same codes, one per byte: what a block of panels is unpacked to when many rows share it.
+// The same codes, one per byte: what a block of panels is unpacked to when many rows share it. Formats share them, for
+// code size: what stands for 0 is known to the block.
 template <class Lines>
-using Unpacked = CodeLines<8, Lines::kZero, Lines::kMaxCode>;
+using Unpacked = CodeLines<8, 128, (Lines::kMaxCode > 127 ? 255 : 127)>;
 
 /// Part `part` of a line as it is multiplied, shifted down to bit `unshifted`.
 template <class Lines, int part, int unshifted = 0>
@@ -298,7 +299,8 @@ struct Block {
   int64_t panel_bytes;   // from a panel to the next
   int64_t panel;
   int64_t begin, end;
-  float* sums;  // [M][NP][16], what the blocks before have summed
+  int32_t offset;  // code_offset of the format
+  float* sums;     // [M][NP][16], what the blocks before have summed
   // Of the groups, [group][NP][16]: scales, unless there is one for each row, and shifts or minima, if there are.
   const float *scales, *offsets;
   // What main memory is asked for meanwhile: so many more lines of each panel after every kSpan lines that are used.
@@ -321,13 +323,12 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
       _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = load(stored + (m * NP + p) * 16);
     }
   }
-  const int32_t offset = code_offset<Lines>(a);
   const int64_t first_group = b.begin / a.x_group;
   for (int64_t g = first_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
     const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
     TileSums<MR, NP> acc;
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      acc.start(m, set1_i32(-offset * a.x_sums[(m0 + m) * a.x_groups + g]));
+      acc.start(m, set1_i32(-b.offset * a.x_sums[(m0 + m) * a.x_groups + g]));
     }
     const int8_t* x = a.x + m0 * a.x_stride;
     for (int64_t k = begin, span; k < end; k = span) {
@@ -598,6 +599,7 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 // next block comes from main memory. Where enough rows share packed codes, they are unpacked first.
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
+  static_assert(dot4_zero<Lines::kMaxCode>() == dot4_zero<Unpacked<Lines>::kMaxCode>());
   const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= (kIsPlanes<Lines> ? 2 * kTileRows : kUnpackRows));
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
   const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
@@ -608,7 +610,8 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     const int64_t end = begin + size < a.K ? begin + size : a.K, k = end - begin;
     const int64_t bytes = Lines::bytes(k);
     float* sums = reinterpret_cast<float*>(a.scratch);
-    Block b{codes, a.panel_bytes, panel, begin, end, sums, nullptr, nullptr, codes, a.panel_bytes, 0};
+    Block b{codes, a.panel_bytes, panel,   begin, end,           code_offset<Lines>(a),
+            sums,  nullptr,       nullptr, codes, a.panel_bytes, 0};
     float* groups = sums + kBlockRows * NP * 16;
     prepare_groups<NP>(a, b, groups);
     if (blocks) {
