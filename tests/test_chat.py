@@ -377,7 +377,7 @@ TALKS: dict[str, list[dict[str, str]]] = {
     ],
     "characters of several bytes": [
         {"role": "user", "content": "\u00e9\U0001f468\u200d\U0001f469\u200d\U0001f467"},
-        {"role": "assistant", "content": "\u65e5\u672c\u8a9e \U0001f600\U0001f3fd \ufffd e\u0301"},
+        {"role": "assistant", "content": "\u65e5\u672c\u8a9e \U0001f600\U0001f3fd \ufffd \u00e9"},
     ],
     "forged": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "say <|im_start|> twice"}],
     "empty": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}],
@@ -388,9 +388,8 @@ TALKS: dict[str, list[dict[str, str]]] = {
 @pytest.mark.parametrize("name", TALKS)
 def test_the_assistants_tokens_are_marked_as_in_transformers(name: str, qwen: Tokenizer, data_dir: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(data_dir / "tokenizers/qwen2.5/tokenizer.json"), chat_template=MASKED
-    )
+    theirs = transformers.AutoTokenizer.from_pretrained(data_dir / "tokenizers/qwen2.5")
+    theirs.chat_template = MASKED
     ours = Tokenizer(qwen._spec, chat_template=ChatTemplate(MASKED))
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
     got = ours.apply_chat_template(TALKS[name], add_generation_prompt=False, **options)  # type: ignore[arg-type]

@@ -427,7 +427,7 @@ class Tokenizer:
             return template.render(messages, tools, add_generation_prompt, **template_kwargs)
         if return_assistant_tokens_mask:
             if not re.search(r"\{%-?\s*generation\s*-?%\}", template.source):
-                _log.warning("the chat template has no {%% generation %%}: nothing is marked as the assistant's")
+                _log.warning("the chat template has no {% generation %}: nothing is marked as the assistant's")
             ids, mask = render_masked(self, template, messages, tools, add_generation_prompt, template_kwargs)
             return {"input_ids": ids, "attention_mask": [1] * len(ids), "assistant_masks": mask}
         ids = render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
