@@ -55,7 +55,7 @@ class ChatTemplate:
         **template_kwargs: Any,
     ) -> str:
         """The prompt as text. Raises TemplateError, LimitError, ArgumentError."""
-        return _render(self, _inputs(messages, tools, add_generation_prompt, template_kwargs))
+        return _render(self, conversation(messages, tools, add_generation_prompt, template_kwargs))
 
 
 def required(template: ChatTemplate | None) -> ChatTemplate:
@@ -87,31 +87,17 @@ def find_template(folder: Path, config: Mapping[str, Any], variables: Mapping[st
     return ChatTemplate(found, variables) if isinstance(found, str) else None
 
 
-def render_ids(
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    template_kwargs: Mapping[str, Any],
-) -> list[int]:
-    """The prompt as ids, control tokens from the template alone."""
-    inputs = _inputs(messages, tools, add_generation_prompt, template_kwargs)
+def render_ids(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
+    """The prompt as ids, control tokens from the template alone. `inputs`: of `conversation`."""
     marker = Marker(tokenizer.special_tokens, inputs, template)
     text, protected = marker.restore(_render(template, marker.mark(inputs)))
     return tokenizer.encode_rendered(text, protected)
 
 
 def render_masked(
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    template_kwargs: Mapping[str, Any],
+    tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]
 ) -> tuple[list[int], list[int]]:
     """As `render_ids`, and for each id 1 where it holds any of what `{% generation %}` is around, else 0."""
-    inputs = _inputs(messages, tools, add_generation_prompt, template_kwargs)
     marker = Marker(tokenizer.special_tokens, inputs, template)
     rendered, spans = marker.take_generations(_render(template, marker.mark(inputs), marker.generation))
     text, protected = marker.restore(rendered)
@@ -125,7 +111,7 @@ def render_masked(
     return ids, mask
 
 
-def _inputs(
+def conversation(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     add_generation_prompt: bool,

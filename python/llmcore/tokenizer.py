@@ -416,7 +416,7 @@ class Tokenizer:
         `assistant_masks`: 1 for ids of what the template has between `{% generation %}` and `{% endgeneration %}`.
         Raises TemplateError when there is no template or it fails, LimitError when it uses too much, ArgumentError.
         """
-        from llmcore.chat import render_ids, render_masked, required
+        from llmcore.chat import conversation, render_ids, render_masked, required
 
         template = required(self._chat_template) if chat_format is None else self._format(chat_format)
         if return_assistant_tokens_mask and not return_dict:
@@ -425,12 +425,13 @@ class Tokenizer:
             raise ArgumentError("return_dict needs tokenize=True")
         if not tokenize:
             return template.render(messages, tools, add_generation_prompt, **template_kwargs)
+        inputs = conversation(messages, tools, add_generation_prompt, template_kwargs)
         if return_assistant_tokens_mask:
             if not re.search(r"\{%-?\s*generation\s*-?%\}", template.source):
                 _log.warning("the chat template has no {% generation %}: nothing is marked as the assistant's")
-            ids, mask = render_masked(self, template, messages, tools, add_generation_prompt, template_kwargs)
+            ids, mask = render_masked(self, template, inputs)
             return {"input_ids": ids, "attention_mask": [1] * len(ids), "assistant_masks": mask}
-        ids = render_ids(self, template, messages, tools, add_generation_prompt, template_kwargs)
+        ids = render_ids(self, template, inputs)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
 
     @property

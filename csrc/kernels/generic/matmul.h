@@ -1,6 +1,9 @@
 // Matrix products over interleaved panels of 16 weight rows (layout: quant/matrix.h). Vector lanes run over weight
 // rows, so each output element is summed in one order on every ISA: k ascending, int32 inside a group, one fma per
 // group. Included after vec.h and elementwise.h.
+//
+// In this order: how codes lie and are taken apart; scales and what is taken off; tiles of several rows (batches,
+// prefill), block by block; one row (decode); and float weights.
 
 namespace {
 
@@ -148,16 +151,20 @@ LLMCORE_INLINE F32x16 add_total(const GroupOffset& own, I32x16 total, F32x16 sca
   return fma(value, scale, sum);
 }
 
+// acc += the products of four k, whose codes are taken apart already.
+template <int kMaxCode, int MR, int NP>
+LLMCORE_INLINE void multiply_codes(I32x16 (&acc)[MR][NP], const U8x64 (&codes)[NP], const int8_t* x, int64_t x_stride) {
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    const S8x4 activations = load_s8x4(x + m * x_stride);
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) acc[m][p] = dot4<kMaxCode>(acc[m][p], codes[p], activations);
+  }
+}
+
 template <class Lines, int part, int MR, int NP>
 LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride) {
   U8x64 codes[NP];
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) { codes[p] = part_of<Lines, part>(line[p]); }
-  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-    const S8x4 activations = load_s8x4(x + m * x_stride + 4 * part);
-    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-      acc[m][p] = dot4<Lines::kMaxCode>(acc[m][p], codes[p], activations);
-    }
-  }
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = part_of<Lines, part>(line[p]);
+  multiply_codes<Lines::kMaxCode>(acc, codes, x + 4 * part, x_stride);
 }
 
 // acc += the products of a part of a unit.
@@ -166,12 +173,7 @@ LLMCORE_INLINE void multiply_unit_part(I32x16 (&acc)[MR][NP], const uint8_t* uni
                                        int64_t x_stride) {
   U8x64 codes[NP];
   _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = codes_of_unit<Lines, part>(unit + p * panel_bytes);
-  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-    const S8x4 activations = load_s8x4(x + m * x_stride + part % 4 * 4);
-    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-      acc[m][p] = dot4<Lines::kMaxCode>(acc[m][p], codes[p], activations);
-    }
-  }
+  multiply_codes<Lines::kMaxCode>(acc, codes, x + part % 4 * 4, x_stride);
 }
 
 // acc += the products of k from `begin` to `end` of planes whose first unit is `codes`.

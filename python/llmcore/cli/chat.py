@@ -80,10 +80,10 @@ class Conversation:
         messages = [*opening, *self.turns]
         if self.template is None:
             return cast("list[int]", self.tokenizer.apply_chat_template(messages))
-        from llmcore.chat import ChatTemplate, render_ids
+        from llmcore.chat import ChatTemplate, conversation, render_ids
 
         template = ChatTemplate(self.template, self.tokenizer.template_variables)
-        ids = render_ids(self.tokenizer, template, messages, None, True, {})
+        ids = render_ids(self.tokenizer, template, conversation(messages, None, True, {}))
         bos = self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
