@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import bits_hash
 import llmcore
 import quantized_reference as reference
 from bits_hash import prompt
+from llmcore import ops
 from llmcore.checkpoint.write import save_json
 from llmcore.model import random_model
 from llmcore.quantization import MatrixFormat
@@ -180,6 +182,26 @@ def test_recipes_choose_formats_by_module(folder: Path, model: llmcore.Model) ->
             bias = weights.get(f"model.layers.0.{module}.bias", 0.0)
             bound = bound + 4 * reference.ROUNDING * (np.abs(expected) + np.abs(bias) + np.abs(got))
             assert (np.abs(got - expected - bias) <= bound).all(), name
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "int5", "ternary_dense"])
+def test_float_activations_meet_the_exact_values_of_the_weights(folder: Path, tmp_path: Path, format: str) -> None:
+    """The same bits as the dequantised weights in float32."""
+    recipe = llmcore.QuantConfig(format=format, head=format)
+    tensors = load_file(folder / "model.safetensors")
+    exact = {
+        name: ops.quantize(value, format).dequantize() if value.ndim == 2 else value for name, value in tensors.items()
+    }
+    shutil.copytree(folder, tmp_path / "exact")
+    save_file(exact, tmp_path / "exact" / "model.safetensors")
+    ids = prompt(40)
+    with load(tmp_path / "exact") as dequantised, load(folder, recipe, activations="float32") as floats:
+        assert np.array_equal(floats.forward(ids, kv_dtype="f32"), dequantised.forward(ids, kv_dtype="f32"))
+        with load(folder, recipe) as rounded:
+            assert not np.array_equal(rounded.forward(ids, kv_dtype="f32"), dequantised.forward(ids, kv_dtype="f32"))
+            assert rounded.fingerprint != floats.fingerprint
+    with pytest.raises(llmcore.ArgumentError, match="float16"):
+        load(folder, activations="float16")
 
 
 def test_overrides_are_checked_at_once_and_keep_the_way_of_choosing_scales() -> None:

@@ -14,6 +14,7 @@
 #include "base/buffer.h"
 #include "ops/attention.h"
 #include "ops/context.h"
+#include "ops/matmul.h"
 #include "ops/rows.h"
 #include "quant/matrix.h"
 
@@ -60,6 +61,23 @@ struct LayerAttention {
   const Weight* sinks = nullptr;
 };
 
+/// A norm of each row: RMS or, centered, LayerNorm with an optional bias.
+struct NormWeights {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;
+  float eps = 0.0f;
+  bool centered = false;
+};
+
+/// What a matrix product reads: x [T, columns], normed first where a norm is given; `normed`, of the same size, is
+/// memory for that.
+struct Rows {
+  const float* x = nullptr;
+  int64_t T = 0;
+  const NormWeights* norm = nullptr;
+  float* normed = nullptr;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -83,19 +101,21 @@ class Backend {
 
   /// y[t] (+)= table[ids[t]]; the table is one matrix.
   virtual void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) = 0;
-  virtual void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) = 0;
-  virtual void layer_norm(const float* x, int64_t T, const Weight& weight, const Weight* bias, float eps, float* y) = 0;
-  /// y = x W^T + bias; x [T, columns], y [T, rows].
-  virtual void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
+  /// y = norm(x), both [T, columns]; y may be x.
+  virtual void norm(const float* x, int64_t T, const NormWeights& norm, float* y) = 0;
+  /// y = x W^T + bias, y [T, rows of W].
+  virtual void linear(const Rows& x, const Weight& w, const Weight* bias, float* y) = 0;
   /// y += x W^T + bias
-  virtual void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) = 0;
+  virtual void linear_residual(const Rows& x, const Weight& w, const Weight* bias, float* y) = 0;
+  /// y = f(x W^T + bias) or, gated, f of the first half of the columns times the second half.
+  virtual void linear_activated(const Rows& x, const Weight& w, const Weight* bias, Activation activation, bool gated,
+                                float* y) = 0;
   /// y += x, both [T, n].
   virtual void add(const float* x, int64_t T, int64_t n, float* y) = 0;
   /// x *= factor, n elements.
   virtual void scale(float* x, int64_t n, float factor) = 0;
   /// x = cap * tanh(x / cap), n elements.
   virtual void softcap(float* x, int64_t n, float cap) = 0;
-  virtual void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) = 0;
   /// Makes the cosines and sines of the tokens of this step, for attend().
   virtual void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) = 0;
   /// Norms the heads of q and k where weights are given, rotates the first 2 * half elements of each (half 0: none;
@@ -117,6 +137,6 @@ class Backend {
 };
 
 /// The built-in backend. `threads` 0: as many as the process may use.
-std::unique_ptr<Backend> make_cpu_backend(int threads);
+std::unique_ptr<Backend> make_cpu_backend(int threads, InputType input_type = InputType::kInt8);
 
 }  // namespace llmcore

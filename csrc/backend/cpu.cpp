@@ -47,7 +47,8 @@ const float* vector_of(const Weight* w) { return w ? static_cast<const CpuWeight
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads) : pool_(threads > 0 ? threads : usable_cores()), context_{kernels(), pool_} {}
+  CpuBackend(int threads, InputType input_type)
+      : pool_(threads > 0 ? threads : usable_cores()), context_{kernels(), pool_}, input_type_(input_type) {}
 
   const char* name() const override { return "cpu"; }
   std::unique_ptr<DeviceBuffer> allocate(int64_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
@@ -59,12 +60,11 @@ class CpuBackend final : public Backend {
   }
 
   int64_t plan(const StepLimits& limits) override {
-    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns);
+    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, input_type_);
     attention_ = AttentionWorkspace(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
     row_ = Buffer(limits.max_columns * 4);
-    residual_ = Buffer(limits.max_tokens * limits.max_columns * 4);
     tables_ = Buffer(limits.max_tokens * limits.head_dim * 4);
-    return matmul_.nbytes() + attention_.nbytes() + row_.size() + residual_.size() + tables_.size();
+    return matmul_.nbytes() + attention_.nbytes() + row_.size() + tables_.size();
   }
 
   void for_each_on_host(int64_t count, const std::function<void(int64_t, int)>& function) override {
@@ -81,25 +81,23 @@ class CpuBackend final : public Backend {
     check_argument(stack_of(table).size() == 1, "a table of embeddings must be one matrix");
     llmcore::embed(context_, *stack_of(table)[0], ids, T, accumulate, row_.as<float>(), y, table.columns());
   }
-  void rms_norm(const float* x, int64_t T, const Weight& weight, float eps, float* y) override {
-    llmcore::rms_norm(context_, x, T, weight.rows(), vector_of(&weight), weight.rows(), eps, y, weight.rows());
+  void norm(const float* x, int64_t T, const NormWeights& norm, float* y) override {
+    const int64_t n = norm.weight->rows();
+    norm_rows(context_, x, T, n, norm_of(norm), n, y, n);
   }
-  void layer_norm(const float* x, int64_t T, const Weight& weight, const Weight* bias, float eps, float* y) override {
-    const int64_t n = weight.rows();
-    llmcore::layer_norm(context_, x, T, n, vector_of(&weight), vector_of(bias), n, eps, y, n);
+  void linear(const Rows& x, const Weight& w, const Weight* bias, float* y) override {
+    multiply(x, w, bias, {.y = y, .stride = w.rows()});
   }
-  void linear(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
-    const float* own_bias = vector_of(bias);
-    for (const auto& part : stack_of(w)) {
-      matmul(context_, matmul_, x, T, w.columns(), *part, own_bias, y, w.rows());
-      y += part->N();
-      if (own_bias) own_bias += part->N();
-    }
+  void linear_residual(const Rows& x, const Weight& w, const Weight* bias, float* y) override {
+    multiply(x, w, bias, {.y = y, .stride = w.rows(), .add = true});
   }
-  void linear_residual(const float* x, int64_t T, const Weight& w, const Weight* bias, float* y) override {
-    float* product = residual_.as<float>();
-    linear(x, T, w, bias, product);
-    add_rows(context_, product, T, w.rows(), w.rows(), y, w.rows());
+  void linear_activated(const Rows& x, const Weight& w, const Weight* bias, Activation activation, bool gated,
+                        float* y) override {
+    multiply(x, w, bias,
+             {.y = y,
+              .stride = gated ? w.rows() / 2 : w.rows(),
+              .activation = activation_kernel(context_.table, activation),
+              .gated = gated});
   }
   void add(const float* x, int64_t T, int64_t n, float* y) override { add_rows(context_, x, T, n, n, y, n); }
   void scale(float* x, int64_t n, float factor) override {
@@ -109,9 +107,6 @@ class CpuBackend final : public Backend {
   void softcap(float* x, int64_t n, float cap) override {
     pool_.parallel_for(n, 4096,
                        [&](int64_t begin, int64_t end, int) { context_.table.softcap(x + begin, cap, end - begin); });
-  }
-  void activate(Activation activation, bool gated, const float* x, int64_t T, int64_t n, float* y) override {
-    llmcore::activate(context_, activation, gated, x, T, gated ? 2 * n : n, n, y, n);
   }
   void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) override {
     float* cosines = tables_.as<float>();
@@ -169,15 +164,27 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static Norm norm_of(const NormWeights& norm) {
+    return {vector_of(norm.weight), vector_of(norm.bias), norm.eps, norm.centered};
+  }
+  void multiply(const Rows& x, const Weight& w, const Weight* bias, const MatmulOutput& output) {
+    const Norm norm = x.norm ? norm_of(*x.norm) : Norm{};
+    matmul(context_, matmul_, {x.x, x.T, w.columns(), x.norm ? &norm : nullptr, x.normed}, stack_of(w), vector_of(bias),
+           output);
+  }
+
   ThreadPool pool_;
   Context context_;
+  InputType input_type_;
   MatmulWorkspace matmul_;
   AttentionWorkspace attention_;
-  Buffer row_, residual_, tables_;
+  Buffer row_, tables_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+std::unique_ptr<Backend> make_cpu_backend(int threads, InputType input_type) {
+  return std::make_unique<CpuBackend>(threads, input_type);
+}
 
 }  // namespace llmcore

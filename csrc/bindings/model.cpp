@@ -59,9 +59,10 @@ struct Model {
   std::mutex mutex;
 };
 
-std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads) {
+std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads, bool float_activations) {
   auto model = std::make_shared<Model>();
-  std::shared_ptr<Backend> backend = make_cpu_backend(threads);
+  std::shared_ptr<Backend> backend =
+      make_cpu_backend(threads, float_activations ? InputType::kFloat32 : InputType::kInt8);
   Weights slots;
   for (const auto& [key, value] : weights) {
     std::shared_ptr<Weight> weight;
@@ -270,7 +271,8 @@ py::dict stats(PyEngine& e) {
 
 void bind_model(py::module_& m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-      .def(py::init(&make_model), py::arg("spec"), py::arg("weights"), py::arg("threads") = 0)
+      .def(py::init(&make_model), py::arg("spec"), py::arg("weights"), py::arg("threads") = 0,
+           py::arg("float_activations") = false)
       .def(
           "plan",
           [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {

@@ -23,9 +23,10 @@ namespace {
 // A named table, or the one in use.
 const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa); }
 
-py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::object& bias, const std::string& isa,
-                             const py::object& out) {
+py::array_t<float> matmul_op(const FloatArray& x, const std::shared_ptr<Matrix>& matrix, const py::object& bias,
+                             const std::string& isa, const py::object& out) {
   check_dims(x, 2, "x");
+  const Matrix& w = *matrix;
   check_argument(x.shape(1) == w.K(),
                  "matmul: x must have K = " + std::to_string(w.K()) + " columns, got " + std::to_string(x.shape(1)));
   const int64_t M = x.shape(0);
@@ -49,7 +50,9 @@ py::array_t<float> matmul_op(const FloatArray& x, const Matrix& w, const py::obj
   const NativeCall call;
   const Context context{table_of(isa), default_pool()};
   MatmulWorkspace workspace(context, M, w.K());
-  matmul(context, workspace, x_data, M, w.K(), w, bias_data, y_data, w.N());
+  const std::shared_ptr<const Matrix> stack[] = {matrix};
+  matmul(context, workspace, {.x = x_data, .rows = M, .stride = w.K()}, stack, bias_data,
+         {.y = y_data, .stride = w.N()});
   return y;
 }
 
@@ -70,8 +73,9 @@ py::array_t<float> by_row(const FloatArray& x, const std::string& isa, Function&
 py::array_t<float> activation_op(const FloatArray& x, const std::string& name, const std::string& isa) {
   const Activation activation = activation_from_name(name);
   return by_row(x, isa, [&](const KernelTable& t, const float* from, float* to, int64_t n) {
-    const Context context{t, default_pool()};
-    activate(context, activation, false, from, 1, n, n, to, n);
+    const ActivationKernel kernel = activation_kernel(t, activation);
+    default_pool().parallel_for(
+        n, 1024, [&](int64_t begin, int64_t end, int) { kernel(from + begin, nullptr, to + begin, end - begin); });
   });
 }
 

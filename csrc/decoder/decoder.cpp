@@ -14,8 +14,7 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
   const int64_t H = s.hidden_size, up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
   embedding_ = matrix("embedding", s.vocab_size, H);
   if (s.learned_positions) position_embedding_ = matrix("position_embedding", s.max_position_embeddings, H);
-  final_norm_ = vector("final_norm", H, true);
-  final_norm_bias_ = vector("final_norm_bias", H, false);
+  final_norm_ = norm("final_norm");
   lm_head_ = s.tie_word_embeddings ? embedding_ : matrix("lm_head", s.vocab_size, H);
   lm_head_bias_ = vector("lm_head_bias", s.vocab_size, false);
   if (!s.alibi_slopes.empty()) slopes_ = backend_->take_vector(s.alibi_slopes.data(), s.num_heads);
@@ -23,20 +22,16 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
     const std::string p = "layers." + std::to_string(i) + ".";
     const std::string up = p + (s.gated_mlp ? "gate_up" : "up");
     layers_.push_back({
-        .attention_norm = vector(p + "attention_norm", H, true),
-        .attention_norm_bias = vector(p + "attention_norm_bias", H, false),
+        .attention_norm = norm(p + "attention_norm"),
+        .attention_post_norm = s.post_norms ? norm(p + "attention_post_norm") : NormWeights{},
+        .mlp_norm = norm(p + "mlp_norm"),
+        .mlp_post_norm = s.post_norms ? norm(p + "mlp_post_norm") : NormWeights{},
         .qkv = matrix(p + "qkv", s.qkv_size(), H),
         .qkv_bias = vector(p + "qkv_bias", s.qkv_size(), false),
         .q_norm = s.qk_norm ? vector(p + "q_norm", s.head_dim, true) : nullptr,
         .k_norm = s.qk_norm ? vector(p + "k_norm", s.head_dim, true) : nullptr,
         .attention_output = matrix(p + "attention_output", H, s.attention_size()),
         .attention_output_bias = vector(p + "attention_output_bias", H, false),
-        .attention_post_norm = s.post_norms ? vector(p + "attention_post_norm", H, true) : nullptr,
-        .attention_post_norm_bias = s.post_norms ? vector(p + "attention_post_norm_bias", H, false) : nullptr,
-        .mlp_post_norm = s.post_norms ? vector(p + "mlp_post_norm", H, true) : nullptr,
-        .mlp_post_norm_bias = s.post_norms ? vector(p + "mlp_post_norm_bias", H, false) : nullptr,
-        .mlp_norm = vector(p + "mlp_norm", H, true),
-        .mlp_norm_bias = vector(p + "mlp_norm_bias", H, false),
         .up = matrix(up, up_rows, H),
         .up_bias = vector(up + "_bias", up_rows, false),
         .down = matrix(p + "down", H, s.intermediate_size),
@@ -97,6 +92,11 @@ const Weight* Decoder::vector(const std::string& slot, int64_t n, bool required)
   return matrix(slot, n, 1, required);
 }
 
+NormWeights Decoder::norm(const std::string& slot) const {
+  return {vector(slot, spec_.hidden_size, true), vector(slot + "_bias", spec_.hidden_size, false), spec_.norm_eps,
+          spec_.layer_norm};
+}
+
 int64_t Decoder::weight_bytes() const {
   std::set<const Weight*> seen;
   int64_t total = 0;
@@ -125,7 +125,6 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
                  "decoder: a plan needs at least one token");
   const DecoderSpec& s = spec_;
-  const int64_t up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
   memory_.reset();
   int64_t floats = 0;
   const auto reserve = [&](int64_t rows, int64_t columns) {
@@ -135,7 +134,7 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   };
   const int64_t x = reserve(max_tokens, s.hidden_size), normed = reserve(max_tokens, s.hidden_size);
   const int64_t qkv = reserve(max_tokens, s.qkv_size()), attention = reserve(max_tokens, s.attention_size());
-  const int64_t mlp = reserve(max_tokens, up_rows), activated = reserve(max_tokens, s.intermediate_size);
+  const int64_t activated = reserve(max_tokens, s.intermediate_size);
   const int64_t head = reserve(max_logit_rows, s.hidden_size), out = reserve(max_logit_rows, s.vocab_size);
   memory_ = backend_->allocate(checked_mul(floats, 4));
   float* base = memory_->floats();
@@ -143,23 +142,18 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   normed_ = base + normed;
   qkv_ = base + qkv;
   attention_ = base + attention;
-  mlp_ = base + mlp;
   activated_ = base + activated;
   head_rows_ = base + head;
   logits_ = base + out;
   max_tokens_ = max_tokens;
   max_logit_rows_ = max_logit_rows;
   const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
-  const StepLimits limits{std::max(max_tokens, max_logit_rows), widest, s.num_heads, s.head_dim, max_model_len};
+  const StepLimits limits{.max_tokens = std::max(max_tokens, max_logit_rows),
+                          .max_columns = widest,
+                          .num_heads = s.num_heads,
+                          .head_dim = s.head_dim,
+                          .max_model_len = max_model_len};
   activation_bytes_ = memory_->size() + backend_->plan(limits);
-}
-
-void Decoder::norm(const float* x, int64_t T, const Weight* weight, const Weight* bias, float* y) {
-  if (spec_.layer_norm) {
-    backend_->layer_norm(x, T, *weight, bias, spec_.norm_eps, y);
-  } else {
-    backend_->rms_norm(x, T, *weight, spec_.norm_eps, y);
-  }
 }
 
 void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns) {
@@ -188,16 +182,16 @@ void Decoder::forward(const Batch& batch, KvCache& cache, const Poll& poll) {
     if (poll) poll();
     run_layer(i, batch, cache);
   }
-  norm(x_, T, final_norm_, final_norm_bias_, normed_);
+  backend_->norm(x_, T, final_norm_, normed_);
   probe("final_norm", -1, normed_, T, H);
 }
 
 // x_ += x W^T + bias, normed first where there is a post-norm.
-void Decoder::add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const Weight* post_norm,
-                             const Weight* post_norm_bias) {
-  if (!post_norm) return backend_->linear_residual(x, T, w, bias, x_);
-  backend_->linear(x, T, w, bias, normed_);
-  norm(normed_, T, post_norm, post_norm_bias, normed_);
+void Decoder::add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias,
+                             const NormWeights& post_norm) {
+  if (!post_norm.weight) return backend_->linear_residual({x, T}, w, bias, x_);
+  backend_->linear({x, T}, w, bias, normed_);
+  backend_->norm(normed_, T, post_norm, normed_);
   backend_->add(normed_, T, spec_.hidden_size, x_);
 }
 
@@ -205,9 +199,12 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   const DecoderSpec& s = spec_;
   const Layer& w = layers_[index];
   const int64_t T = batch.tokens, H = s.hidden_size, half = static_cast<int64_t>(s.rope_inv_freq.size());
-  norm(x_, T, w.attention_norm, w.attention_norm_bias, normed_);
-  probe("attention_norm", index, normed_, T, H);
-  backend_->linear(normed_, T, *w.qkv, w.qkv_bias, qkv_);
+  const Rows attention_rows{x_, T, &w.attention_norm, normed_}, mlp_rows{x_, T, &w.mlp_norm, normed_};
+  if (probe_) {
+    backend_->norm(x_, T, w.attention_norm, normed_);
+    probe("attention_norm", index, normed_, T, H);
+  }
+  backend_->linear(attention_rows, *w.qkv, w.qkv_bias, qkv_);
   probe("qkv", index, qkv_, T, s.qkv_size());
   backend_->prepare_qkv(qkv_, T, s.num_heads, w.q_norm, w.k_norm, s.norm_eps, half, s.rope_interleaved,
                         s.attention_scale, cache.layout(), cache.keys(index), cache.values(index), batch.slices);
@@ -215,17 +212,20 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   backend_->attend(qkv_, s.num_heads, cache.layout(), cache.keys(index), cache.values(index), batch.slices, w.attention,
                    attention_);
   probe("attention", index, attention_, T, s.attention_size());
-  add_projection(attention_, T, *w.attention_output, w.attention_output_bias, w.attention_post_norm,
-                 w.attention_post_norm_bias);
+  add_projection(attention_, T, *w.attention_output, w.attention_output_bias, w.attention_post_norm);
   probe("attention_residual", index, x_, T, H);
 
-  norm(x_, T, w.mlp_norm, w.mlp_norm_bias, normed_);
-  probe("mlp_norm", index, normed_, T, H);
-  backend_->linear(normed_, T, *w.up, w.up_bias, mlp_);
-  probe(s.gated_mlp ? "gate_up" : "up", index, mlp_, T, w.up->rows());
-  backend_->activate(s.activation, s.gated_mlp, mlp_, T, s.intermediate_size, activated_);
+  if (probe_) {
+    const int64_t up_rows = w.up->rows();
+    backend_->norm(x_, T, w.mlp_norm, normed_);
+    probe("mlp_norm", index, normed_, T, H);
+    const std::unique_ptr<DeviceBuffer> up = backend_->allocate(checked_mul(T * up_rows, 4));
+    backend_->linear(mlp_rows, *w.up, w.up_bias, up->floats());
+    probe(s.gated_mlp ? "gate_up" : "up", index, up->floats(), T, up_rows);
+  }
+  backend_->linear_activated(mlp_rows, *w.up, w.up_bias, s.activation, s.gated_mlp, activated_);
   probe("activation", index, activated_, T, s.intermediate_size);
-  add_projection(activated_, T, *w.down, w.down_bias, w.mlp_post_norm, w.mlp_post_norm_bias);
+  add_projection(activated_, T, *w.down, w.down_bias, w.mlp_post_norm);
   probe("output", index, x_, T, H);
 }
 
@@ -233,7 +233,7 @@ const float* Decoder::logits(const int32_t* rows, int64_t count) {
   check_argument(count >= 1 && count <= max_logit_rows_, "decoder: logits of " + std::to_string(count) +
                                                              " rows, planned for " + std::to_string(max_logit_rows_));
   backend_->gather_rows(normed_, rows, count, spec_.hidden_size, head_rows_);
-  backend_->linear(head_rows_, count, *lm_head_, lm_head_bias_, logits_);
+  backend_->linear({head_rows_, count}, *lm_head_, lm_head_bias_, logits_);
   if (spec_.logit_softcap > 0) backend_->softcap(logits_, count * spec_.vocab_size, spec_.logit_softcap);
   probe("logits", -1, logits_, count, spec_.vocab_size);
   return logits_;

@@ -56,17 +56,17 @@ class Decoder {
 
  private:
   struct Layer {
-    const Weight *attention_norm, *attention_norm_bias, *qkv, *qkv_bias, *q_norm, *k_norm, *attention_output,
-        *attention_output_bias, *attention_post_norm, *attention_post_norm_bias, *mlp_post_norm, *mlp_post_norm_bias,
-        *mlp_norm, *mlp_norm_bias, *up, *up_bias, *down, *down_bias;
+    NormWeights attention_norm, attention_post_norm, mlp_norm,
+        mlp_post_norm;  // post: without weights where there is none
+    const Weight *qkv, *qkv_bias, *q_norm, *k_norm, *attention_output, *attention_output_bias, *up, *up_bias, *down,
+        *down_bias;
     LayerAttention attention;
   };
   const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
   const Weight* vector(const std::string& slot, int64_t n, bool required) const;
   void check_spec() const;
-  void norm(const float* x, int64_t T, const Weight* weight, const Weight* bias, float* y);
-  void add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const Weight* post_norm,
-                      const Weight* post_norm_bias);
+  NormWeights norm(const std::string& slot) const;
+  void add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const NormWeights& post_norm);
   void run_layer(int64_t index, const Batch& batch, KvCache& cache);
   void probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns);
 
@@ -75,12 +75,12 @@ class Decoder {
   Weights weights_;
   std::vector<Layer> layers_;
   std::shared_ptr<Weight> slopes_;
-  const Weight *embedding_ = nullptr, *position_embedding_ = nullptr, *final_norm_ = nullptr,
-               *final_norm_bias_ = nullptr, *lm_head_ = nullptr, *lm_head_bias_ = nullptr;
+  const Weight *embedding_ = nullptr, *position_embedding_ = nullptr, *lm_head_ = nullptr, *lm_head_bias_ = nullptr;
+  NormWeights final_norm_;
   int64_t max_tokens_ = 0, max_logit_rows_ = 0, activation_bytes_ = 0;
   std::unique_ptr<DeviceBuffer> memory_;
-  float *x_ = nullptr, *normed_ = nullptr, *qkv_ = nullptr, *attention_ = nullptr, *mlp_ = nullptr,
-        *activated_ = nullptr, *head_rows_ = nullptr, *logits_ = nullptr;
+  float *x_ = nullptr, *normed_ = nullptr, *qkv_ = nullptr, *attention_ = nullptr, *activated_ = nullptr,
+        *head_rows_ = nullptr, *logits_ = nullptr;
   Probe probe_;
 };
 

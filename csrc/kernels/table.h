@@ -77,6 +77,7 @@ struct MatmulArgs {
   int64_t xf_stride;
   float* y;
   int64_t y_stride;
+  int64_t y_begin;    // the column that y begins at
   const float* bias;  // or null
   int64_t panel_begin;
   int64_t panel_end;

@@ -1,36 +1,69 @@
 #pragma once
-// y = x W^T (+ bias): x [M, K] float32, W [N, K] packed, y [M, N] float32.
-// For integer formats a row of x is quantised to int8 with one scale per group of k (Matrix::activation_group), so a
-// row's result depends on that row and W alone.
+// Products of float32 rows x [M, K] with a packed weight W [N, K], and what stands before and after them in a layer: a
+// norm of x, a bias, an activation, a sum. A row's result depends on that row and W alone.
+//
+// For integer formats a row of x is quantised to int8 with one scale per group of k (Matrix::activation_group), or,
+// with InputType::kFloat32, stays as it is and meets the exact values of the weights: slow, to compare with.
 
+#include <array>
 #include <cstdint>
+#include <memory>
+#include <span>
 
 #include "base/buffer.h"
 #include "ops/context.h"
+#include "ops/rows.h"
 #include "quant/matrix.h"
 
 namespace llmcore {
+
+/// A weight: matrices of one K, one below another.
+using Stack = std::span<const std::shared_ptr<const Matrix>>;
+
+enum class InputType : int { kInt8, kFloat32 };
+
+struct MatmulInput {
+  const float* x = nullptr;
+  int64_t rows = 0;
+  int64_t stride = 0;          // in elements
+  const Norm* norm = nullptr;  // of each row; null: none
+  float* normed = nullptr;     // with a norm: [rows, K], where the normed rows may be kept
+};
+
+/// y = f(x W^T + bias), y [M, N]; f is the identity unless an activation is given.
+struct MatmulOutput {
+  float* y = nullptr;
+  int64_t stride = 0;                     // in elements
+  bool add = false;                       // y += instead
+  ActivationKernel activation = nullptr;  // not with `add`
+  // y [M, N / 2] = activation(first half of the rows of W) * second half. The halves are two matrices, or one.
+  bool gated = false;
+};
 
 /// Memory a product needs beside its operands, planned once so that generation allocates nothing.
 class MatmulWorkspace {
  public:
   MatmulWorkspace() = default;
-  MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k);
+  MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k, InputType input_type = InputType::kInt8);
   bool fits(int64_t rows, int64_t k) const { return rows <= max_rows_ && k <= max_k_; }
-  int64_t nbytes() const { return codes_.size() + scales_.size() + sums_.size() + ordered_.size() + scratch_.size(); }
-  int64_t max_rows() const { return max_rows_; }
+  int64_t nbytes() const;
 
  private:
-  friend void matmul(const Context&, MatmulWorkspace&, const float*, int64_t, int64_t, const Matrix&, const float*,
-                     float*, int64_t);
-  int64_t max_rows_ = 0, max_k_ = 0, stride_ = 0, groups_ = 0, scratch_stride_ = 0;
-  Buffer codes_, scales_, sums_;
-  Buffer ordered_;  // of each thread: a row in the order of the weights' columns
-  Buffer scratch_;
+  friend class MatmulCall;
+  struct Codes {
+    Buffer codes, scales, sums;
+  };
+  int64_t max_rows_ = 0, max_k_ = 0, stride_ = 0, scratch_stride_ = 0;
+  std::array<Codes, 2> inputs_;  // of the two halves of a gated product, where they want different groups
+  Buffer row_;                   // of each thread: a row normed, and one in the order of the weights' columns
+  Buffer scratch_, tile_;        // of each thread
+  InputType input_type_ = InputType::kInt8;
+  Buffer values_;  // of each thread: a row and a panel of weights as float32
 };
 
-/// Strides in elements. `bias` [N] or null. Throws ArgumentError when the workspace is too small.
-void matmul(const Context& context, MatmulWorkspace& workspace, const float* x, int64_t M, int64_t x_stride,
-            const Matrix& w, const float* bias, float* y, int64_t y_stride);
+/// `bias` [N] or null. Throws ArgumentError when the workspace is too small or the halves of a gated product are cut
+/// otherwise.
+void matmul(const Context& context, MatmulWorkspace& workspace, const MatmulInput& input, Stack w, const float* bias,
+            const MatmulOutput& output);
 
 }  // namespace llmcore

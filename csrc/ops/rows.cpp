@@ -31,40 +31,18 @@ Activation activation_from_name(const std::string& name) {
   throw ArgumentError("activation must be one of silu, gelu, gelu_tanh, relu, relu2, got '" + name.substr(0, 40) + "'");
 }
 
-void rms_norm(const Context& context, const float* x, int64_t T, int64_t x_stride, const float* weight, int64_t n,
-              float eps, float* y, int64_t y_stride) {
-  for_rows(context, T, n, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) context.table.rms_norm(x + t * x_stride, weight, eps, y + t * y_stride, n);
-  });
+ActivationKernel activation_kernel(const KernelTable& table, Activation activation) {
+  return activation == Activation::kSilu       ? table.silu
+         : activation == Activation::kGelu     ? table.gelu
+         : activation == Activation::kGeluTanh ? table.gelu_tanh
+         : activation == Activation::kRelu     ? table.relu
+                                               : table.relu2;
 }
 
-void layer_norm(const Context& context, const float* x, int64_t T, int64_t x_stride, const float* weight,
-                const float* bias, int64_t n, float eps, float* y, int64_t y_stride) {
+void norm_rows(const Context& context, const float* x, int64_t T, int64_t x_stride, const Norm& norm, int64_t n,
+               float* y, int64_t y_stride) {
   for_rows(context, T, n, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      context.table.layer_norm(x + t * x_stride, weight, bias, eps, y + t * y_stride, n);
-    }
-  });
-}
-
-void activate(const Context& context, Activation activation, bool gated, const float* x, int64_t T, int64_t x_stride,
-              int64_t n, float* y, int64_t y_stride) {
-  const KernelTable& table = context.table;
-  const auto kernel = activation == Activation::kSilu       ? table.silu
-                      : activation == Activation::kGelu     ? table.gelu
-                      : activation == Activation::kGeluTanh ? table.gelu_tanh
-                      : activation == Activation::kRelu     ? table.relu
-                                                            : table.relu2;
-  // Columns are shared out in blocks as well, for a single row may be long.
-  constexpr int64_t kBlock = 1024;
-  const int64_t blocks = (n + kBlock - 1) / kBlock;
-  for_rows(context, T * blocks, kBlock, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / blocks, column = i % blocks * kBlock;
-      const int64_t width = column + kBlock < n ? kBlock : n - column;
-      const float* row = x + t * x_stride + column;
-      kernel(row, gated ? row + n : nullptr, y + t * y_stride + column, width);
-    }
+    for (int64_t t = begin; t < end; ++t) norm.row(context.table, x + t * x_stride, y + t * y_stride, n);
   });
 }
 

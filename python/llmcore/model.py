@@ -242,6 +242,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     dtype: str = "auto",
+    activations: str = "int8",
     progress: bool = True,
     check_finite: bool = False,
     calibration: Sequence[str | Sequence[int]] | None = None,
@@ -252,6 +253,8 @@ def load(
         quantised keeps its exact values, and can't be quantised again.
     device: "auto" or "cpu". threads: 1 to 1024 (default: all usable cores); no result depends on it.
     dtype: type of the float weights: "auto" (as stored), "float32", "bfloat16", "float16".
+    activations: what feeds quantised weights: "int8", with a scale for each token and group, or "float32", as they are:
+        slow, to see what rounding the weights alone does.
     check_finite: look at every weight and raise NumericError for the tensor with a NaN or infinity; otherwise such a
         model loads, and raises NumericError for the request whose logits it breaks.
 
@@ -270,6 +273,8 @@ def load(
 
     if device not in ("auto", "cpu"):
         raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
+    if activations not in ("int8", "float32"):
+        raise ArgumentError(f"activations must be int8 or float32, got {escape(activations)}")
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
         if is_packed(checkpoint.config):
@@ -277,7 +282,8 @@ def load(
             packed = PackedCheckpoint(checkpoint)
             tokenizer = _load_tokenizer(checkpoint.tokenizer_path, packed.spec)
             weights = packed.load(progress)
-            return _make(packed.spec, weights, tokenizer, checkpoint, checkpoint.fingerprint[:32], threads)
+            fingerprint = checkpoint.fingerprint[:32]
+            return _make(packed.spec, weights, tokenizer, checkpoint, fingerprint, threads, activations)
         binding = bind(checkpoint)
         tokenizer = _load_tokenizer(checkpoint.tokenizer_path, binding.spec)
         inputs = None
@@ -292,7 +298,7 @@ def load(
         fingerprint = _fingerprint(checkpoint.fingerprint, recipe, floats)
         if inputs:
             fingerprint = _fingerprint(fingerprint, recipe, inputs.digest())
-        return _make(binding.spec, weights, tokenizer, checkpoint, fingerprint, threads)
+        return _make(binding.spec, weights, tokenizer, checkpoint, fingerprint, threads, activations)
 
 
 def _pack(packer: Packer, progress: bool) -> dict[str, Weight]:
@@ -418,6 +424,7 @@ def _make(
     checkpoint: Checkpoint | None,
     fingerprint: str,
     threads: int | None,
+    activations: str = "int8",
 ) -> Model:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
         raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
@@ -433,7 +440,9 @@ def _make(
         "logit_softcap": spec.logit_softcap or 0.0,
         "alibi_slopes": list(spec.alibi_slopes or ()),
     }
-    core = _core.Model(native, weights, threads)
+    core = _core.Model(native, weights, threads, activations == "float32")
+    if activations != "int8":
+        fingerprint = _fingerprint(fingerprint, activations)
     kv_dtype = _kv_dtype({matrix.format for weight in weights.values() for matrix in matrices_of(weight)})
     model = Model(
         core,
@@ -453,17 +462,16 @@ def _kv_dtype(formats: set[str]) -> str:
     return "f32" if formats == {"f32"} else "f16"
 
 
-def _fingerprint(checkpoint: str, recipe: QuantConfig | None, floats: str | None) -> str:
-    text = repr((checkpoint, recipe, floats))
+def _fingerprint(checkpoint: str, *made: object) -> str:
+    text = repr((checkpoint, *made))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:
-    up = spec.intermediate_size * (2 if spec.gated_mlp else 1)
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + up + spec.intermediate_size
-    per_token += widest + widest // 4 + widest // 8 + spec.head_dim
+    per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + spec.intermediate_size
+    per_token += 2 * (widest // 4 + widest // 8) + spec.head_dim
     return 4 * (tokens * per_token + rows * (spec.hidden_size + spec.vocab_size))
 
 

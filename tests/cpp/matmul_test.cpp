@@ -3,8 +3,10 @@
 
 #include <cmath>
 
+#include "base/error.h"
 #include "cases.h"
 #include "guarded.h"
+#include "ops/matmul.h"
 #include "quant/matrix.h"
 #include "random.h"
 
@@ -335,5 +337,126 @@ TEST(matmul, a_row_does_not_depend_on_the_rows_beside_it) {
         CHECK(same_bits(y.data(), all.data() + m * (w.N() + 1), w.N()));
       }
     }
+  }
+}
+
+// --- ops/matmul.h: what stands before and after a product ------------------------------------------------------------
+
+namespace {
+
+std::vector<float> random_floats(int64_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = static_cast<float>(random.integer(-1000, 1000)) / 300.0f;
+  return values;
+}
+
+// The steps one by one, on rows of their own.
+struct Steps {
+  const Context& context;
+  Stack w;
+  const Norm* norm;
+  const float* bias;
+
+  std::vector<float> product(const std::vector<float>& x, int64_t M) const {
+    const int64_t K = w[0]->K();
+    std::vector<float> y, normed(x);
+    for (int64_t m = 0; norm && m < M; ++m) norm->row(context.table, x.data() + m * K, normed.data() + m * K, K);
+    for (int64_t m = 0; m < M; ++m) {
+      const float* own_bias = bias;
+      for (const auto& part : w) {
+        std::vector<float> row(static_cast<size_t>(part->N()));
+        MatmulWorkspace workspace(context, 1, K);
+        matmul(context, workspace, {.x = normed.data() + m * K, .rows = 1, .stride = K}, {&part, 1}, own_bias,
+               {.y = row.data(), .stride = part->N()});
+        y.insert(y.end(), row.begin(), row.end());
+        if (own_bias) own_bias += part->N();
+      }
+    }
+    return y;
+  }
+};
+
+}  // namespace
+
+TEST(matmul, fused_steps_give_the_bits_of_steps_one_by_one) {
+  const auto make = [](const WeightType& type, const Shape& shape) {
+    return std::make_shared<const Matrix>(random_matrix(type, shape));
+  };
+  const WeightType int4{Format::kInt4, 32, Element::kF16}, int6{Format::kInt6, 16, Element::kInt8},
+      f32{Format::kF32, 0, Element::kF32}, f16{Format::kF16, 0, Element::kF32}, int8{Format::kInt8, 0, Element::kF32};
+  constexpr int64_t K = 96;
+  const std::vector<std::vector<std::shared_ptr<const Matrix>>> stacks = {
+      {make(int8, {64, K})},
+      {make(int4, {74, K})},  // halves that end within a panel
+      {make(f32, {90, K})},
+      {make(int4, {37, K}), make(int4, {37, K})},
+      {make(int6, {37, K}), make(int4, {37, K})},  // that want different groups
+      {make(f16, {40, K}), make(int8, {40, K})},
+      {make(int4, {2400, K})},
+  };
+  ThreadPool pool(2);
+  const std::vector<float> weight = random_floats(K, 1), norm_bias = random_floats(K, 2);
+  for (const std::string& isa : available_isas()) {
+    NOTE(isa);
+    const Context context{kernels_named(isa), pool};
+    for (size_t i = 0; i < stacks.size(); ++i) {
+      for (const int64_t M : {1, 3, 9, 520}) {
+        NOTE("stack " + std::to_string(i) + ", rows " + std::to_string(M));
+        const Stack w = stacks[i];
+        int64_t N = 0;
+        for (const auto& part : w) N += part->N();
+        if (N > 100 && M > 9) continue;
+        const std::vector<float> x = random_floats(M * K, 3), bias = random_floats(N, 4),
+                                 before = random_floats(M * N, 5);
+        for (const bool normed : {false, true}) {
+          const Norm norm{weight.data(), norm_bias.data(), 1e-5f, true};
+          const Steps steps{context, w, normed ? &norm : nullptr, bias.data()};
+          const std::vector<float> product = steps.product(x, M);
+          std::vector<float> memory(static_cast<size_t>(M * K));
+          const MatmulInput input{x.data(), M, K, steps.norm, memory.data()};
+          MatmulWorkspace workspace(context, M, K);
+
+          std::vector<float> y(static_cast<size_t>(M * N));
+          matmul(context, workspace, input, w, bias.data(), {.y = y.data(), .stride = N});
+          CHECK(same_bits(y.data(), product.data(), M * N));
+
+          std::vector<float> sum = before, expected = before;
+          matmul(context, workspace, input, w, bias.data(), {.y = sum.data(), .stride = N, .add = true});
+          context.table.add(product.data(), expected.data(), M * N);
+          CHECK(same_bits(sum.data(), expected.data(), M * N));
+
+          const int64_t half = N / 2;
+          std::vector<float> gated(static_cast<size_t>(M * half)), gate(gated);
+          matmul(context, workspace, input, w, bias.data(),
+                 {.y = gated.data(), .stride = half, .activation = context.table.silu, .gated = true});
+          for (int64_t m = 0; m < M; ++m) {
+            context.table.silu(product.data() + m * N, product.data() + m * N + half, gate.data() + m * half, half);
+          }
+          CHECK(same_bits(gated.data(), gate.data(), M * half));
+
+          std::vector<float> activated(product.size()), each(product.size());
+          matmul(context, workspace, input, w, bias.data(),
+                 {.y = activated.data(), .stride = N, .activation = context.table.gelu});
+          context.table.gelu(product.data(), nullptr, each.data(), M * N);
+          CHECK(same_bits(activated.data(), each.data(), M * N));
+        }
+      }
+    }
+  }
+}
+
+TEST(matmul, a_gated_product_wants_two_halves) {
+  const auto part = [](int64_t N) {
+    return std::make_shared<const Matrix>(random_matrix({Format::kInt4, 32, Element::kF16}, {N, 32}));
+  };
+  ThreadPool pool(1);
+  const Context context{scalar_table(), pool};
+  const std::vector<std::shared_ptr<const Matrix>> odd = {part(7)}, unequal = {part(6), part(8)};
+  std::vector<float> x(32), y(32);
+  MatmulWorkspace workspace(context, 1, 32);
+  for (const Stack w : {Stack(odd), Stack(unequal)}) {
+    CHECK_THROWS(ArgumentError, matmul(context, workspace, {.x = x.data(), .rows = 1, .stride = 32}, w, nullptr,
+                                       {.y = y.data(), .stride = 32, .activation = context.table.silu, .gated = true}));
   }
 }

@@ -116,7 +116,7 @@ LLMCORE_INLINE F32x16 load_scales(const llmcore::MatmulArgs& a, int64_t panel, i
 LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64_t panel, F32x16 y) {
   const int64_t n = panel * 16;
   if (a.bias) y = add(y, load_first(a.bias + n, a.N - n));
-  store_first(a.y + m * a.y_stride + n, y, a.N - n);
+  store_first(a.y + m * a.y_stride + n - a.y_begin, y, a.N - n);
 }
 
 // What belongs to a group of a panel beside its scales.
