@@ -110,6 +110,9 @@ class Backend {
   /// y = f(x W^T + bias) or, gated, f of the first half of the columns times the second half.
   virtual void linear_activated(const Rows& x, const Weight& w, const Weight* bias, Activation activation, bool gated,
                                 float* y) = 0;
+  /// Of each row of y = softcap(x W^T + bias), of its first `columns`, the largest; softcap 0: none. In host memory.
+  virtual void linear_largest(const Rows& x, const Weight& w, const Weight* bias, float softcap, int64_t columns,
+                              LargestColumn* largest) = 0;
   /// y += x, both [T, n].
   virtual void add(const float* x, int64_t T, int64_t n, float* y) = 0;
   /// x *= factor, n elements.

@@ -99,6 +99,10 @@ class CpuBackend final : public Backend {
               .activation = activation_kernel(context_.table, activation),
               .gated = gated});
   }
+  void linear_largest(const Rows& x, const Weight& w, const Weight* bias, float softcap, int64_t columns,
+                      LargestColumn* largest) override {
+    multiply(x, w, bias, {.largest = largest, .columns = columns, .softcap = softcap});
+  }
   void add(const float* x, int64_t T, int64_t n, float* y) override { add_rows(context_, x, T, n, n, y, n); }
   void scale(float* x, int64_t n, float factor) override {
     pool_.parallel_for(n, 4096,

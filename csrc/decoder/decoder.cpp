@@ -229,14 +229,23 @@ void Decoder::run_layer(int64_t index, const Batch& batch, KvCache& cache) {
   probe("output", index, x_, T, H);
 }
 
-const float* Decoder::logits(const int32_t* rows, int64_t count) {
+Rows Decoder::head_rows(const int32_t* rows, int64_t count) {
   check_argument(count >= 1 && count <= max_logit_rows_, "decoder: logits of " + std::to_string(count) +
                                                              " rows, planned for " + std::to_string(max_logit_rows_));
   backend_->gather_rows(normed_, rows, count, spec_.hidden_size, head_rows_);
-  backend_->linear({head_rows_, count}, *lm_head_, lm_head_bias_, logits_);
+  return {head_rows_, count};
+}
+
+const float* Decoder::logits(const int32_t* rows, int64_t count) {
+  backend_->linear(head_rows(rows, count), *lm_head_, lm_head_bias_, logits_);
   if (spec_.logit_softcap > 0) backend_->softcap(logits_, count * spec_.vocab_size, spec_.logit_softcap);
   probe("logits", -1, logits_, count, spec_.vocab_size);
   return logits_;
+}
+
+void Decoder::largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumn* largest) {
+  const Rows from = head_rows(rows, count);
+  backend_->linear_largest(from, *lm_head_, lm_head_bias_, spec_.logit_softcap, columns, largest);
 }
 
 }  // namespace llmcore

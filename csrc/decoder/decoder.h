@@ -52,6 +52,9 @@ class Decoder {
   /// Logits [count, vocab] of rows of the last forward(), in the backend's memory; count <= max_logit_rows.
   const float* logits(const int32_t* rows, int64_t count);
 
+  /// Of each of those rows the largest logit of the first `columns`; no logits are written.
+  void largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumn* largest);
+
   void set_probe(Probe probe) { probe_ = std::move(probe); }
 
  private:
@@ -67,6 +70,7 @@ class Decoder {
   void check_spec() const;
   NormWeights norm(const std::string& slot) const;
   void add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const NormWeights& post_norm);
+  Rows head_rows(const int32_t* rows, int64_t count);
   void run_layer(int64_t index, const Batch& batch, KvCache& cache);
   void probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns);
 

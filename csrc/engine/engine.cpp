@@ -43,7 +43,8 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std
     samplers_.emplace_back(kernels(), decoder_->spec().vocab_size, limits.drawable, limits.max_model_len);
   }
   running_.reserve(limits.max_batch_size + 1);
-  drawn_.reserve(limits.max_batch_size);
+  drawn_.reserve(limits.max_batch_size + extra_rows_);
+  largest_.reserve(limits.max_batch_size + extra_rows_);
   ids_.reserve(limits.max_step_tokens);
   positions_.reserve(limits.max_step_tokens);
   logit_rows_.reserve(limits.max_batch_size + extra_rows_);
@@ -168,8 +169,11 @@ void Engine::weigh_guesses(std::chrono::duration<double> step) {
 
 void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor) {
   const int64_t vocab = decoder_->spec().vocab_size, count = static_cast<int64_t>(logit_rows_.size());
-  const float* logits = decoder_->backend().read(decoder_->logits(logit_rows_.data(), count), count * vocab);
-  draw_ahead(logits, editor);
+  const float* logits = nullptr;  // [count, vocab]
+  if (!draw_largest(editor)) {
+    logits = decoder_->backend().read(decoder_->logits(logit_rows_.data(), count), count * vocab);
+    draw_ahead(logits, editor);
+  }
   for (const Rows& rows : rows_) {
     if (rows.scores) {
       score(rows, logits + rows.row * vocab, outputs);
@@ -177,6 +181,29 @@ void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor)
       sample(rows, logits + rows.row * vocab, editor, outputs);
     }
   }
+}
+
+// Where the tokens of all rows are those of the largest logits, no logits are written. Not where one isn't a number:
+// the sampler knows what to say then.
+bool Engine::draw_largest(const LogitsEditor& editor) {
+  for (const Rows& rows : rows_) {
+    const Sequence& s = *rows.sequence;
+    const Request& r = s.request;
+    const bool masked = !r.stop_ids.empty() && s.output_tokens() < r.min_tokens;
+    if (rows.scores || s.followers > 0 || (r.edits_logits && editor) || masked || !r.sampling.takes_largest()) {
+      return false;
+    }
+  }
+  const int64_t count = static_cast<int64_t>(logit_rows_.size());
+  largest_.resize(logit_rows_.size());
+  drawn_.resize(logit_rows_.size());
+  decoder_->largest_logits(logit_rows_.data(), count, limits_.drawable, largest_.data());
+  for (int64_t i = 0; i < count; ++i) {
+    if (!largest_[i].sound || largest_[i].column < 0) return false;
+    drawn_[i] = {{largest_[i].column, 0.0f, {}}, nullptr};
+  }
+  for (Rows& rows : rows_) rows.drawn = rows.row;
+  return true;
 }
 
 // Draws the tokens of sequences that have one row and nothing that must happen in order, all threads at once.
@@ -240,7 +267,7 @@ void Engine::sample(const Rows& rows, const float* logits, const LogitsEditor& e
   const std::vector<int32_t>& guesses = s.drafts.tokens();
   int64_t accepted = 0;
   for (int64_t i = 0; i < rows.rows; ++i) {
-    outputs.push_back(sample_row(s, logits + i * vocab, editor, rows.drawn < 0 ? nullptr : &drawn_[rows.drawn]));
+    outputs.push_back(sample_row(s, logits + i * vocab, editor, rows.drawn < 0 ? nullptr : &drawn_[rows.drawn + i]));
     const Output& output = outputs.back();
     if (i + 1 == rows.rows || output.token.id != guesses[i] || output.finish != FinishReason::kNone) break;
     ++accepted;

@@ -102,7 +102,7 @@ class Engine {
     Sequence* sequence;
     int64_t row, rows, position;
     bool scores;
-    int64_t drawn;  // its token in drawn_; -1: not there
+    int64_t drawn;  // its first row's token in drawn_; -1: not there
   };
   // A token that was drawn, or why it couldn't be.
   struct Drawn {
@@ -133,6 +133,7 @@ class Engine {
   void add_slice(Sequence& sequence, int64_t tokens, int64_t drafted);
   void read_rows(std::vector<Output>& outputs, const LogitsEditor& editor);
   void score(const Rows& rows, const float* logits, std::vector<Output>& outputs);
+  bool draw_largest(const LogitsEditor& editor);
   void draw_ahead(const float* logits, const LogitsEditor& editor);
   SampledToken draw(Sequence& sequence, const float* logits, Sampler& sampler);
   void sample(const Rows& rows, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs);
@@ -162,6 +163,7 @@ class Engine {
   std::vector<Sequence*> members_;
   std::vector<Rows> rows_;
   std::vector<Drawn> drawn_;
+  std::vector<LargestColumn> largest_;
   std::vector<float> edited_;
   int64_t extra_left_ = 0;
 };

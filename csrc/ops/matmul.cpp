@@ -1,6 +1,7 @@
 #include "ops/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/checked.h"
 
@@ -13,6 +14,33 @@ constexpr int64_t kPartProducts = int64_t{1} << 27;
 constexpr int64_t kPartRowProducts = int64_t{1} << 20;
 // Products that an epilogue works on are kept in a tile of each thread: so many rows by as many columns as fit.
 constexpr int64_t kTileRows = 512, kTileFloats = int64_t{1} << 17;
+
+// Takes n products into account, those from column `first` on.
+void update_largest(const float* products, int64_t n, int64_t first, int64_t columns, LargestColumn& to) {
+  constexpr int64_t kLanes = 8;
+  const int64_t counted = std::clamp(columns - first, int64_t{0}, n);
+  uint32_t unsound[kLanes] = {};
+  float tops[kLanes];
+  std::fill_n(tops, kLanes, -INFINITY);
+  const auto look = [&](int64_t i, int64_t lane) { unsound[lane] |= !(products[i] < INFINITY); };
+  int64_t i = 0;
+  for (; i + kLanes <= counted; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      look(i + lane, lane);
+      tops[lane] = products[i + lane] > tops[lane] ? products[i + lane] : tops[lane];
+    }
+  }
+  for (; i < n; ++i) {
+    look(i, 0);
+    if (i < counted && products[i] > tops[0]) tops[0] = products[i];
+  }
+  to.sound &= std::none_of(unsound, unsound + kLanes, [](uint32_t lane) { return lane != 0; });
+  const float top = *std::max_element(tops, tops + kLanes);
+  const bool ahead = to.column >= 0 && first > to.column;
+  if (!(to.column < 0 ? top > -INFINITY : ahead ? top > to.value : top >= to.value)) return;
+  to.value = top;
+  to.column = static_cast<int32_t>(first + (std::find(products, products + counted, top) - products));
+}
 
 }  // namespace
 
@@ -47,11 +75,12 @@ MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64
   scratch_stride_ = round_up(context.table.matmul_scratch_bytes(stride_), 64);
   scratch_ = Buffer(checked_mul(scratch_stride_, threads));
   tile_ = Buffer(checked_mul(kTileFloats * 4, threads));
+  largest_ = Buffer(checked_mul(max_rows * static_cast<int64_t>(sizeof(LargestColumn)), threads));
   if (input_type == InputType::kFloat32) values_ = Buffer(checked_mul((1 + kPanelRows) * stride_ * 4, threads));
 }
 
 int64_t MatmulWorkspace::nbytes() const {
-  int64_t total = values_.size() + row_.size() + scratch_.size() + tile_.size();
+  int64_t total = largest_.size() + values_.size() + row_.size() + scratch_.size() + tile_.size();
   for (const Codes& input : inputs_) total += input.codes.size() + input.scales.size() + input.sums.size();
   return total;
 }
@@ -69,14 +98,15 @@ class MatmulCall {
     int64_t begin;
     const float* bias;
   };
-  void operator()(std::span<const Run> runs, int64_t columns, float* y) {
+  void operator()(std::span<const Run> runs, int64_t columns, int64_t first_column = 0) {
+    float* y = output_.y + first_column;
     std::array<MatmulArgs, 2> args{};
     for (size_t i = 0; i < runs.size(); ++i) {
       args[i] = input_for(*runs[i].w, i);
       add_weight(*runs[i].w, args[i]);
       args[i].bias = runs[i].bias;
     }
-    const bool tiled = output_.add || output_.activation;
+    const bool tiled = output_.add || output_.activation || output_.largest;
     const int64_t quantum = context_.table.panel_quantum, M = input_.rows, panels = ceil_div(columns, kPanelRows);
     const int64_t streams = static_cast<int64_t>(runs.size());
     const int64_t products = std::min(kPartProducts / M, kPartRowProducts);
@@ -114,6 +144,12 @@ class MatmulCall {
         if (!tiled) continue;
         for (int64_t r = 0; r < rows; ++r) {
           const float *product = at[0] + r * tile_stride, *up = at[1] ? at[1] + r * tile_stride : nullptr;
+          if (output_.largest) {
+            float* row = tile + r * tile_stride;
+            if (output_.softcap > 0) context_.table.softcap(row, output_.softcap, width);
+            update_largest(row, width, first_column + first, output_.columns, largest_of(thread)[m + r]);
+            continue;
+          }
           float* to = y + (m + r) * output_.stride + first;
           if (output_.add) {
             context_.table.add(product, to, width);
@@ -126,7 +162,29 @@ class MatmulCall {
     });
   }
 
+  /// Before the first run, and what all threads found after the last.
+  void begin_largest() {
+    for (int thread = 0; thread < context_.pool.size(); ++thread) {
+      std::fill_n(largest_of(thread), input_.rows, LargestColumn{});
+    }
+  }
+  void end_largest() {
+    for (int64_t m = 0; m < input_.rows; ++m) {
+      LargestColumn& to = output_.largest[m] = LargestColumn{};
+      for (int thread = 0; thread < context_.pool.size(); ++thread) {
+        const LargestColumn& found = largest_of(thread)[m];
+        const bool sound = to.sound && found.sound;
+        if (found.column >= 0 &&
+            (to.column < 0 || found.value > to.value || (found.value == to.value && found.column < to.column))) {
+          to = found;
+        }
+        to.sound = sound;
+      }
+    }
+  }
+
  private:
+  LargestColumn* largest_of(int thread) const { return ws_.largest_.as<LargestColumn>() + thread * ws_.max_rows_; }
   bool takes_codes(const Matrix& w) const { return is_integer(w.format()) && ws_.input_type_ == InputType::kInt8; }
   void multiply(const Matrix& w, const MatmulArgs& a, int thread) const {
     const auto& kernels = context_.table.matmul;
@@ -261,7 +319,7 @@ void matmul(const Context& context, MatmulWorkspace& ws, const MatmulInput& inpu
   int64_t N = 0;
   for (const auto& part : w) N += part->N();
   const int64_t columns = output.gated ? N / 2 : N;
-  check_argument(input.rows >= 0 && input.stride >= K && output.stride >= columns,
+  check_argument(input.rows >= 0 && input.stride >= K && (output.largest || output.stride >= columns),
                  "matmul: row strides are shorter than the rows");
   check_argument(ws.fits(input.rows, K), "matmul: the workspace was planned for fewer rows or columns");
   if (input.rows == 0) return;
@@ -272,15 +330,16 @@ void matmul(const Context& context, MatmulWorkspace& ws, const MatmulInput& inpu
     const std::array<MatmulCall::Run, 2> halves{{{w[0].get(), 0, bias},
                                                  two ? MatmulCall::Run{w[1].get(), 0, bias ? bias + columns : nullptr}
                                                      : MatmulCall::Run{w[0].get(), columns, bias}}};
-    return call(halves, columns, output.y);
+    return call(halves, columns);
   }
-  float* y = output.y;
+  if (output.largest) call.begin_largest();
+  int64_t first = 0;
   for (const auto& part : w) {
-    const MatmulCall::Run run{part.get(), 0, bias};
-    call({&run, 1}, part->N(), y);
-    y += part->N();
-    if (bias) bias += part->N();
+    const MatmulCall::Run run{part.get(), 0, bias ? bias + first : nullptr};
+    call({&run, 1}, part->N(), first);
+    first += part->N();
   }
+  if (output.largest) call.end_largest();
 }
 
 }  // namespace llmcore

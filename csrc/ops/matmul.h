@@ -30,6 +30,13 @@ struct MatmulInput {
   float* normed = nullptr;     // with a norm: [rows, K], where the normed rows may be kept
 };
 
+/// The largest of a row's products, the first of equal ones.
+struct LargestColumn {
+  float value = 0.0f;
+  int32_t column = -1;  // -1: all of them are -infinity
+  bool sound = true;    // whether none is NaN or +infinity
+};
+
 /// y = f(x W^T + bias), y [M, N]; f is the identity unless an activation is given.
 struct MatmulOutput {
   float* y = nullptr;
@@ -38,6 +45,10 @@ struct MatmulOutput {
   ActivationKernel activation = nullptr;  // not with `add`
   // y [M, N / 2] = activation(first half of the rows of W) * second half. The halves are two matrices, or one.
   bool gated = false;
+  // [M]: instead of y, of the first `columns`, after softcap * tanh(product / softcap) where that isn't 0.
+  LargestColumn* largest = nullptr;
+  int64_t columns = 0;
+  float softcap = 0.0f;
 };
 
 /// Memory a product needs beside its operands, planned once so that generation allocates nothing.
@@ -57,6 +68,7 @@ class MatmulWorkspace {
   std::array<Codes, 2> inputs_;  // of the two halves of a gated product, where they want different groups
   Buffer row_;                   // of each thread: a row normed, and one in the order of the weights' columns
   Buffer scratch_, tile_;        // of each thread
+  Buffer largest_;               // of each thread and row
   InputType input_type_ = InputType::kInt8;
   Buffer values_;  // of each thread: a row and a panel of weights as float32
 };

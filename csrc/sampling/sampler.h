@@ -40,6 +40,13 @@ struct SamplerParams {
   int32_t logprobs = -1;  // alternatives to report beside the token; -1: no log-probabilities at all
   std::vector<std::pair<int32_t, float>> logit_bias;
   std::vector<int32_t> allowed;  // empty: all
+
+  /// Whether the token is that of the largest logit, and nothing else is asked about it.
+  bool takes_largest() const {
+    return temperature == 0.0f && logprobs < 0 && top_n_sigma == 0.0f && repetition_penalty == 1.0f &&
+           presence_penalty == 0.0f && frequency_penalty == 0.0f && dry_multiplier == 0.0f && banned.empty() &&
+           logit_bias.empty() && allowed.empty();
+  }
 };
 
 /// What a sampler carries from one token of a sequence to the next.

@@ -1,6 +1,7 @@
 // Matrix products: every table gives the scalar table's bits between guard pages, and the scalar table the right
 // numbers.
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -458,5 +459,57 @@ TEST(matmul, a_gated_product_wants_two_halves) {
   for (const Stack w : {Stack(odd), Stack(unequal)}) {
     CHECK_THROWS(ArgumentError, matmul(context, workspace, {.x = x.data(), .rows = 1, .stride = 32}, w, nullptr,
                                        {.y = y.data(), .stride = 32, .activation = context.table.silu, .gated = true}));
+  }
+}
+
+TEST(matmul, the_largest_of_each_row_is_found_without_writing_the_row) {
+  constexpr int64_t K = 32, M = 5;
+  ThreadPool pool(2);
+  Random random(9);
+  std::vector<std::shared_ptr<const Matrix>> stack;
+  for (const int64_t N : {300, 1021}) {  // few different rows, so that many are as large
+    Matrix w(Format::kF32, N, K, 0);
+    const std::vector<float> distinct = random_floats(7 * K, 11);
+    std::vector<float> values;
+    for (int64_t n = 0; n < N; ++n) {
+      const auto row = distinct.begin() + random.integer(0, 6) * K;
+      values.insert(values.end(), row, row + K);
+    }
+    w.set_rows(0, N, values.data(), Element::kF32, false, pool);
+    stack.push_back(std::make_shared<const Matrix>(std::move(w)));
+  }
+  constexpr int64_t N = 1321;
+  const std::vector<float> x = random_floats(M * K, 12);
+  for (const std::string& isa : available_isas()) {
+    const Context context{kernels_named(isa), pool};
+    MatmulWorkspace workspace(context, M, K);
+    for (const float bad : {0.0f, NAN, INFINITY, -INFINITY}) {
+      for (const float softcap : {0.0f, 0.25f}) {  // so small that most products become the cap itself
+        NOTE(isa + ", bias " + std::to_string(bad) + ", softcap " + std::to_string(softcap));
+        std::vector<float> bias(N), y(M * N);
+        bias[1300] = bad;
+        const MatmulInput input{.x = x.data(), .rows = M, .stride = K};
+        matmul(context, workspace, input, stack, bias.data(), {.y = y.data(), .stride = N});
+        if (softcap > 0) context.table.softcap(y.data(), softcap, M * N);
+        for (const int64_t columns : {int64_t{1}, int64_t{17}, int64_t{1305}, N}) {
+          std::vector<LargestColumn> largest(M);
+          matmul(context, workspace, input, stack, bias.data(),
+                 {.largest = largest.data(), .columns = columns, .softcap = softcap});
+          for (int64_t m = 0; m < M; ++m) {
+            const bool sound = bad == 0.0f || bad == -INFINITY || (softcap > 0 && bad == INFINITY);
+            CHECK_EQ(largest[m].sound, sound);
+            if (!sound) continue;
+            const float* row = y.data() + m * N;
+            CHECK_EQ(largest[m].column, static_cast<int32_t>(std::max_element(row, row + columns) - row));
+            CHECK_EQ(largest[m].value, row[largest[m].column]);
+          }
+        }
+      }
+    }
+    std::vector<float> bias(N, -INFINITY);
+    std::vector<LargestColumn> largest(M);
+    matmul(context, workspace, {.x = x.data(), .rows = M, .stride = K}, stack, bias.data(),
+           {.largest = largest.data(), .columns = N});
+    for (const LargestColumn& each : largest) CHECK(each.sound && each.column == -1);
   }
 }
