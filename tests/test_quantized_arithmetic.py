@@ -99,7 +99,7 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
         if recipe is None:
             tensors[name] = llmcore.ops.quantize(value, "f32")
         elif head:
-            tensors[name] = llmcore.ops.quantize(value, "int8", group_size=0)
+            tensors[name] = llmcore.ops.quantize(value, "int8" if recipe.format == "int8" else "int6")
         else:
             tensors[name] = llmcore.ops.quantize(
                 value,

@@ -26,7 +26,7 @@ from peers.compare import Row  # noqa: E402
 SHAPE = "llama-3.2-1b"
 
 # llmcore's rows: name, recipe, the llama.cpp format it stands beside. "pure": the head like the rest, as in the GGUF
-# files; without it the head is int8, llmcore's default.
+# files; without it the head is llmcore's default.
 RECIPES: list[tuple[str, dict[str, Any], str]] = [
     ("int8", {"format": "int8"}, "Q8_0"),
     ("int4", {"format": "int4"}, "Q4_0"),

@@ -76,7 +76,7 @@ class QuantConfig:
         levels of ggml's IQ4_NL, and E2M1), "ternary" (per row; two bits a weight) or "ternary_dense" (the same weights,
         three in five bits: less to read for each token, more to do for it).
     group_size: 0 for one scale per row, or 16, 32, 64, 128 (ternary_dense: 128); None for the format's default.
-    head: format of the embedding and the output head; None: int8, for they are the most sensitive.
+    head: format of the embedding and the output head, which are the most sensitive; None: int8 with int8, else int6.
     skip: names of modules that stay as stored, as the checkpoint calls them; `*` matches any text
         ("model.layers.0.*", "*.down_proj").
     scale: "max" takes each scale from the weights' magnitudes; "mse" tries some around it and takes the one with the
@@ -154,7 +154,8 @@ class QuantConfig:
                     config = replace(config, scale=self.scale, rounding=self.rounding, smoothing=self.smoothing)
                 return config.own()
         if is_head:
-            return QuantConfig(format=self.head or "int8", scale=self.scale).own()
+            head = self.head or ("int8" if self.format == "int8" else "int6")
+            return QuantConfig(format=head, scale=self.scale).own()
         return self.own()
 
     def _group(self) -> int:

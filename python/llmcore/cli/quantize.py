@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="weights of a row that share a scale: 16, 32, 64, 128"
     )
-    parser.add_argument("--head", metavar="FORMAT", help="format of embedding and output head (default: int8)")
+    parser.add_argument(
+        "--head", metavar="FORMAT", help="format of embedding and head (default: int8, below 8 bits int6)"
+    )
     parser.add_argument("--asymmetric", action="store_true", help="a zero point for each scale (int2 to int8)")
     parser.add_argument("--double-quant", action="store_true", help="int8 scales; with --asymmetric minima, as in Q4_K")
     parser.add_argument("--scale", choices=["max", "mse"], default="max", help="mse: search scales for less error")
