@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <mutex>
 
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
@@ -22,6 +23,27 @@ namespace {
 
 // A named table, or the one in use.
 const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa); }
+
+// The last call's workspace, for the next of no larger size: one of its own would be cleared before each product.
+struct SharedWorkspace {
+  static constexpr int64_t kMostBytes = 64 << 20;
+  std::mutex mutex;  // only ever tried: it may be held by a thread that a fork left behind
+  const KernelTable* table = nullptr;
+  int64_t threads = 0;
+  MatmulWorkspace workspace;
+
+  bool plan(const Context& context, int64_t rows, int64_t k) {
+    if (table == &context.table && threads == context.pool.size() && workspace.fits(rows, k)) return true;
+    workspace = MatmulWorkspace();
+    table = nullptr;
+    MatmulWorkspace wanted(context, rows, k);
+    if (wanted.nbytes() > kMostBytes) return false;
+    workspace = std::move(wanted);
+    table = &context.table;
+    threads = context.pool.size();
+    return true;
+  }
+};
 
 py::array_t<float> matmul_op(const FloatArray& x, const std::shared_ptr<Matrix>& matrix, const py::object& bias,
                              const std::string& isa, const py::object& out) {
@@ -49,9 +71,12 @@ py::array_t<float> matmul_op(const FloatArray& x, const std::shared_ptr<Matrix>&
   float* y_data = y.mutable_data();
   const NativeCall call;
   const Context context{table_of(isa), default_pool()};
-  MatmulWorkspace workspace(context, M, w.K());
+  static SharedWorkspace shared;
+  const std::unique_lock lock(shared.mutex, std::try_to_lock);
+  const bool planned = lock.owns_lock() && shared.plan(context, M, w.K());
+  MatmulWorkspace own = planned ? MatmulWorkspace() : MatmulWorkspace(context, M, w.K());
   const std::shared_ptr<const Matrix> stack[] = {matrix};
-  matmul(context, workspace, {.x = x_data, .rows = M, .stride = w.K()}, stack, bias_data,
+  matmul(context, planned ? shared.workspace : own, {.x = x_data, .rows = M, .stride = w.K()}, stack, bias_data,
          {.y = y_data, .stride = w.N()});
   return y;
 }
