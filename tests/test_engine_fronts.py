@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,7 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
     work = random_requests(3, CASES, model.spec.vocab_size)
     with llmcore.LLM(model, max_batch_size=1, enable_prefix_caching=False) as alone:
         expected = [bits(alone.generate(*one)[0]) for one in work]
+    plain = [i for i, (_, one) in enumerate(work) if one.temperature == 0 and one.repetition_penalty == 1]
     compared = 0
     settings: list[dict[str, Any]] = [
         {"max_batch_size": 2},
@@ -190,6 +192,10 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
                         for at, request in zip(order, requests, strict=True):
                             assert bits(request.result(60)) == expected[at], (threads, setting, at)
                             compared += sum(len(one[0]) for one in expected[at])
+                    # Without log-probabilities no row of logits is written: the same tokens.
+                    prompts, params = zip(*(work[at] for at in plain), strict=True)
+                    outputs = llm.generate(prompts, [replace(one, logprobs=None) for one in params])
+                    assert [output.token_ids for output in outputs] == [expected[at][0][0] for at in plain], setting
                     assert all_free(llm)
                     if "kv_cache_bytes" in setting:
                         assert llm.stats()["preemptions"] > 0
