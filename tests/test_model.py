@@ -261,10 +261,14 @@ def test_fingerprint_names_weights_and_recipe_alone(folder: Path, tmp_path: Path
 def test_plan_tells_the_bytes_that_loading_takes(folder: Path, name: str) -> None:
     settings = bits_hash.FORMATS[name]
     planned = llmcore.plan(folder, max_model_len=200, max_batch_size=3, **settings)  # type: ignore[arg-type]
-    with load(folder, **settings) as model, llmcore.LLM(model, max_model_len=200, max_batch_size=3):
+    with (
+        llmcore.load(folder, progress=False, **settings) as model,
+        llmcore.LLM(model, max_model_len=200, max_batch_size=3),
+    ):
         usage = model.memory_usage()
     assert planned.weights == usage["weights"]
     assert planned.kv_cache == usage["kv_cache"]
+    assert planned.activations == pytest.approx(usage["activations"], rel=0.05)
     assert planned.total == planned.weights + planned.kv_cache + planned.activations
     assert usage["total"] == usage["weights"] + usage["kv_cache"] + usage["activations"]
 

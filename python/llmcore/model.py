@@ -357,7 +357,7 @@ def plan(
     return Plan(
         weights=weights,
         kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
-        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size + EXTRA_LOGIT_ROWS),
+        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size + EXTRA_LOGIT_ROWS, length),
     )
 
 
@@ -467,12 +467,17 @@ def _fingerprint(checkpoint: str, *made: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int) -> int:
+def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int, length: int) -> int:
+    """What a step of so many tokens and rows of logits takes, as csrc's Decoder, MatmulWorkspace and AttentionWorkspace
+    plan it; for each thread nearly."""
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
     per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + spec.intermediate_size
     per_token += 2 * (widest // 4 + widest // 8) + spec.head_dim
-    return 4 * (tokens * per_token + rows * (spec.hidden_size + spec.vocab_size))
+    of_thread = (1 << 17) + 26 * widest + 6400 + 96 * (280 + 4 * spec.head_dim)
+    of_parts = max(1 << 20, spec.num_heads * (length // 256 + 2) * (spec.head_dim + 2))
+    floats = tokens * per_token + rows * (spec.hidden_size + spec.vocab_size)
+    return 4 * (floats + of_parts + _core.get_num_threads() * of_thread)
 
 
 def _load_tokenizer(path: Path | None, spec: DecoderSpec) -> Tokenizer | None:
