@@ -37,6 +37,7 @@ NOT_SANITIZED = ["--deselect=tests/test_llm.py::test_control_c_stops_within_200_
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 CHECKED_FLAGS = "-O1 -DNDEBUG"  # instrumented code takes twice as long to compile at -O2, and runs as long
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
+CTEST = ("--output-on-failure", "--parallel", str(os.cpu_count() or 1))
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def test(session: nox.Session) -> None:
 def cpp(session: nox.Session) -> None:
     """The C++ unit tests on this machine."""
     cmake_build(session, "cpp")
-    session.run("ctest", "--test-dir", "build/cpp", "--output-on-failure")
+    session.run("ctest", "--test-dir", "build/cpp", *CTEST)
 
 
 @nox.session
@@ -114,7 +115,7 @@ def sanitize(session: nox.Session) -> None:
         *(["-Ccmake.define.CMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []),
     )
     options = {"ASAN_OPTIONS": ASAN_OPTIONS, "UBSAN_OPTIONS": UBSAN_OPTIONS}
-    session.run("ctest", "--test-dir", "build/sanitize", "--output-on-failure", env=options)
+    session.run("ctest", "--test-dir", "build/sanitize", *CTEST, env=options)
     # The interpreter isn't instrumented, so the run-time is preloaded; libstdc++ with it, for its exceptions are
     # intercepted at start-up and the first throw would stop the process otherwise.
     libraries = ["libasan.so", "libstdc++.so.6"]

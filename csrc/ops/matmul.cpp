@@ -99,7 +99,6 @@ class MatmulCall {
     const float* bias;
   };
   void operator()(std::span<const Run> runs, int64_t columns, int64_t first_column = 0) {
-    float* y = output_.y + first_column;
     std::array<MatmulArgs, 2> args{};
     for (size_t i = 0; i < runs.size(); ++i) {
       args[i] = input_for(*runs[i].w, i);
@@ -123,7 +122,7 @@ class MatmulCall {
       float* tile = ws_.tile_.as<float>() + thread * kTileFloats;
       for (int64_t m = 0; m < M; m += row_block) {
         const int64_t rows = std::min(row_block, M - m);
-        const float* at[2] = {};
+        float* at[2] = {};
         for (int64_t i = 0; i < streams; ++i) {
           MatmulArgs share = rows_of(args[i], m, rows);
           share.scratch = ws_.scratch_.data() + thread * ws_.scratch_stride_;
@@ -135,27 +134,15 @@ class MatmulCall {
             share.y_begin = share.panel_begin * kPanelRows;
             at[i] = share.y + runs[i].begin + first - share.y_begin;
           } else {
-            share.y = y + m * output_.stride;
+            share.y = output_.y + m * output_.stride + first_column;
             share.y_stride = output_.stride;
             share.y_begin = runs[i].begin;
           }
           multiply(*runs[i].w, share, thread);
         }
-        if (!tiled) continue;
-        for (int64_t r = 0; r < rows; ++r) {
-          const float *product = at[0] + r * tile_stride, *up = at[1] ? at[1] + r * tile_stride : nullptr;
-          if (output_.largest) {
-            float* row = tile + r * tile_stride;
-            if (output_.softcap > 0) context_.table.softcap(row, output_.softcap, width);
-            update_largest(row, width, first_column + first, output_.columns, largest_of(thread)[m + r]);
-            continue;
-          }
-          float* to = y + (m + r) * output_.stride + first;
-          if (output_.add) {
-            context_.table.add(product, to, width);
-          } else {
-            output_.activation(product, up, to, width);
-          }
+        for (int64_t r = 0; tiled && r < rows; ++r) {
+          finish_row(at[0] + r * tile_stride, at[1] ? at[1] + r * tile_stride : nullptr, m + r, first_column + first,
+                     width, thread);
         }
       }
       return true;
@@ -184,6 +171,16 @@ class MatmulCall {
   }
 
  private:
+  // What becomes of row m's products from column `first` on; `up`: those of the second half.
+  void finish_row(float* products, const float* up, int64_t m, int64_t first, int64_t width, int thread) const {
+    if (output_.largest) {
+      if (output_.softcap > 0) context_.table.softcap(products, output_.softcap, width);
+      return update_largest(products, width, first, output_.columns, largest_of(thread)[m]);
+    }
+    float* y = output_.y + m * output_.stride + first;
+    if (output_.add) return context_.table.add(products, y, width);
+    output_.activation(products, up, y, width);
+  }
   LargestColumn* largest_of(int thread) const { return ws_.largest_.as<LargestColumn>() + thread * ws_.max_rows_; }
   bool takes_codes(const Matrix& w) const { return is_integer(w.format()) && ws_.input_type_ == InputType::kInt8; }
   void multiply(const Matrix& w, const MatmulArgs& a, int thread) const {

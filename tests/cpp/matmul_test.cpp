@@ -407,7 +407,7 @@ TEST(matmul, fused_steps_give_the_bits_of_steps_one_by_one) {
         const Stack w = stacks[i];
         int64_t N = 0;
         for (const auto& part : w) N += part->N();
-        if (N > 100 && M > 9) continue;
+        if (M > 9 && i > 1) continue;
         const std::vector<float> x = random_floats(M * K, 3), bias = random_floats(N, 4),
                                  before = random_floats(M * N, 5);
         for (const bool normed : {false, true}) {
