@@ -24,24 +24,23 @@ namespace {
 // A named table, or the one in use.
 const KernelTable& table_of(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa); }
 
-// The last call's workspace, for the next of no larger size: one of its own would be cleared before each product.
-struct SharedWorkspace {
+// The last call's workspace, if it isn't large, for the next that it fits: one of its own would be cleared before each
+// product.
+struct KeptWorkspace {
   static constexpr int64_t kMostBytes = 64 << 20;
   std::mutex mutex;  // only ever tried: it may be held by a thread that a fork left behind
   const KernelTable* table = nullptr;
   int64_t threads = 0;
   MatmulWorkspace workspace;
 
-  bool plan(const Context& context, int64_t rows, int64_t k) {
-    if (table == &context.table && threads == context.pool.size() && workspace.fits(rows, k)) return true;
-    workspace = MatmulWorkspace();
-    table = nullptr;
-    MatmulWorkspace wanted(context, rows, k);
-    if (wanted.nbytes() > kMostBytes) return false;
-    workspace = std::move(wanted);
-    table = &context.table;
-    threads = context.pool.size();
-    return true;
+  MatmulWorkspace& plan(const Context& context, int64_t rows, int64_t k) {
+    if (table != &context.table || threads != context.pool.size() || !workspace.fits(rows, k)) {
+      workspace = MatmulWorkspace();
+      workspace = MatmulWorkspace(context, rows, k);
+      table = &context.table;
+      threads = context.pool.size();
+    }
+    return workspace;
   }
 };
 
@@ -71,13 +70,14 @@ py::array_t<float> matmul_op(const FloatArray& x, const std::shared_ptr<Matrix>&
   float* y_data = y.mutable_data();
   const NativeCall call;
   const Context context{table_of(isa), default_pool()};
-  static SharedWorkspace shared;
-  const std::unique_lock lock(shared.mutex, std::try_to_lock);
-  const bool planned = lock.owns_lock() && shared.plan(context, M, w.K());
-  MatmulWorkspace own = planned ? MatmulWorkspace() : MatmulWorkspace(context, M, w.K());
+  static KeptWorkspace kept;
+  const std::unique_lock lock(kept.mutex, std::try_to_lock);
+  MatmulWorkspace own = lock.owns_lock() ? MatmulWorkspace() : MatmulWorkspace(context, M, w.K());
+  MatmulWorkspace& workspace = lock.owns_lock() ? kept.plan(context, M, w.K()) : own;
   const std::shared_ptr<const Matrix> stack[] = {matrix};
-  matmul(context, planned ? shared.workspace : own, {.x = x_data, .rows = M, .stride = w.K()}, stack, bias_data,
+  matmul(context, workspace, {.x = x_data, .rows = M, .stride = w.K()}, stack, bias_data,
          {.y = y_data, .stride = w.N()});
+  if (lock.owns_lock() && workspace.nbytes() > KeptWorkspace::kMostBytes) workspace = MatmulWorkspace();
   return y;
 }
 

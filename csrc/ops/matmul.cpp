@@ -15,6 +15,12 @@ constexpr int64_t kPartRowProducts = int64_t{1} << 20;
 // Products that an epilogue works on are kept in a tile of each thread: so many rows by as many columns as fit.
 constexpr int64_t kTileRows = 512, kTileFloats = int64_t{1} << 17;
 
+// Whether a product comes before what was found so far, in any order of looking.
+bool comes_before(float value, int64_t column, const LargestColumn& found) {
+  if (found.column < 0) return value > -INFINITY;
+  return value > found.value || (value == found.value && column < found.column);
+}
+
 // Takes n products into account, those from column `first` on.
 void update_largest(const float* products, int64_t n, int64_t first, int64_t columns, LargestColumn& to) {
   constexpr int64_t kLanes = 8;
@@ -36,8 +42,7 @@ void update_largest(const float* products, int64_t n, int64_t first, int64_t col
   }
   to.sound &= std::none_of(unsound, unsound + kLanes, [](uint32_t lane) { return lane != 0; });
   const float top = *std::max_element(tops, tops + kLanes);
-  const bool ahead = to.column >= 0 && first > to.column;
-  if (!(to.column < 0 ? top > -INFINITY : ahead ? top > to.value : top >= to.value)) return;
+  if (!comes_before(top, first, to)) return;
   to.value = top;
   to.column = static_cast<int32_t>(first + (std::find(products, products + counted, top) - products));
 }
@@ -161,10 +166,7 @@ class MatmulCall {
       for (int thread = 0; thread < context_.pool.size(); ++thread) {
         const LargestColumn& found = largest_of(thread)[m];
         const bool sound = to.sound && found.sound;
-        if (found.column >= 0 &&
-            (to.column < 0 || found.value > to.value || (found.value == to.value && found.column < to.column))) {
-          to = found;
-        }
+        if (found.column >= 0 && comes_before(found.value, found.column, to)) to = found;
         to.sound = sound;
       }
     }
