@@ -268,7 +268,6 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 // isn't there, in the vocabulary or by merging, many pieces at once; then all ids are put together.
 void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t first, const char* readable_end,
                        EncodeState& state, std::vector<uint32_t>& ids) const {
-  std::array<uint16_t, kPieceBatch> others;
   const size_t readable = static_cast<size_t>(readable_end - text);
   size_t begin = first;
   for (size_t i = 0; i < n; ++i) {
@@ -278,129 +277,170 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
       state.hashes[i] = state.keys[i].hash();
       __builtin_prefetch(&state.line(state.hashes[i]));
     } else {
-      state.keys[i] = {0, 0};
+      state.keys[i] = EncodeState::kNoKey;
       state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
       words_.prefetch(state.hashes[i], size);
       state.merged.prefetch(state.hashes[i]);
     }
     begin = ends[i];
   }
-  state.results.clear();
-  size_t missed = 0;
+  state.misses.clear();
+  size_t staged = 0;
   for (size_t i = 0; i < n; ++i) {
-    const ShortKey& key = state.keys[i];
-    EncodeState::Found& found = state.found[i];
     EncodeState::Line& line = state.line(state.hashes[i]);
-    const auto holds = [&](const EncodeState::Slot& slot) {
-      return slot.lo == key.lo && (slot.hi & ~(uint64_t{0xF} << 60)) == key.hi;
-    };
-    if (!holds(line.slots[0]) && holds(line.slots[1])) std::swap(line.slots[0], line.slots[1]);
-    const EncodeState::Slot& slot = line.slots[0];
-    found.ids = slot.ids;
-    found.count = static_cast<uint32_t>(slot.hi >> 60);
-    if (!holds(slot) || key.hi == 0) {
-      if (key.hi != 0) {
-        words_.prefetch(state.hashes[i], key.hi >> 56);
-        state.merged.prefetch(state.hashes[i]);
-      }
-      others[missed++] = static_cast<uint16_t>(i);
-    }
-  }
-  if (missed > 0) encode_others(text, ends, first, std::span(others.data(), missed), state);
-  size_t count = ids.size();
-  ids.resize(count + EncodeState::kIds * n + state.results.size());
-  uint32_t* const out = ids.data();
-  for (size_t i = 0; i < n; ++i) {
-    const EncodeState::Found& found = state.found[i];
-    if (found.count <= EncodeState::kIds) {
-      std::memcpy(out + count, found.ids.data(), sizeof found.ids);
+    EncodeState::Slot& slot = line.slots[0];
+    if (!slot.holds(state.keys[i]) && line.slots[1].holds(state.keys[i])) std::swap(slot, line.slots[1]);
+    std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
+    if (!slot.holds(state.keys[i]) || slot.count() - 1 >= EncodeState::kIds) {
+      add_miss(i, staged, state);
     } else {
-      std::memcpy(out + count, state.results.data() + found.begin, found.count * sizeof(uint32_t));
+      staged += slot.count();
     }
-    count += found.count;
   }
-  ids.resize(count);
+  size_t count = ids.size();
+  if (state.misses.empty()) {
+    ids.insert(ids.end(), state.staged.begin(), state.staged.begin() + static_cast<std::ptrdiff_t>(staged));
+    return;
+  }
+  find_misses(text, ends, first, state);
+  merge_misses(text, ends, first, state);
+  size_t total = staged;
+  for (const EncodeState::Miss& miss : state.misses) total += state.misses[miss.same].count;
+  ids.resize(count + total);
+  const auto append = [&](const uint32_t* from, size_t many) {
+    std::copy(from, from + many, ids.data() + count);
+    count += many;
+  };
+  size_t done = 0;
+  for (const EncodeState::Miss& miss : state.misses) {
+    append(state.staged.data() + done, miss.at - done);
+    done = miss.at;
+    const EncodeState::Miss& same = state.misses[miss.same];
+    append(state.results.data() + same.begin, same.count);
+  }
+  append(state.staged.data() + done, staged - done);
 }
 
-/// The pieces that aren't in the cache of short ones; with their ids they go to it and to the state's `found`.
-void Bpe::encode_others(const char* text, const uint32_t* ends, size_t first, std::span<const uint16_t> others,
-                        EncodeState& state) const {
-  size_t lanes = 0;
-  for (const size_t i : others) {
-    const size_t begin = i ? ends[i - 1] : first;
+/// Notes a piece of the batch that isn't in the cache, with a slot that says so for the pieces of the same text after
+/// it. What had to be merged and loses its slot goes to the ring.
+void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
+  const uint32_t index = static_cast<uint32_t>(state.misses.size());
+  const ShortKey& key = state.keys[i];
+  const uint64_t hash = state.hashes[i];
+  state.misses.push_back({static_cast<uint32_t>(i), static_cast<uint32_t>(at), index, 0, 0});
+  if (key.hi == 0) return;
+  EncodeState::Line& line = state.line(hash);
+  EncodeState::Slot& slot = line.slots[0];
+  state.merged.prefetch(hash);
+  if (!slot.holds(key)) {
+    words_.prefetch(hash, key.hi >> 56);
+    const EncodeState::Slot& last = line.slots[1];
+    if (last.count() > 1 && last.count() != EncodeState::kElsewhere) {
+      const ShortKey old{last.lo, last.hi & ~(uint64_t{0xF} << 60)};
+      const std::array<uint64_t, 2> bytes{old.lo, old.hi};
+      const std::string_view text(reinterpret_cast<const char*>(bytes.data()), old.hi >> 56);
+      const std::span<const uint32_t> ids(last.ids.data(), last.count());
+      if (state.merged.find(text, old.hash()).empty()) state.merged.keep(text, old.hash(), ids);
+    }
+    line.slots[1] = slot;
+    slot = {key.lo, key.hi | EncodeState::kPending << 60, {index}};
+  } else if (slot.count() == EncodeState::kPending) {
+    state.misses.back().same = slot.ids[0];
+  }
+}
+
+/// Looks for the batch's misses in the vocabulary and in the ring of what was merged before. What isn't there is left
+/// in `unmerged`, or merged at once if it is long.
+void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
+  state.results.clear();
+  state.unmerged.clear();
+  for (EncodeState::Miss& miss : state.misses) {
+    const size_t i = miss.piece, begin = i ? ends[i - 1] : first;
     const std::string_view piece(text + begin, ends[i] - begin);
-    const ShortKey& key = state.keys[i];
     const uint64_t hash = state.hashes[i];
+    const uint32_t index = static_cast<uint32_t>(&miss - state.misses.data());
+    if (miss.same != index) continue;
     if (piece.size() > PieceCache::kBytes) {
       encode_symbols(piece, state);
-      put(state, i, std::span<const Symbol>(state.symbols));
+      settle(state, miss, std::span<const Symbol>(state.symbols));
       continue;
     }
+    const ShortKey& key = state.keys[i];
     const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
     const std::span<const uint32_t> kept =
         id != kNoId ? std::span<const uint32_t>(&id, 1) : state.merged.find(piece, hash);
-    if (!kept.empty()) {
-      put(state, i, kept);
-      continue;
-    }
-    const size_t n = start_symbols(piece, state.starts.data());
-    if (n > EncodeState::kLaneSymbols) {
-      merge(piece, state);
-      put(state, i, std::span<const Symbol>(state.symbols));
-      state.merged.keep(piece, hash, state.symbols);
-      continue;
-    }
-    EncodeState::Lane& lane = state.lanes[lanes];
-    lane.piece = piece;
-    lane.place = i;
-    lane.merger.start(pairs_, byte_pairs_, piece, {state.starts.data(), n});
-    if (++lanes < state.lanes.size()) continue;
-    run_lanes(state, lanes);
-    lanes = 0;
-  }
-  run_lanes(state, lanes);
-}
-
-/// Ids of piece `i` of the batch, and if they fit there, into the cache of short pieces.
-template <class Value>
-void Bpe::put(EncodeState& state, size_t i, std::span<const Value> values) {
-  EncodeState::Found& found = state.found[i];
-  found.count = static_cast<uint32_t>(values.size());
-  found.begin = static_cast<uint32_t>(state.results.size());
-  uint32_t* out = found.ids.data();
-  if (values.size() > EncodeState::kIds) {
-    state.results.resize(found.begin + values.size());
-    out = state.results.data() + found.begin;
-  }
-  for (const Value& value : values) {
-    if constexpr (std::is_same_v<Value, Symbol>) {
-      *out++ = value.id;
+    if (kept.empty()) {
+      state.unmerged.push_back(index);
     } else {
-      *out++ = value;
+      settle(state, miss, kept);
     }
   }
-  const ShortKey& key = state.keys[i];
-  if (key.hi == 0 || values.size() > EncodeState::kIds) return;
-  EncodeState::Line& line = state.line(state.hashes[i]);
-  line.slots[1] = line.slots[0];
-  line.slots[0] = {key.lo, key.hi | static_cast<uint64_t>(found.count) << 60, found.ids};
 }
 
-/// Merges the pieces in the lanes, taking turns.
-void Bpe::run_lanes(EncodeState& state, size_t count) const {
+/// The ids of a miss; if they fit there, also for the cache of short pieces.
+template <class Value>
+void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, std::span<const Value> values) {
+  miss.begin = static_cast<uint32_t>(state.results.size());
+  miss.count = static_cast<uint32_t>(values.size());
+  state.results.resize(miss.begin + values.size());
+  uint32_t* const ids = state.results.data() + miss.begin;
+  for (size_t k = 0; k < values.size(); ++k) ids[k] = id_of(values[k]);
+  const ShortKey& key = state.keys[miss.piece];
+  if (key.hi == 0) return;
+  EncodeState::Line& line = state.line(state.hashes[miss.piece]);
+  for (EncodeState::Slot& slot : line.slots) {
+    if (!slot.holds(key)) continue;
+    const bool fits = values.size() <= EncodeState::kIds;
+    slot.hi = key.hi | (fits ? uint64_t{values.size()} : EncodeState::kElsewhere) << 60;
+    if (fits) std::copy(ids, ids + values.size(), slot.ids.data());
+  }
+}
+
+/// Merges what is in neither: pieces in the lanes take turns, and the next one takes the lane of one that is finished.
+void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
+  const auto piece_of = [&](const EncodeState::Miss& miss) {
+    const size_t begin = miss.piece ? ends[miss.piece - 1] : first;
+    return std::string_view(text + begin, ends[miss.piece] - begin);
+  };
+  const auto finish = [&](EncodeState::Miss& miss, std::span<const Symbol> symbols) {
+    settle(state, miss, symbols);
+    if (state.keys[miss.piece].hi != 0 && symbols.size() <= EncodeState::kIds) return;
+    state.merged.keep(piece_of(miss), state.hashes[miss.piece], symbols);
+  };
+  size_t next = 0;
+  const auto fill = [&](EncodeState::Lane& lane) {
+    while (next < state.unmerged.size()) {
+      lane.miss = state.unmerged[next++];
+      EncodeState::Miss& miss = state.misses[lane.miss];
+      const std::string_view piece = piece_of(miss);
+      const size_t n = start_symbols(piece, state.starts.data());
+      if (n <= EncodeState::kLaneSymbols) {
+        lane.merger.start(pairs_, byte_pairs_, piece, {state.starts.data(), n});
+        return true;
+      }
+      merge(piece, state);
+      finish(miss, state.symbols);
+    }
+    return false;
+  };
   std::array<uint8_t, EncodeState::kLanes> active;
-  for (size_t i = 0; i < count; ++i) active[i] = static_cast<uint8_t>(i);
+  size_t count = 0;
+  while (count < active.size() && fill(state.lanes[count])) {
+    active[count] = static_cast<uint8_t>(count);
+    ++count;
+  }
   while (count > 0) {
     size_t still = 0;
     for (size_t i = 0; i < count; ++i) {
       EncodeState::Lane& lane = state.lanes[active[i]];
-      if (lane.merger.choose(pairs_)) {
-        active[still++] = active[i];
-        continue;
+      bool merges = lane.merger.choose(pairs_);
+      while (!merges) {
+        const size_t n = lane.merger.finish(state.starts.data());
+        finish(state.misses[lane.miss], {state.starts.data(), n});
+        if (!fill(lane)) break;
+        merges = lane.merger.choose(pairs_);
       }
-      const std::span<const Symbol> symbols(state.starts.data(), lane.merger.finish(state.starts.data()));
-      put(state, lane.place, symbols);
-      state.merged.keep(lane.piece, state.hashes[lane.place], symbols);
+      if (merges) active[still++] = active[i];
     }
     count = still;
     for (size_t i = 0; i < count; ++i) state.lanes[active[i]].merger.apply(pairs_);

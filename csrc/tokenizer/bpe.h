@@ -43,29 +43,38 @@ struct BpeSpec {
 
 /// Working memory of one encoding thread, and its cache of pieces (fixed in size: an entry evicts another).
 struct EncodeState {
-  /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in the
-  /// first of the two: what a text repeats is found in a fraction of the memory that the vocabulary takes.
+  /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in
+  /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen.
   static constexpr size_t kLines = 32768;
   static constexpr size_t kIds = 4;
   struct Slot {
     uint64_t lo, hi;  // the key, with the number of ids in bits 60 and up
     std::array<uint32_t, kIds> ids;
+
+    bool holds(const ShortKey& key) const noexcept { return ((lo ^ key.lo) | (hi ^ key.hi) << 4) == 0; }
+    uint32_t count() const noexcept { return static_cast<uint32_t>(hi >> 60); }
   };
   struct alignas(64) Line {
     Slot slots[2];
   };
+  /// Numbers of ids of a slot that has none: of a miss of this batch (ids[0] says which), or too many for a slot.
+  static constexpr uint64_t kPending = 0, kElsewhere = kIds + 1;
+  /// In place of the key of a longer piece: no slot holds it.
+  static constexpr ShortKey kNoKey{~uint64_t{0}, 0};
+
   static constexpr size_t kLanes = 16;
   static constexpr size_t kLaneSymbols = 64;
   /// A piece that is being merged while others are, so that their cache misses overlap.
   struct Lane {
-    std::string_view piece;
-    size_t place;  // in the batch
+    uint32_t miss;
     Merger<kLaneSymbols> merger;
   };
-  /// The ids of a piece of the batch: up to kIds of them here, or a stretch of `results`.
-  struct Found {
-    std::array<uint32_t, kIds> ids;
-    uint32_t count, begin;
+  /// A piece of the batch that isn't in the cache of short ones. Its ids are a stretch of `results`.
+  struct Miss {
+    uint32_t piece;
+    uint32_t at;    // in `staged`
+    uint32_t same;  // the miss whose ids it has: itself, or an earlier one of the same text
+    uint32_t begin, count;
   };
 
   Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & (kLines - 1)]; }
@@ -76,8 +85,10 @@ struct EncodeState {
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
   std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
+  std::array<uint32_t, kIds * kPieceBatch> staged;                            // ids of the pieces that aren't missed
+  std::vector<Miss> misses;
+  std::vector<uint32_t> unmerged;  // of `misses`
   std::vector<uint32_t> results;
-  std::array<Found, kPieceBatch> found;
   std::vector<Symbol> symbols;
   std::vector<uint32_t> rules, prev, next;
   std::vector<uint64_t> heap;
@@ -138,11 +149,11 @@ class Bpe {
   void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,
                     EncodeState& state, std::vector<uint32_t>& ids) const;
   void find_neighbours();
-  void encode_others(const char* text, const uint32_t* ends, size_t first, std::span<const uint16_t> others,
-                     EncodeState& state) const;
+  void add_miss(size_t i, size_t at, EncodeState& state) const;
+  void find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
+  void merge_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
   template <class Value>
-  static void put(EncodeState& state, size_t i, std::span<const Value> values);
-  void run_lanes(EncodeState& state, size_t count) const;
+  static void settle(EncodeState& state, EncodeState::Miss& miss, std::span<const Value> values);
   void merge(std::string_view piece, EncodeState& state) const;
   void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
   bool merge_runs(std::vector<Symbol>& symbols) const;

@@ -219,7 +219,7 @@ bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Sym
   start(part, symbols);
   if (symbols.size() > kFewSymbols) return false;
   merge_few(part, symbols);
-  if (cached) state.merged.keep(part, hash, symbols);
+  if (cached) state.merged.keep(part, hash, std::span<const Symbol>(symbols));
   return true;
 }
 

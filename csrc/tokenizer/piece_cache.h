@@ -36,23 +36,25 @@ class PieceCache {
     return {};
   }
 
-  /// A piece that is not there, with its symbols; at most kBytes of both.
-  void keep(std::string_view piece, uint64_t hash, std::span<const Symbol> symbols) noexcept {
-    const size_t bytes = (symbols.size() * sizeof(uint32_t) + piece.size() + kUnit - 1) / kUnit * kUnit;
+  /// A piece that is not there, with its ids or symbols; at most kBytes of both.
+  template <class Value>
+  void keep(std::string_view piece, uint64_t hash, std::span<const Value> values) noexcept {
+    const size_t bytes = (values.size() * sizeof(uint32_t) + piece.size() + kUnit - 1) / kUnit * kUnit;
     uint64_t begin = end_;
     if (begin % kRing + bytes > kRing) begin += kRing - begin % kRing;
     end_ = begin + bytes;
     char* out = ring_.data() + begin % kRing;
-    for (const Symbol& s : symbols) {
-      std::memcpy(out, &s.id, sizeof s.id);
-      out += sizeof s.id;
+    for (const Value& value : values) {
+      const uint32_t id = id_of(value);
+      std::memcpy(out, &id, sizeof id);
+      out += sizeof id;
     }
     std::memcpy(out, piece.data(), piece.size());
     Set& set = sets_[set_of(hash)];
     std::copy_backward(set.hashes.begin(), set.hashes.end() - 1, set.hashes.end());
     std::copy_backward(set.places.begin(), set.places.end() - 1, set.places.end());
     set.hashes[0] = hash;
-    set.places[0] = (begin / kUnit) << 2 * kCountBits | piece.size() << kCountBits | symbols.size();
+    set.places[0] = (begin / kUnit) << 2 * kCountBits | piece.size() << kCountBits | values.size();
   }
 
  private:

@@ -11,7 +11,7 @@
 namespace llmcore {
 
 /// Pieces of a batch of one stage, at most.
-constexpr size_t kPieceBatch = 256;
+constexpr size_t kPieceBatch = 1024;
 
 enum class Pattern : uint8_t {
   kNone = 0,         // the text is one piece

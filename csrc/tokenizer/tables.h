@@ -53,6 +53,8 @@ struct Symbol {
   uint32_t id;
   uint32_t len;
 };
+inline uint32_t id_of(uint32_t id) noexcept { return id; }
+inline uint32_t id_of(const Symbol& symbol) noexcept { return symbol.id; }
 
 template <class T>
 using Table = std::vector<T, PageAllocator<T>>;
