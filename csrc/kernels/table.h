@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "kernels/text.h"
+
 namespace llmcore {
 
 constexpr int kPanelRows = 16;      // weight rows that are interleaved, one per vector lane
@@ -160,6 +162,8 @@ struct KernelTable {
                          float* sum, int64_t head_dim) noexcept;
   // out[d] = state[d] / sum
   void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
+  // Finds pieces of text until a window finds none, or fewer than kWindowBytes more ends have room.
+  void (*window[kNumWindowPatterns])(WindowArgs& args) noexcept;
 };
 
 }  // namespace llmcore

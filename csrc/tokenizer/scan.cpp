@@ -1,10 +1,10 @@
 #include "tokenizer/scan.h"
 
 #include <cstring>
-#include <type_traits>
+#include <optional>
 
+#include "kernels/select.h"
 #include "tokenizer/unicode.h"
-#include "tokenizer/windows.h"
 
 namespace llmcore {
 namespace {
@@ -209,77 +209,77 @@ inline Byte scan_space_each(Byte p, Byte end) noexcept {
   return space ? static_cast<Byte>(space) : end;
 }
 
-/// Windows of the two patterns that look for blanks alone.
-inline Starts blank_run_starts(Byte p) noexcept {
-  const uint64_t blank = equal_bytes(p, ' ');
-  return {blank & ~(blank << 1) & ~uint64_t{1}, false};
+/// The windows that find the pieces of a pattern, if there are any.
+std::optional<WindowPattern> window_of(Pattern pattern) {
+  switch (pattern) {
+    case Pattern::kGpt2:
+      return kWindowGpt2;
+    case Pattern::kCl100k:
+    case Pattern::kLlama3:
+      return kWindowCl100k;
+    case Pattern::kQwen2:
+      return kWindowQwen2;
+    case Pattern::kO200k:
+      return kWindowO200k;
+    case Pattern::kSpaceRuns:
+      return kWindowSpaceRuns;
+    case Pattern::kSpaceEach:
+      return kWindowSpaceEach;
+    default:
+      return std::nullopt;
+  }
 }
-inline Starts blank_starts(Byte p) noexcept { return {equal_bytes(p, ' ') & ~uint64_t{1}, false}; }
 
-struct NoWindow {};
-
-/// Calls `use(starts in a window, scan of one piece)` for the pattern; the switch stands outside of all loops.
+/// Calls `use(scan of one piece)` for the pattern; the switch stands outside of all loops.
 template <class Use>
 auto with_scanner(Pattern pattern, Use&& use) {
   switch (pattern) {
     case Pattern::kGpt2:
-      return use(gpt2_starts, scan_gpt2);
+      return use(scan_gpt2);
     case Pattern::kCl100k:
-      return use(cl100k_starts<3>, scan_cl100k<3, true>);
+      return use(scan_cl100k<3, true>);
     case Pattern::kLlama3:
-      return use(cl100k_starts<3>, scan_cl100k<3, false>);
+      return use(scan_cl100k<3, false>);
     case Pattern::kQwen2:
-      return use(cl100k_starts<1>, scan_cl100k<1, false>);
+      return use(scan_cl100k<1, false>);
     case Pattern::kO200k:
-      return use(o200k_starts, scan_o200k);
+      return use(scan_o200k);
     case Pattern::kDigitRuns:
-      return use(NoWindow{}, [](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
+      return use([](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
     case Pattern::kDigitsEach:
-      return use(NoWindow{}, scan_digits_each);
+      return use(scan_digits_each);
     case Pattern::kPunctuation:
-      return use(NoWindow{}, [](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
+      return use([](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
     case Pattern::kThreeDigits:
-      return use(NoWindow{}, scan_three_digits);
+      return use(scan_three_digits);
     case Pattern::kSpaceRuns:
-      return use(blank_run_starts, scan_space_runs);
+      return use(scan_space_runs);
     case Pattern::kSpaceEach:
-      return use(blank_starts, scan_space_each);
+      return use(scan_space_each);
     case Pattern::kByteDigitRuns:
-      return use(NoWindow{}, [](Byte a, Byte b) { return scan_byte_digits(a, b, false); });
+      return use([](Byte a, Byte b) { return scan_byte_digits(a, b, false); });
     case Pattern::kByteDigitsEach:
-      return use(NoWindow{}, [](Byte a, Byte b) { return scan_byte_digits(a, b, true); });
+      return use([](Byte a, Byte b) { return scan_byte_digits(a, b, true); });
     case Pattern::kNone:
     case Pattern::kCount:
       break;
   }
-  return use(NoWindow{}, [](Byte, Byte b) { return b; });
+  return use([](Byte, Byte b) { return b; });
 }
 
 /// Ends of pieces, counted from `base`, until there are kPieceBatch - 64 of them or more.
 size_t next_pieces(Pattern pattern, Byte base, Byte end, uint32_t* ends) noexcept {
-  return with_scanner(pattern, [&](auto window_starts, auto scan) {
-    size_t n = 0;
-    Byte p = base;
-    while (p < end && n + 64 <= kPieceBatch) {
-      Byte until = end;
-      if constexpr (!std::is_same_v<decltype(window_starts), NoWindow>) {
-        if (end - p > 64) {
-          const Starts starts = window_starts(p);
-          const uint32_t offset = static_cast<uint32_t>(p - base);
-          for (uint64_t rest = starts.bits; rest != 0; rest &= rest - 1) {
-            ends[n++] = offset + static_cast<uint32_t>(std::countr_zero(rest));
-          }
-          if (starts.bits) p += highest_bit(starts.bits);
-          if (starts.bits && !starts.slow_text) continue;
-          until = starts.slow_text && end - p > 64 ? p + 64 : p + 1;
-        }
-      }
-      while (p < until && n < kPieceBatch) {
-        p = scan(p, end);
-        ends[n++] = static_cast<uint32_t>(p - base);
+  const std::optional<WindowPattern> windows = window_of(pattern);
+  return with_scanner(pattern, [&](auto scan) {
+    WindowArgs found{kClasses, base, end, ends, kPieceBatch, base, 0, end};
+    while (found.at < end && found.count + kWindowBytes <= kPieceBatch) {
+      if (windows) kernels().window[*windows](found);
+      while (found.at < found.resume && found.count < kPieceBatch) {
+        found.at = scan(found.at, end);
+        ends[found.count++] = static_cast<uint32_t>(found.at - base);
       }
     }
-    return n;
+    return found.count;
   });
 }
 
@@ -325,7 +325,7 @@ void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std
 void split_pieces_one_by_one(Pattern pattern, std::string_view text, std::vector<size_t>& ends) {
   const Byte base = reinterpret_cast<Byte>(text.data());
   ends.clear();
-  with_scanner(pattern, [&](auto, auto scan) {
+  with_scanner(pattern, [&](auto scan) {
     for (Byte p = base; p < base + text.size();) {
       p = scan(p, base + text.size());
       ends.push_back(static_cast<size_t>(p - base));

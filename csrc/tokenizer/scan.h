@@ -1,7 +1,8 @@
 #pragma once
 // Pre-tokenisation: hand-written scanners, one per known pattern. Each is the exact equal of a regular expression
 // (quoted at its function) over valid UTF-8, runs in linear time without recursion, and covers the text completely.
-// The common patterns find most pieces 64 bytes at a time (windows.h); the scalar scanners say what is right.
+// The common patterns find most pieces 64 bytes at a time (kernels/generic/windows.h); the scalar scanners say what is
+// right.
 
 #include <cstddef>
 #include <cstdint>

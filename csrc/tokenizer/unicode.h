@@ -5,41 +5,25 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/text.h"
+
 namespace llmcore {
 
 /// U+2581, which stands for a space in vocabularies of characters.
 inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
 
-enum CharClass : uint8_t {
-  kLetter = 1,    // \p{L}
-  kNumber = 2,    // \p{N}
-  kSpace = 4,     // \s (White_Space)
-  kUpper = 8,     // \p{Lu} \p{Lt}
-  kLower = 16,    // \p{Ll}
-  kMark = 32,     // \p{M}
-  kPunct = 64,    // \p{P} and the ASCII symbols
-  kNewline = 128  // \r \n
-};
-
 extern const uint16_t kClassIndex[0x110000 / 128];
 extern const uint8_t kClassBlocks[];
 
-inline uint8_t class_of(uint32_t code) noexcept { return kClassBlocks[kClassIndex[code >> 7] * 128 + (code & 127)]; }
+constexpr ClassTables kClasses{kClassIndex, kClassBlocks};
+
+inline uint8_t class_of(uint32_t code) noexcept { return kClasses.of(code); }
 
 /// One character: its class bits and its length in bytes.
 struct Char {
   uint8_t cls;
   uint8_t len;
 };
-
-inline uint32_t utf8_length(uint8_t lead) noexcept { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
-
-inline uint32_t decode_utf8(const uint8_t* p) noexcept {
-  if (p[0] < 0x80) return p[0];
-  if (p[0] < 0xE0) return (p[0] & 0x1Fu) << 6 | (p[1] & 0x3Fu);
-  if (p[0] < 0xF0) return (p[0] & 0x0Fu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu);
-  return (p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
-}
 
 inline Char char_at(const uint8_t* p) noexcept {
   // The first block of the table is ASCII's own, so the common case is one load.

@@ -137,6 +137,35 @@ LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
 }
+LLMCORE_INLINE uint64_t high_bits(U8x64 x) {
+  return static_cast<uint32_t>(_mm256_movemask_epi8(x.a)) | static_cast<uint64_t>(_mm256_movemask_epi8(x.b)) << 32;
+}
+LLMCORE_INLINE uint64_t bits_equal(U8x64 x, uint8_t value) {
+  const __m256i v = _mm256_set1_epi8(static_cast<char>(value));
+  return high_bits({_mm256_cmpeq_epi8(x.a, v), _mm256_cmpeq_epi8(x.b, v)});
+}
+LLMCORE_INLINE uint64_t bits_within(U8x64 x, uint8_t first, uint8_t count) {
+  const __m256i from = _mm256_set1_epi8(static_cast<char>(first)),
+                last = _mm256_set1_epi8(static_cast<char>(count - 1));
+  const __m256i a = _mm256_sub_epi8(x.a, from), b = _mm256_sub_epi8(x.b, from);
+  return high_bits({_mm256_cmpeq_epi8(_mm256_min_epu8(a, last), a), _mm256_cmpeq_epi8(_mm256_min_epu8(b, last), b)});
+}
+template <int bit>
+LLMCORE_INLINE uint64_t bits_set(U8x64 x) {
+  return high_bits({_mm256_slli_epi16(x.a, 7 - bit), _mm256_slli_epi16(x.b, 7 - bit)});
+}
+// Eight at a time, as their number can't be foreseen.
+LLMCORE_INLINE uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t* out) {
+  const int count = __builtin_popcountll(bits);
+  for (int done = 0; done < count; done += 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      out[done + i] = offset + static_cast<uint32_t>(__builtin_ctzll(bits | uint64_t{1} << 63));
+      bits &= bits - 1;
+    }
+  }
+  return out + count;
+}
 template <int shift, int mask>
 LLMCORE_INLINE U8x64 extract(U8x64 x) {
   if constexpr (mask == 0xff) return x;

@@ -8,6 +8,8 @@
 
 #include "kernels/generic/attention.h"
 
+#include "kernels/generic/windows.h"
+
 namespace {
 
 constexpr llmcore::KernelTable make_kernel_table(const char* name) {
@@ -43,6 +45,9 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
        attention_kernel<KvInt4>},
       attention_fold_kernel,
       attention_finish_kernel,
+      {window_kernel<llmcore::kWindowGpt2>, window_kernel<llmcore::kWindowCl100k>, window_kernel<llmcore::kWindowQwen2>,
+       window_kernel<llmcore::kWindowO200k>, window_kernel<llmcore::kWindowSpaceRuns>,
+       window_kernel<llmcore::kWindowSpaceEach>},
   };
 }
 

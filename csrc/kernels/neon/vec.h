@@ -178,6 +178,30 @@ LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) {
   return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
 }
 LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 a) { LLMCORE_QUADS vst1q_u8(p + 16 * i, a.v[i]); }
+// By adding neighbours of weighted bits three times.
+LLMCORE_INLINE uint64_t high_bits(U8x64 a) {
+  const uint8x16_t weight = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  LLMCORE_QUADS a.v[i] = vandq_u8(vcltzq_s8(vreinterpretq_s8_u8(a.v[i])), weight);
+  const uint8x16_t all = vpaddq_u8(vpaddq_u8(a.v[0], a.v[1]), vpaddq_u8(a.v[2], a.v[3]));
+  return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(all, all)), 0);
+}
+LLMCORE_INLINE uint64_t bits_equal(U8x64 a, uint8_t value) {
+  LLMCORE_QUADS a.v[i] = vceqq_u8(a.v[i], vdupq_n_u8(value));
+  return high_bits(a);
+}
+LLMCORE_INLINE uint64_t bits_within(U8x64 a, uint8_t first, uint8_t count) {
+  LLMCORE_QUADS a.v[i] = vcltq_u8(vsubq_u8(a.v[i], vdupq_n_u8(first)), vdupq_n_u8(count));
+  return high_bits(a);
+}
+template <int bit>
+LLMCORE_INLINE uint64_t bits_set(U8x64 a) {
+  LLMCORE_QUADS a.v[i] = vshlq_n_u8(a.v[i], 7 - bit);
+  return high_bits(a);
+}
+LLMCORE_INLINE uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t* out) {
+  for (; bits != 0; bits &= bits - 1) *out++ = offset + static_cast<uint32_t>(__builtin_ctzll(bits));
+  return out;
+}
 template <int shift, int mask>
 LLMCORE_INLINE U8x64 extract(U8x64 a) {
   LLMCORE_QUADS {

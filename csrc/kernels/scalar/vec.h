@@ -237,6 +237,36 @@ inline U8x64 load_u8(const uint8_t* p) {
   return r;
 }
 inline void store_u8(uint8_t* p, U8x64 a) { __builtin_memcpy(p, a.v, 64); }
+// One bit per byte, bit i for byte i: its highest bit; whether it is `value`; whether it is in [first, first + count).
+inline uint64_t high_bits(U8x64 a) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t word;
+    __builtin_memcpy(&word, a.v + 8 * i, 8);
+    bits |= ((word & 0x8080808080808080u) * 0x0002040810204081u >> 56) << 8 * i;
+  }
+  return bits;
+}
+inline uint64_t bits_equal(U8x64 a, uint8_t value) {
+  for (int i = 0; i < 64; ++i) a.v[i] = a.v[i] == value ? 0xFF : 0;
+  return high_bits(a);
+}
+inline uint64_t bits_within(U8x64 a, uint8_t first, uint8_t count) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] - first) < count ? 0xFF : 0;
+  return high_bits(a);
+}
+// Whether bit number `bit` is set.
+template <int bit>
+inline uint64_t bits_set(U8x64 a) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] << (7 - bit));
+  return high_bits(a);
+}
+// offset + the number of each bit that is set, in order. Up to 64 numbers are written, whatever counts; returns the end
+// of those that do.
+inline uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t* out) {
+  for (; bits != 0; bits &= bits - 1) *out++ = offset + static_cast<uint32_t>(__builtin_ctzll(bits));
+  return out;
+}
 // (byte >> shift) & mask, for each byte.
 template <int shift, int mask>
 inline U8x64 extract(U8x64 a) {
