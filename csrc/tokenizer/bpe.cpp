@@ -14,12 +14,6 @@ namespace {
 
 constexpr size_t kMaxIds = PairTable::kMaxIds;
 
-/// Whether some text has a symbol that is the unknown token.
-bool has_unknowns(const BpeSpec& spec) {
-  const std::vector<uint32_t>& ids = spec.byte_ids;
-  return spec.characters && std::find(ids.begin(), ids.end(), kNoId) != ids.end();
-}
-
 [[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
 
 }  // namespace
@@ -27,17 +21,11 @@ bool has_unknowns(const BpeSpec& spec) {
 Bpe::Bpe(BpeSpec spec) : spec_(std::move(spec)) {
   check();
   index_tokens();
-  pairs_.reserve(spec_.ranks.empty() ? spec_.merges.size() / 3 : size());
-  if (spec_.ranks.empty()) {
-    add_explicit_merges();
-  } else {
-    recover_merges();
-  }
-  pairs_.sort();
+  pairs_ = PairTable(spec_.ranks.empty() ? explicit_merges() : recovered_merges());
   index_byte_pairs();
   const auto is_byte = [&](uint32_t id) { return kind(id) == TokenKind::kByte; };
   bytes_merge_ = spec_.characters && std::any_of(rules_.begin(), rules_.end(), is_byte);
-  unknowns_ = has_unknowns(spec_);
+  find_unknowns();
   if (spec_.characters) {
     index_characters();
   } else {
@@ -93,8 +81,8 @@ Bpe::Bpe(ArchiveReader& in) {
   joins_before_space_ = flags[4];
   refines_ = flags[5];
   bytes_merge_ = flags[6];
-  unknowns_ = has_unknowns(spec_);
   std::copy(byte_symbols.begin(), byte_symbols.end(), byte_symbols_.begin());
+  find_unknowns();
 }
 
 void Bpe::check() const {
@@ -145,6 +133,13 @@ void Bpe::index_tokens() {
   }
 }
 
+void Bpe::find_unknowns() {
+  const std::vector<uint32_t>& ids = spec_.byte_ids;
+  unknowns_ = spec_.characters && std::find(ids.begin(), ids.end(), kNoId) != ids.end();
+  const auto known = [&](uint32_t id) { return id != kNoId && id != spec_.unk_id; };
+  ascii_known_ = std::all_of(byte_symbols_.begin(), byte_symbols_.begin() + 0x80, known);
+}
+
 void Bpe::index_byte_pairs() {
   BytePairs pairs(size_t{256} * 256, PairTable::kNoRule);
   for (size_t i = 0; i < pairs.size(); ++i) {
@@ -154,18 +149,21 @@ void Bpe::index_byte_pairs() {
   byte_pairs_ = std::move(pairs);
 }
 
-void Bpe::add_explicit_merges() {
+PairRules Bpe::explicit_merges() {
+  PairRules pairs(spec_.merges.size() / 3);
   for (size_t i = 0; i < spec_.merges.size(); i += 3) {
-    pairs_.insert(spec_.merges[i], spec_.merges[i + 1], static_cast<uint32_t>(i / 3), spec_.merges[i + 2]);
+    pairs.insert(spec_.merges[i], spec_.merges[i + 1], static_cast<uint32_t>(i / 3), spec_.merges[i + 2]);
   }
   rules_ = spec_.merges;
+  return pairs;
 }
 
 // A vocabulary that merges any two neighbours whose concatenation is a token needs just one rule per token: merging
 // inside of a stretch doesn't depend on what surrounds it, so a token can only come about the way it does when its own
 // text is encoded. Shorter tokens first, every rule that can act inside of a token is known when its turn comes.
 // A token that doesn't come down to two symbols can't be reached by merging.
-void Bpe::recover_merges() {
+PairRules Bpe::recovered_merges() {
+  PairRules pairs(size());
   std::vector<uint32_t> order;
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) == TokenKind::kNormal && spec_.ranks[id] != kNoId) order.push_back(id);
@@ -175,11 +173,11 @@ void Bpe::recover_merges() {
   EncodeState state;
   std::vector<std::array<uint32_t, 3>> found;
   for (const uint32_t id : order) {
-    merge(token(id), state);
+    merge_whole(pairs, token(id), state);
     if (state.symbols.size() != 2) continue;
     const uint32_t left = state.symbols[0].id, right = state.symbols[1].id;
     if (kind(left) != TokenKind::kNormal || kind(right) != TokenKind::kNormal) continue;
-    pairs_.insert(left, right, spec_.ranks[id], id);
+    pairs.insert(left, right, spec_.ranks[id], id);
     found.push_back({left, right, id});
   }
   // Rules written down one by one have no equal ranks. Among equals the longer left side comes first: a run of one
@@ -189,6 +187,7 @@ void Bpe::recover_merges() {
     return rank_a != rank_b ? rank_a < rank_b : token(a[0]).size() > token(b[0]).size();
   });
   for (const auto& rule : found) rules_.insert(rules_.end(), rule.begin(), rule.end());
+  return pairs;
 }
 
 void Bpe::classify_words() {
@@ -268,33 +267,37 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 // isn't there, in the vocabulary or by merging, many pieces at once; then all ids are put together.
 void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t first, const char* readable_end,
                        EncodeState& state, std::vector<uint32_t>& ids) const {
+  constexpr size_t kAhead = 192;  // pieces whose slots are prefetched: few enough that they stay in the nearest cache
   const size_t readable = static_cast<size_t>(readable_end - text);
-  size_t begin = first;
-  for (size_t i = 0; i < n; ++i) {
-    const size_t size = ends[i] - begin;
-    if (size <= kShortKeyBytes) {
-      state.keys[i] = short_key(text + begin, size, readable - begin);
-      state.hashes[i] = state.keys[i].hash();
-      __builtin_prefetch(&state.line(state.hashes[i]));
-    } else {
-      state.keys[i] = EncodeState::kNoKey;
-      state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
-      words_.prefetch(state.hashes[i], size);
-      state.merged.prefetch(state.hashes[i]);
-    }
-    begin = ends[i];
-  }
   state.misses.clear();
   size_t staged = 0;
-  for (size_t i = 0; i < n; ++i) {
-    EncodeState::Line& line = state.line(state.hashes[i]);
-    EncodeState::Slot& slot = line.slots[0];
-    if (!slot.holds(state.keys[i]) && line.slots[1].holds(state.keys[i])) std::swap(slot, line.slots[1]);
-    std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
-    if (!slot.holds(state.keys[i]) || slot.count() - 1 >= EncodeState::kIds) {
-      add_miss(i, staged, state);
-    } else {
-      staged += slot.count();
+  for (size_t from = 0; from < n; from += kAhead) {
+    const size_t to = std::min(n, from + kAhead);
+    size_t begin = from ? ends[from - 1] : first;
+    for (size_t i = from; i < to; ++i) {
+      const size_t size = ends[i] - begin;
+      if (size <= kShortKeyBytes) {
+        state.keys[i] = short_key(text + begin, size, readable - begin);
+        state.hashes[i] = state.keys[i].hash();
+        __builtin_prefetch(&state.line(state.hashes[i]));
+      } else {
+        state.keys[i] = EncodeState::kNoKey;
+        state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
+        words_.prefetch(state.hashes[i], size);
+        state.merged.prefetch(state.hashes[i]);
+      }
+      begin = ends[i];
+    }
+    for (size_t i = from; i < to; ++i) {
+      EncodeState::Line& line = state.line(state.hashes[i]);
+      EncodeState::Slot& slot = line.slots[0];
+      if (!slot.holds(state.keys[i]) && line.slots[1].holds(state.keys[i])) std::swap(slot, line.slots[1]);
+      std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
+      if (!slot.holds(state.keys[i]) || slot.count() - 1 >= EncodeState::kIds) {
+        add_miss(i, staged, state);
+      } else {
+        staged += slot.count();
+      }
     }
   }
   size_t count = ids.size();
@@ -306,9 +309,11 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
   merge_misses(text, ends, first, state);
   size_t total = staged;
   for (const EncodeState::Miss& miss : state.misses) total += state.misses[miss.same].count;
-  ids.resize(count + total);
+  ids.resize(count + total + EncodeState::kIds);
+  // A few at a time: what is too many is overwritten.
   const auto append = [&](const uint32_t* from, size_t many) {
-    std::copy(from, from + many, ids.data() + count);
+    uint32_t* const out = ids.data() + count;
+    for (size_t k = 0; k < many; k += EncodeState::kIds) std::memcpy(out + k, from + k, sizeof(EncodeState::Slot::ids));
     count += many;
   };
   size_t done = 0;
@@ -319,6 +324,7 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
     append(state.results.data() + same.begin, same.count);
   }
   append(state.staged.data() + done, staged - done);
+  ids.resize(count);
 }
 
 /// Notes a piece of the batch that isn't in the cache, with a slot that says so for the pieces of the same text after
@@ -352,7 +358,7 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
 /// Looks for the batch's misses in the vocabulary and in the ring of what was merged before. What isn't there is left
 /// in `unmerged`, or merged at once if it is long.
 void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
-  state.results.clear();
+  state.results_used = 0;
   state.unmerged.clear();
   for (EncodeState::Miss& miss : state.misses) {
     const size_t i = miss.piece, begin = i ? ends[i - 1] : first;
@@ -362,38 +368,52 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
     if (miss.same != index) continue;
     if (piece.size() > PieceCache::kBytes) {
       encode_symbols(piece, state);
-      settle(state, miss, std::span<const Symbol>(state.symbols));
+      settle(state, miss, state.symbols);
       continue;
     }
     const ShortKey& key = state.keys[i];
     const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
-    const std::span<const uint32_t> kept =
-        id != kNoId ? std::span<const uint32_t>(&id, 1) : state.merged.find(piece, hash);
+    if (id != kNoId) {
+      *place_ids(state, miss, 1) = id;
+      settle(state, miss, 1);
+      continue;
+    }
+    const std::span<const uint32_t> kept = state.merged.find(piece, hash);
+    std::copy(kept.begin(), kept.end(), place_ids(state, miss, kept.size()));
     if (kept.empty()) {
       state.unmerged.push_back(index);
     } else {
-      settle(state, miss, kept);
+      settle(state, miss, kept.size());
     }
   }
 }
 
-/// The ids of a miss; if they fit there, also for the cache of short pieces.
-template <class Value>
-void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, std::span<const Value> values) {
-  miss.begin = static_cast<uint32_t>(state.results.size());
-  miss.count = static_cast<uint32_t>(values.size());
-  state.results.resize(miss.begin + values.size());
-  uint32_t* const ids = state.results.data() + miss.begin;
-  for (size_t k = 0; k < values.size(); ++k) ids[k] = id_of(values[k]);
+/// Where the ids of a miss go, at most that many.
+uint32_t* Bpe::place_ids(EncodeState& state, EncodeState::Miss& miss, size_t most) {
+  miss.begin = static_cast<uint32_t>(state.results_used);
+  const size_t needed = state.results_used + most + EncodeState::kIds;
+  if (state.results.size() < needed) state.results.resize(2 * needed);
+  return state.results.data() + miss.begin;
+}
+
+/// The ids of a miss are placed; if they fit there, they also go to the cache of short pieces.
+void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, size_t count) {
+  miss.count = static_cast<uint32_t>(count);
+  state.results_used += count;
   const ShortKey& key = state.keys[miss.piece];
   if (key.hi == 0) return;
-  EncodeState::Line& line = state.line(state.hashes[miss.piece]);
-  for (EncodeState::Slot& slot : line.slots) {
+  const bool fits = count <= EncodeState::kIds;
+  for (EncodeState::Slot& slot : state.line(state.hashes[miss.piece]).slots) {
     if (!slot.holds(key)) continue;
-    const bool fits = values.size() <= EncodeState::kIds;
-    slot.hi = key.hi | (fits ? uint64_t{values.size()} : EncodeState::kElsewhere) << 60;
-    if (fits) std::copy(ids, ids + values.size(), slot.ids.data());
+    slot.hi = key.hi | (fits ? uint64_t{count} : EncodeState::kElsewhere) << 60;
+    std::memcpy(slot.ids.data(), state.results.data() + miss.begin, sizeof slot.ids);
   }
+}
+
+void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, const std::vector<Symbol>& symbols) {
+  uint32_t* out = place_ids(state, miss, symbols.size());
+  for (const Symbol& symbol : symbols) *out++ = symbol.id;
+  settle(state, miss, symbols.size());
 }
 
 /// Merges what is in neither: pieces in the lanes take turns, and the next one takes the lane of one that is finished.
@@ -402,10 +422,15 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
     const size_t begin = miss.piece ? ends[miss.piece - 1] : first;
     return std::string_view(text + begin, ends[miss.piece] - begin);
   };
-  const auto finish = [&](EncodeState::Miss& miss, std::span<const Symbol> symbols) {
-    settle(state, miss, symbols);
-    if (state.keys[miss.piece].hi != 0 && symbols.size() <= EncodeState::kIds) return;
-    state.merged.keep(piece_of(miss), state.hashes[miss.piece], symbols);
+  const auto keep = [&](const EncodeState::Miss& miss) {
+    if (state.keys[miss.piece].hi != 0 && miss.count <= EncodeState::kIds) return;
+    state.merged.keep(piece_of(miss), state.hashes[miss.piece],
+                      std::span<const uint32_t>(state.results.data() + miss.begin, miss.count));
+  };
+  const auto finish = [&](const EncodeState::Lane& lane) {
+    EncodeState::Miss& miss = state.misses[lane.miss];
+    settle(state, miss, lane.merger.finish(place_ids(state, miss, lane.merger.size())));
+    keep(miss);
   };
   size_t next = 0;
   const auto fill = [&](EncodeState::Lane& lane) {
@@ -413,13 +438,19 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
       lane.miss = state.unmerged[next++];
       EncodeState::Miss& miss = state.misses[lane.miss];
       const std::string_view piece = piece_of(miss);
+      const ShortKey& key = state.keys[miss.piece];
+      if (ascii_known_ && key.hi != 0 && ((key.lo | key.hi) & 0x8080808080808080u) == 0) {
+        lane.merger.start_ascii(pairs_, byte_pairs_, byte_symbols_, piece);
+        return true;
+      }
       const size_t n = start_symbols(piece, state.starts.data());
       if (n <= EncodeState::kLaneSymbols) {
         lane.merger.start(pairs_, byte_pairs_, piece, {state.starts.data(), n});
         return true;
       }
       merge(piece, state);
-      finish(miss, state.symbols);
+      settle(state, miss, state.symbols);
+      keep(miss);
     }
     return false;
   };
@@ -435,8 +466,7 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
       EncodeState::Lane& lane = state.lanes[active[i]];
       bool merges = lane.merger.choose(pairs_);
       while (!merges) {
-        const size_t n = lane.merger.finish(state.starts.data());
-        finish(state.misses[lane.miss], {state.starts.data(), n});
+        finish(lane);
         if (!fill(lane)) break;
         merges = lane.merger.choose(pairs_);
       }

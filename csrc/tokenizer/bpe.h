@@ -45,7 +45,7 @@ struct BpeSpec {
 struct EncodeState {
   /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in
   /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen.
-  static constexpr size_t kLines = 32768;
+  static constexpr size_t kLines = 65536;
   static constexpr size_t kIds = 4;
   struct Slot {
     uint64_t lo, hi;  // the key, with the number of ids in bits 60 and up
@@ -85,10 +85,11 @@ struct EncodeState {
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
   std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
-  std::array<uint32_t, kIds * kPieceBatch> staged;                            // ids of the pieces that aren't missed
+  std::array<uint32_t, kIds*(kPieceBatch + 1)> staged;                        // ids of the pieces that aren't missed
   std::vector<Miss> misses;
   std::vector<uint32_t> unmerged;  // of `misses`
-  std::vector<uint32_t> results;
+  std::vector<uint32_t> results;   // with room for kIds more
+  size_t results_used = 0;
   std::vector<Symbol> symbols;
   std::vector<uint32_t> rules, prev, next;
   std::vector<uint64_t> heap;
@@ -136,9 +137,10 @@ class Bpe {
  private:
   void check() const;
   void index_tokens();
-  void add_explicit_merges();
-  void recover_merges();
+  PairRules explicit_merges();
+  PairRules recovered_merges();
   void index_byte_pairs();
+  void find_unknowns();
   void index_characters();
   void index_merged_characters();
   void classify_words();
@@ -152,12 +154,17 @@ class Bpe {
   void add_miss(size_t i, size_t at, EncodeState& state) const;
   void find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
   void merge_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
-  template <class Value>
-  static void settle(EncodeState& state, EncodeState::Miss& miss, std::span<const Value> values);
+  static uint32_t* place_ids(EncodeState& state, EncodeState::Miss& miss, size_t most);
+  static void settle(EncodeState& state, EncodeState::Miss& miss, size_t count);
+  static void settle(EncodeState& state, EncodeState::Miss& miss, const std::vector<Symbol>& symbols);
   void merge(std::string_view piece, EncodeState& state) const;
-  void merge_few(std::string_view piece, std::vector<Symbol>& symbols) const;
+  template <class Pairs>
+  void merge_whole(const Pairs& pairs, std::string_view piece, EncodeState& state) const;
+  template <class Pairs>
+  void merge_few(const Pairs& pairs, std::string_view piece, std::vector<Symbol>& symbols) const;
   bool merge_runs(std::vector<Symbol>& symbols) const;
-  void merge_heap(EncodeState& state) const;
+  template <class Pairs>
+  void merge_heap(const Pairs& pairs, EncodeState& state) const;
   bool merge_parts(std::string_view piece, EncodeState& state) const;
   bool encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const;
   bool stay_apart(std::string_view piece, size_t at, Symbol left, Symbol right, EncodeState& state) const;
@@ -176,6 +183,7 @@ class Bpe {
   std::vector<uint8_t> neighbours_;  // by (byte << 8 | next byte): some token's text has the two side by side
   bool unknowns_ = false;            // some text has a symbol that is the unknown token
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
+  bool ascii_known_ = false;         // every byte of ASCII begins as a symbol of its own
 };
 
 }  // namespace llmcore

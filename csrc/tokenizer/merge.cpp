@@ -109,13 +109,19 @@ void Bpe::merge(std::string_view piece, EncodeState& state) const {
     if (merge_runs(state.symbols)) return;
   }
   if (piece.size() > kShortPiece && !bytes_merge_ && merge_parts(piece, state)) return;
+  merge_whole(pairs_, piece, state);
+}
+
+template <class Pairs>
+void Bpe::merge_whole(const Pairs& pairs, std::string_view piece, EncodeState& state) const {
   start(piece, state.symbols);
   if (piece.size() <= kShortPiece) {
-    merge_few(piece, state.symbols);
+    merge_few(pairs, piece, state.symbols);
   } else {
-    merge_heap(state);
+    merge_heap(pairs, state);
   }
 }
+template void Bpe::merge_whole(const PairRules& pairs, std::string_view piece, EncodeState& state) const;
 
 void Bpe::encode_with_dropout(std::string_view piece, double dropout, std::mt19937_64& random,
                               EncodeState& state) const {
@@ -128,10 +134,11 @@ void Bpe::encode_with_dropout(std::string_view piece, double dropout, std::mt199
   merge_with_dropout(pairs_, dropout, random, state.symbols);
 }
 
-void Bpe::merge_few(std::string_view piece, std::vector<Symbol>& symbols) const {
+template <class Pairs>
+void Bpe::merge_few(const Pairs& pairs, std::string_view piece, std::vector<Symbol>& symbols) const {
   const auto run = [&](auto merger) {
-    merger.start(pairs_, byte_pairs_, piece, symbols);
-    for (; merger.choose(pairs_); merger.settle(pairs_)) merger.apply(pairs_);
+    merger.start(pairs, byte_pairs_, piece, symbols);
+    for (; merger.choose(pairs); merger.settle(pairs)) merger.apply(pairs);
     symbols.resize(merger.finish(symbols.data()));
   };
   if (symbols.size() <= 64) {
@@ -218,7 +225,7 @@ bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Sym
   }
   start(part, symbols);
   if (symbols.size() > kFewSymbols) return false;
-  merge_few(part, symbols);
+  merge_few(pairs_, part, symbols);
   if (cached) state.merged.keep(part, hash, std::span<const Symbol>(symbols));
   return true;
 }
@@ -278,7 +285,8 @@ bool Bpe::merge_parts(std::string_view piece, EncodeState& state) const {
 
 // A doubly linked list of symbols and a heap of (rank, position). An entry is stale when its position was swallowed or
 // has another rule by now; stale entries are skipped as they come up.
-void Bpe::merge_heap(EncodeState& state) const {
+template <class Pairs>
+void Bpe::merge_heap(const Pairs& pairs, EncodeState& state) const {
   std::vector<Symbol>& s = state.symbols;
   const uint32_t n = static_cast<uint32_t>(s.size());
   if (s.size() >= kNoId) throw LimitError("tokenizer: a piece of text is too long");
@@ -287,17 +295,20 @@ void Bpe::merge_heap(EncodeState& state) const {
   state.prev.resize(n);
   state.next.resize(n);
   state.heap.clear();
-  const auto entry = [&](uint32_t i) { return static_cast<uint64_t>(pairs_.order(rule[i])) << 32 | i; };
+  const auto entry = [&](uint32_t i) { return static_cast<uint64_t>(pairs.order(rule[i])) << 32 | i; };
+  const auto find = [&](uint32_t left, uint32_t right) {
+    return pairs.find(s[left].id, s[right].id, pairs.prefetch(s[left].id, s[right].id));
+  };
   for (uint32_t i = 0; i < n; ++i) {
     state.prev[i] = i - 1;
     state.next[i] = i + 1;
     if (i + 1 == n) break;
-    rule[i] = pairs_.find(s[i].id, s[i + 1].id);
+    rule[i] = find(i, i + 1);
     if (rule[i] != PairTable::kNoRule) state.heap.push_back(entry(i));
   }
   std::make_heap(state.heap.begin(), state.heap.end(), std::greater<>());
   const auto update = [&](uint32_t i, uint32_t right) {
-    rule[i] = right < n ? pairs_.find(s[i].id, s[right].id) : PairTable::kNoRule;
+    rule[i] = right < n ? find(i, right) : PairTable::kNoRule;
     if (rule[i] == PairTable::kNoRule) return;
     state.heap.push_back(entry(i));
     std::push_heap(state.heap.begin(), state.heap.end(), std::greater<>());
@@ -307,9 +318,9 @@ void Bpe::merge_heap(EncodeState& state) const {
     std::pop_heap(state.heap.begin(), state.heap.end(), std::greater<>());
     state.heap.pop_back();
     const uint32_t i = static_cast<uint32_t>(top);
-    if (s[i].len == 0 || rule[i] == PairTable::kNoRule || pairs_.order(rule[i]) != top >> 32) continue;
+    if (s[i].len == 0 || rule[i] == PairTable::kNoRule || pairs.order(rule[i]) != top >> 32) continue;
     const uint32_t j = state.next[i], after = state.next[j];
-    s[i] = {pairs_.result(rule[i]), s[i].len + s[j].len};
+    s[i] = {pairs.result(rule[i]), s[i].len + s[j].len};
     s[j].len = 0;
     state.next[i] = after;
     if (after < n) state.prev[after] = i;

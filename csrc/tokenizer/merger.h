@@ -22,23 +22,19 @@ template <size_t kSymbols>
 class Merger {
   static_assert(kSymbols % 16 == 0 && kSymbols <= 256);
   using Lanes __attribute__((vector_size(16))) = int32_t;
-  static constexpr int32_t kNever = static_cast<int32_t>(PairTable::kNoRule << 8);  // and what is above
+  static constexpr int32_t kNever = static_cast<int32_t>(PairLimits::kNoRule << 8);  // and what is above
 
  public:
   /// `starts`, at most kSymbols, are the symbols of `piece` before any merge; `bytes` may be empty. If there is one per
   /// byte, the first rules come from that table.
-  void start(const PairTable& pairs, const BytePairs& bytes, std::string_view piece,
+  template <class Pairs>
+  void start(const Pairs& pairs, const BytePairs& bytes, std::string_view piece,
              std::span<const Symbol> starts) noexcept {
-    n_ = starts.size();
-    padded_ = std::max<size_t>(16, (n_ + 7) & ~size_t{7});
-    ids_[0] = ids_[n_ + 1] = PairTable::kNoSymbol;
+    link(starts.size());
     for (size_t i = 0; i < n_; ++i) {
       ids_[i + 1] = starts[i].id;
       lens_[i] = starts[i].len;
-      before_[i] = static_cast<int16_t>(i) - 1;
-      after_[i] = static_cast<int16_t>(i) + 1;
     }
-    for (size_t i = n_ ? n_ - 1 : 0; i < padded_; ++i) order_[kFront + i] = kNever;
     const int pairs_here = static_cast<int>(n_) - 1;
     if (n_ == piece.size() && !bytes.empty()) {
       const auto byte = [&](int at) { return size_t{static_cast<uint8_t>(piece[static_cast<size_t>(at)])}; };
@@ -50,8 +46,19 @@ class Merger {
     for (int i = 0; i < pairs_here; ++i) set(pairs, i, pairs.find(ids_[i + 1], ids_[i + 2], homes[i]));
   }
 
+  /// The same for ASCII, of which each byte begins as the symbol of `symbols`, and without lengths.
+  template <class Pairs>
+  void start_ascii(const Pairs& pairs, const BytePairs& bytes, const std::array<uint32_t, 256>& symbols,
+                   std::string_view piece) noexcept {
+    link(piece.size());
+    const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
+    for (size_t i = 0; i < n_; ++i) ids_[i + 1] = symbols[p[i]];
+    for (size_t i = 1; i < n_; ++i) set(pairs, static_cast<int>(i) - 1, bytes[size_t{p[i - 1]} << 8 | p[i]]);
+  }
+
   /// Finds the pair to merge next; false when there is none.
-  bool choose(const PairTable& pairs) noexcept {
+  template <class Pairs>
+  bool choose(const Pairs& pairs) noexcept {
     const auto lanes_at = [&](size_t i) {
       Lanes x;
       std::memcpy(&x, order_ + kFront + i, sizeof x);
@@ -68,7 +75,8 @@ class Merger {
   }
 
   /// Merges the chosen pair.
-  void apply(const PairTable& pairs) noexcept {
+  template <class Pairs>
+  void apply(const Pairs& pairs) noexcept {
     const int i = best_, j = after_[i], next = after_[j];
     const uint32_t id = pairs.result(rule_[kFront + i]);
     ids_[i + 1] = id;
@@ -81,24 +89,44 @@ class Merger {
   }
 
   /// Finishes the step. Some time should pass until the next choice: it reads as vectors what is written here.
-  void settle(const PairTable& pairs) noexcept {
+  template <class Pairs>
+  void settle(const Pairs& pairs) noexcept {
     const int i = best_, left = before_[i];
     const uint32_t id = ids_[i + 1];
     set(pairs, left, pairs.find(ids_[left + 1], id, left_home_));
     set(pairs, i, pairs.find(id, ids_[after_[i] + 1], right_home_));
   }
 
+  /// How many symbols there were at first.
+  size_t size() const noexcept { return n_; }
   /// Writes the symbols that are left, at most as many as there were, and returns how many there are.
   size_t finish(Symbol* out) const noexcept {
     size_t count = 0;
     for (int i = 0; i < static_cast<int>(n_); i = after_[i]) out[count++] = {ids_[i + 1], lens_[i]};
     return count;
   }
+  size_t finish(uint32_t* out) const noexcept {
+    size_t count = 0;
+    for (int i = 0; i < static_cast<int>(n_); i = after_[i]) out[count++] = ids_[i + 1];
+    return count;
+  }
 
  private:
   static constexpr int kFront = 4;  // of what is kept for place -1 as well, and never read there
 
-  void set(const PairTable& pairs, int i, uint32_t rule) noexcept {
+  /// n symbols, each beside the next, and no rules yet.
+  void link(size_t n) noexcept {
+    n_ = n;
+    padded_ = std::max<size_t>(16, (n + 7) & ~size_t{7});
+    for (size_t i = 0; i < padded_; ++i) {
+      before_[i] = static_cast<int16_t>(static_cast<int>(i) - 1);
+      after_[i] = static_cast<int16_t>(i + 1);
+      order_[kFront + i] = kNever;
+    }
+    ids_[0] = ids_[n + 1] = PairLimits::kNoSymbol;
+  }
+  template <class Pairs>
+  void set(const Pairs& pairs, int i, uint32_t rule) noexcept {
     rule_[kFront + i] = rule;
     order_[kFront + i] = static_cast<int32_t>(pairs.order(rule) << 8 | (static_cast<uint32_t>(i) & 0xFF));
   }

@@ -213,15 +213,15 @@ class AffixBpe final : public TrieModel {
   explicit AffixBpe(ModelSpec spec) : TrieModel(std::move(spec)) {
     if (spec_.merges.size() % 3) throw TokenizerError("tokenizer: merges are triples of ids");
     if (spec_.merges.size() / 3 > PairTable::kMaxRules) throw LimitError("tokenizer: too many merges");
-    pairs_.reserve(spec_.merges.size() / 3);
+    PairRules pairs(spec_.merges.size() / 3);
     for (size_t i = 0; i < spec_.merges.size(); i += 3) {
       for (size_t j = i; j < i + 3; ++j) {
         if (spec_.merges[j] >= spec_.usable.size())
           throw TokenizerError("tokenizer: a merge names an id that isn't there");
       }
-      pairs_.insert(spec_.merges[i], spec_.merges[i + 1], static_cast<uint32_t>(i / 3), spec_.merges[i + 2]);
+      pairs.insert(spec_.merges[i], spec_.merges[i + 1], static_cast<uint32_t>(i / 3), spec_.merges[i + 2]);
     }
-    pairs_.sort();
+    pairs_ = PairTable(pairs);
   }
 
   void encode(std::string_view piece, std::vector<Symbol>& out) const override {

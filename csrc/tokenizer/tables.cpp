@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <numeric>
+#include <span>
+#include <utility>
 
 #include "tokenizer/archive.h"
 
@@ -139,56 +142,121 @@ void WordTable::load(ArchiveReader& in, std::string_view storage) {
   long_mask_ = long_.size() - 1;
 }
 
+PairRules::PairRules(size_t pairs) : slots_(std::bit_ceil(2 * pairs + 2), kFree), mask_(slots_.size() - 1) {
+  results_.reserve(pairs);
+  ranks_.reserve(pairs);
+}
+
+void PairRules::insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id) {
+  const uint64_t key = key_of(left, right);
+  size_t i = home_of(key);
+  while (slots_[i] != kFree && slots_[i] >> 24 != key) i = (i + 1) & mask_;
+  slots_[i] = key << 24 | results_.size();
+  results_.push_back(id);
+  ranks_.push_back(rank);
+}
+
+PairTable::PairTable(const PairRules& rules) {
+  std::vector<uint32_t> by_rank(rules.results_.size()), numbers(rules.results_.size());
+  std::iota(by_rank.begin(), by_rank.end(), 0u);
+  const auto less = [&](uint32_t a, uint32_t b) { return rules.ranks_[a] < rules.ranks_[b]; };
+  if (!std::is_sorted(rules.ranks_.begin(), rules.ranks_.end())) std::stable_sort(by_rank.begin(), by_rank.end(), less);
+  for (const uint32_t rule : by_rank) {
+    results_.push_back(rules.results_[rule]);
+    ranks_.push_back(rules.ranks_[rule]);
+  }
+  const bool ids_in_order =
+      std::adjacent_find(results_.begin(), results_.end(), std::greater_equal<>()) == results_.end();
+  if (std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end()) ranks_.clear();
+  const bool direct = ids_in_order && ranks_.empty();
+  for (uint32_t i = 0; i < by_rank.size(); ++i) numbers[by_rank[i]] = direct ? results_[i] : i;
+  if (direct) results_.clear();
+  std::vector<uint64_t> entries;
+  entries.reserve(rules.results_.size());
+  for (const uint64_t slot : rules.slots_) {
+    if (slot != PairRules::kFree) entries.push_back((slot & ~uint64_t{kNoRule}) | numbers[slot & kNoRule]);
+  }
+  place(entries);
+}
+
+/// Slots for all entries: about a quarter of them stays free, or more where that is too few.
+void PairTable::place(const std::vector<uint64_t>& entries) {
+  size_t slots = std::bit_ceil(std::max<size_t>(2, entries.size() + entries.size() / 4));
+  multipliers_.assign(std::bit_ceil(std::max<size_t>(2, entries.size() / 4)), 1);
+  for (seed_ = 0xD6E8FEB86659FD93u;; seed_ = mix(seed_, 0xA0761D6478BD642Fu), slots *= 2) {
+    slots_.assign(slots, kFree);
+    set_shifts();
+    if (place_buckets(entries)) return;
+  }
+}
+
+/// Finds each bucket a multiplier, those of the most pairs first. False when one can't be found in many tries.
+bool PairTable::place_buckets(const std::vector<uint64_t>& entries) {
+  constexpr uint32_t kTries = 1u << 16;
+  std::vector<uint32_t> begins(multipliers_.size() + 1);
+  for (const uint64_t entry : entries) ++begins[(hash_of(entry >> 24) >> bucket_shift_) + 1];
+  std::vector<std::pair<uint32_t, uint32_t>> order;  // size, bucket
+  for (uint32_t i = 0; i + 1 < begins.size(); ++i) order.push_back({begins[i + 1], i});
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::partial_sum(begins.begin(), begins.end(), begins.begin());
+  std::vector<uint64_t> sorted(entries.size());
+  std::vector<uint32_t> next(begins.begin(), begins.end() - 1);
+  for (const uint64_t entry : entries) sorted[next[hash_of(entry >> 24) >> bucket_shift_]++] = entry;
+  std::vector<bool> taken(slots_.size());
+  std::vector<uint32_t> hashes;
+  std::vector<size_t> places;
+  for (const auto& [count, bucket] : order) {
+    const std::span<const uint64_t> own(sorted.data() + begins[bucket], count);
+    hashes.clear();
+    for (const uint64_t entry : own) hashes.push_back(static_cast<uint32_t>(hash_of(entry >> 24)));
+    uint32_t tries = 0;
+    do {
+      if (++tries > kTries) return false;
+      multipliers_[bucket] = tries * 0x9E3779B2u | 1;
+      places.clear();
+      for (const uint32_t hash : hashes) {
+        const size_t place = hash * multipliers_[bucket] >> slot_shift_;
+        if (taken[place]) break;
+        taken[place] = true;
+        places.push_back(place);
+      }
+      if (places.size() == count) break;
+      for (const size_t place : places) taken[place] = false;
+    } while (true);
+    for (size_t i = 0; i < count; ++i) slots_[places[i]] = own[i];
+  }
+  return true;
+}
+
+void PairTable::set_shifts() {
+  slot_shift_ = 32 - static_cast<unsigned>(std::countr_zero(slots_.size()));
+  bucket_shift_ = 64 - static_cast<unsigned>(std::countr_zero(multipliers_.size()));
+}
+
 void PairTable::save(ArchiveWriter& out) const {
+  out.put(std::array<uint64_t, 1>{seed_});
+  out.put(multipliers_);
   out.put(slots_);
   out.put(results_);
   out.put(ranks_);
 }
 
 void PairTable::load(ArchiveReader& in) {
+  std::vector<uint64_t> seed;
+  in.get(seed);
+  in.get(multipliers_);
   in.get(slots_);
   in.get(results_);
   in.get(ranks_);
-  if (!std::has_single_bit(slots_.size()) || slots_.size() < kGroup || results_.size() != ranks_.size()) {
+  const auto sized = [](const auto& table) { return table.size() >= 2 && std::has_single_bit(table.size()); };
+  const size_t rules = results_.empty() ? kMaxIds : results_.size();
+  const auto known = [&](uint64_t slot) { return slot == kFree || (slot & kNoRule) < rules; };
+  if (seed.size() != 1 || !sized(multipliers_) || !sized(slots_) || slots_.size() > uint64_t{1} << 31 ||
+      (!ranks_.empty() && results_.size() != ranks_.size()) || !std::all_of(slots_.begin(), slots_.end(), known)) {
     throw TokenizerError("tokenizer: a damaged archive");
   }
-  mask_ = slots_.size() - kGroup;
-  by_rank_ = std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end();
-}
-
-void PairTable::reserve(size_t pairs) {
-  slots_.assign(std::max(kGroup, std::bit_ceil(2 * pairs + 2)), kFree);
-  mask_ = slots_.size() - kGroup;
-  results_.reserve(pairs);
-  ranks_.reserve(pairs);
-}
-
-void PairTable::insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id) {
-  const uint64_t key = key_of(left, right);
-  size_t i = home_of(key);
-  while (slots_[i] != kFree && slots_[i] >> 24 != key) i = (i + 1) & (slots_.size() - 1);
-  slots_[i] = key << 24 | results_.size();
-  results_.push_back(id);
-  ranks_.push_back(rank);
-}
-
-void PairTable::sort() {
-  std::vector<uint32_t> by_rank(results_.size()), number(results_.size());
-  std::iota(by_rank.begin(), by_rank.end(), 0u);
-  const auto less = [&](uint32_t a, uint32_t b) { return ranks_[a] < ranks_[b]; };
-  if (!std::is_sorted(ranks_.begin(), ranks_.end())) std::stable_sort(by_rank.begin(), by_rank.end(), less);
-  Table<uint32_t> results(results_.size()), ranks(results_.size());
-  for (uint32_t i = 0; i < by_rank.size(); ++i) {
-    results[i] = results_[by_rank[i]];
-    ranks[i] = ranks_[by_rank[i]];
-    number[by_rank[i]] = i;
-  }
-  for (uint64_t& slot : slots_) {
-    if (slot != kFree) slot = (slot & ~uint64_t{kNoRule}) | number[slot & kNoRule];
-  }
-  results_.swap(results);
-  ranks_.swap(ranks);
-  by_rank_ = std::adjacent_find(ranks_.begin(), ranks_.end()) == ranks_.end();
+  seed_ = seed[0];
+  set_shifts();
 }
 
 }  // namespace llmcore

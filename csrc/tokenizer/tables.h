@@ -155,63 +155,97 @@ class WordTable {
   size_t tiny_mask_ = 0, short_mask_ = 0, long_mask_ = 0;
 };
 
-/// Pair of ids -> the rule that merges it. Rules are numbered in order of rank, so the number says what is merged first
-/// unless there are equal ranks. Merging is a chain of look-ups that wait for one another and mostly miss the caches: a
-/// slot is one word (two ids of 20 bits, a rule of 24), and a look-up has two steps, so that those of many pieces
-/// overlap. Slots are in groups of four, all of which are compared: a branch less to guess wrong.
-class PairTable {
- public:
+/// What pairs of ids and their rules are made of: two ids of 20 bits, a rule of 24.
+struct PairLimits {
   static constexpr uint32_t kMaxRules = (1u << 23) - 1;
   static constexpr uint32_t kNoRule = kMaxRules;
   static constexpr uint32_t kMaxIds = (1u << 20) - 1;
   /// No id: no rule has it.
   static constexpr uint32_t kNoSymbol = kMaxIds;
 
-  void reserve(size_t pairs);
-  /// A second rule for a pair replaces the first. Ids are below kMaxIds, and there are at most kMaxRules insertions.
-  void insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
-  void save(class ArchiveWriter& out) const;
-  void load(class ArchiveReader& in);
-  /// Numbers the rules by rank.
-  void sort();
+  static uint64_t key_of(uint32_t left, uint32_t right) noexcept { return static_cast<uint64_t>(left) << 20 | right; }
+};
 
-  size_t prefetch(uint32_t left, uint32_t right) const noexcept {
-    const size_t home = home_of(key_of(left, right));
-    __builtin_prefetch(&slots_[home]);
-    return home;
-  }
+/// Pair of ids -> the rule that merges it, while rules are still added. Rules are numbered as they come.
+class PairRules : public PairLimits {
+ public:
+  explicit PairRules(size_t pairs);
+  /// A second rule for a pair replaces the first. Ids are below kMaxIds, and there are at most as many insertions as
+  /// there is room for, which is below kMaxRules.
+  void insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
+
+  size_t prefetch(uint32_t left, uint32_t right) const noexcept { return home_of(key_of(left, right)); }
   uint32_t find(uint32_t left, uint32_t right, size_t home) const noexcept {
     const uint64_t key = key_of(left, right);
-    for (size_t i = home;; i = (i + kGroup) & mask_) {
-      const uint64_t* const group = &slots_[i];
-      uint64_t found = 0;  // one more than the rule, in the one slot that may have the key
-      for (size_t k = 0; k < kGroup; ++k) found |= (group[k] - (key << 24) + 1) & (0 - uint64_t{group[k] >> 24 == key});
-      // To go on, the group must be full and the key not in it: in one test, as either alone is hard to foresee.
-      const uint64_t full = group[kGroup - 1] + 1, missing = (found - 1) >> 63;
-      if (!(full & (0 - missing))) return static_cast<uint32_t>(found - 1) & kNoRule;
+    for (size_t i = home;; i = (i + 1) & mask_) {
+      if (slots_[i] == kFree) return kNoRule;
+      if (slots_[i] >> 24 == key) return static_cast<uint32_t>(slots_[i]) & kNoRule;
     }
   }
-  uint32_t find(uint32_t left, uint32_t right) const noexcept {
-    return find(left, right, home_of(key_of(left, right)));
-  }
-  /// What comes first: the smaller value.
-  uint32_t order(uint32_t rule) const noexcept {
-    if (by_rank_) return rule;
-    return rule == kNoRule ? rule : ranks_[rule];
-  }
+  uint32_t order(uint32_t rule) const noexcept { return rule == kNoRule ? rule : ranks_[rule]; }
   uint32_t result(uint32_t rule) const noexcept { return results_[rule]; }
-  void prefetch_result(uint32_t rule) const noexcept { __builtin_prefetch(&results_[rule]); }
+  void prefetch_result(uint32_t) const noexcept {}
 
  private:
+  friend class PairTable;
   static constexpr uint64_t kFree = ~uint64_t{0};
-  static constexpr size_t kGroup = 4;
-  static uint64_t key_of(uint32_t left, uint32_t right) noexcept { return static_cast<uint64_t>(left) << 20 | right; }
   size_t home_of(uint64_t key) const noexcept { return mix(key ^ 0xD6E8FEB86659FD93u, 0x9E3779B97F4A7C15u) & mask_; }
 
   Table<uint64_t> slots_;
-  Table<uint32_t> results_, ranks_;  // by rule
-  size_t mask_ = 0;                  // of the first slot of a group
-  bool by_rank_ = false;             // no two ranks are equal
+  std::vector<uint32_t> results_, ranks_;  // by rule
+  size_t mask_;
+};
+
+/// The same when all are there. Rules are numbered in order of rank, so the number says what is merged first unless
+/// there are equal ranks; where ids are in that order too, as in most vocabularies, a rule's number is the id it makes.
+/// Merging is a chain of look-ups that wait for one another, mostly miss the caches and mostly find nothing, and with
+/// many pieces in turn no branch in them can be foreseen. So a pair has but one slot it can be in: its hash says the
+/// bucket, whose multiplier spreads all pairs of the bucket over slots of their own ("hash, displace and compress",
+/// Belazzougui, Botelho and Dietzfelbinger, 2009).
+class PairTable : public PairLimits {
+ public:
+  PairTable() = default;
+  explicit PairTable(const PairRules& rules);
+  void save(class ArchiveWriter& out) const;
+  void load(class ArchiveReader& in);
+
+  /// A look-up in two steps, so that those of many pieces overlap.
+  size_t prefetch(uint32_t left, uint32_t right) const noexcept {
+    const size_t slot = slot_of(hash_of(key_of(left, right)));
+    __builtin_prefetch(&slots_[slot]);
+    return slot;
+  }
+  uint32_t find(uint32_t left, uint32_t right, size_t slot) const noexcept {
+    const uint64_t found = slots_[slot];
+    const uint32_t other = found >> 24 != key_of(left, right);
+    return (static_cast<uint32_t>(found) | (0 - other)) & kNoRule;
+  }
+  uint32_t find(uint32_t left, uint32_t right) const noexcept {
+    return find(left, right, slot_of(hash_of(key_of(left, right))));
+  }
+  /// What comes first: the smaller value.
+  uint32_t order(uint32_t rule) const noexcept { return ranks_.empty() || rule == kNoRule ? rule : ranks_[rule]; }
+  uint32_t result(uint32_t rule) const noexcept { return results_.empty() ? rule : results_[rule]; }
+  void prefetch_result(uint32_t rule) const noexcept {
+    if (!results_.empty()) __builtin_prefetch(&results_[rule]);
+  }
+
+ private:
+  static constexpr uint64_t kFree = ~uint64_t{0};
+  uint64_t hash_of(uint64_t key) const noexcept { return mix(key ^ seed_, 0x9E3779B97F4A7C15u); }
+  size_t slot_of(uint64_t hash) const noexcept {
+    return static_cast<uint32_t>(hash) * multipliers_[hash >> bucket_shift_] >> slot_shift_;
+  }
+  void place(const std::vector<uint64_t>& entries);
+  bool place_buckets(const std::vector<uint64_t>& entries);
+  void set_shifts();
+
+  Table<uint64_t> slots_ = Table<uint64_t>(2, kFree);
+  Table<uint32_t> multipliers_ = Table<uint32_t>(2, 1);  // odd, by bucket
+  Table<uint32_t> results_;                              // by rule; none if it is the rule
+  Table<uint32_t> ranks_;                                // by rule; none if no two are equal
+  uint64_t seed_ = 0;
+  unsigned bucket_shift_ = 63, slot_shift_ = 31;
 };
 
 }  // namespace llmcore
