@@ -1,6 +1,8 @@
 #include "kernels/select.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 
 #include "base/error.h"
 
@@ -27,6 +29,15 @@ extern const llmcore::KernelTable llmcore_kernels_neon_i8mm;
 
 namespace llmcore {
 namespace {
+
+#if defined(__x86_64__)
+/// A table that takes the windows of text from another.
+KernelTable with_windows_of(const KernelTable& other, KernelTable table) {
+  std::copy(std::begin(other.window), std::end(other.window), table.window);
+  return table;
+}
+const KernelTable kAvx512 = with_windows_of(llmcore_kernels_avx2, llmcore_kernels_avx512);
+#endif
 
 struct Isa {
   const KernelTable* table;
@@ -72,7 +83,7 @@ bool has_i8mm() {
 // Best first. A row here and one in CMakeLists.txt add an ISA.
 const Isa kIsas[] = {
 #if defined(__x86_64__)
-    {&llmcore_kernels_avx512, has_avx512},
+    {&kAvx512, has_avx512},
     {&llmcore_kernels_avx_vnni, has_avx_vnni},
     {&llmcore_kernels_avx2, has_avx2},
 #elif defined(__aarch64__)

@@ -9,6 +9,10 @@ namespace {
 
 #define LLMCORE_INLINE inline __attribute__((always_inline))
 
+// The windows of text are AVX2's (select.cpp): where there are mask registers, compilers do the operations on words of
+// bits in them, which made all of encoding a tenth slower.
+#define LLMCORE_NO_WINDOWS
+
 struct F32x16 {
   __m512 v;
 };
@@ -101,28 +105,6 @@ LLMCORE_INLINE I32x16 load_nibbles(const uint8_t* p) {
 
 LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
-LLMCORE_INLINE uint64_t high_bits(U8x64 a) { return _mm512_movepi8_mask(a.v); }
-LLMCORE_INLINE uint64_t bits_equal(U8x64 a, uint8_t value) {
-  return _mm512_cmpeq_epi8_mask(a.v, _mm512_set1_epi8(static_cast<char>(value)));
-}
-LLMCORE_INLINE uint64_t bits_within(U8x64 a, uint8_t first, uint8_t count) {
-  return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(first))),
-                                _mm512_set1_epi8(static_cast<char>(count)));
-}
-template <int bit>
-LLMCORE_INLINE uint64_t bits_set(U8x64 a) {
-  return _mm512_test_epi8_mask(a.v, _mm512_set1_epi8(static_cast<char>(1 << bit)));
-}
-LLMCORE_INLINE uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t* out) {
-  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int i = 0; i < 64; i += 16) {
-    const uint32_t part = static_cast<uint32_t>(bits >> i) & 0xFFFF;
-    const __m512i places = _mm512_add_epi32(numbers, _mm512_set1_epi32(static_cast<int>(offset) + i));
-    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(part), places));
-    out += __builtin_popcount(part);
-  }
-  return out;
-}
 template <int shift, int mask>
 LLMCORE_INLINE U8x64 extract(U8x64 a) {
   const __m512i shifted = shift ? _mm512_srli_epi16(a.v, shift) : a.v;
