@@ -25,6 +25,12 @@ std::vector<T> to_vector(const py::handle& value) {
   return {array.data(), array.data() + array.size()};
 }
 
+/// A new reference; null is the exception that Python has set.
+py::object own(PyObject* made) {
+  if (!made) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
 /// The UTF-8 of a Python string, owned by it. Lone surrogates raise UnicodeEncodeError.
 std::string_view utf8(const py::str& text) {
   Py_ssize_t size = 0;
@@ -33,10 +39,39 @@ std::string_view utf8(const py::str& text) {
   return {data, static_cast<size_t>(size)};
 }
 
-std::vector<std::string_view> utf8_list(const py::list& texts) {
+/// What users give as text, as UTF-8: with surrogate pairs joined and lone surrogates as U+FFFD. Throws ArgumentError
+/// when it is no str.
+class Text {
+ public:
+  explicit Text(py::handle text) : owner_(py::reinterpret_borrow<py::object>(text)) {
+    if (!PyUnicode_Check(text.ptr())) {
+      const py::str name = py::type::handle_of(text).attr("__name__");
+      throw ArgumentError("text: must be str, found " + std::string(name));
+    }
+    Py_ssize_t size = 0;
+    const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (data) {
+      view_ = {data, static_cast<size_t>(size)};
+      return;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) throw py::error_already_set();
+    PyErr_Clear();
+    const py::object units = own(PyUnicode_AsEncodedString(text.ptr(), "utf-16-le", "surrogatepass"));
+    owner_ =
+        own(PyUnicode_Decode(PyBytes_AS_STRING(units.ptr()), PyBytes_GET_SIZE(units.ptr()), "utf-16-le", "replace"));
+    view_ = utf8(py::reinterpret_borrow<py::str>(owner_));
+  }
+  std::string_view view() const { return view_; }
+
+ private:
+  py::object owner_;
+  std::string_view view_;
+};
+
+std::vector<std::string_view> views_of(const std::vector<Text>& texts) {
   std::vector<std::string_view> views;
   views.reserve(texts.size());
-  for (const py::handle text : texts) views.push_back(utf8(py::reinterpret_borrow<py::str>(text)));
+  for (const Text& text : texts) views.push_back(text.view());
   return views;
 }
 
@@ -159,22 +194,22 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
   return std::make_shared<Tokenizer>(std::move(spec), data);
 }
 
-std::vector<uint32_t> encode(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control) {
-  const std::string_view view = utf8(text);
+std::vector<uint32_t> encode(const Tokenizer& self, const py::object& value, bool add_special, bool allow_control) {
+  const Text text(value);
   std::vector<uint32_t> ids;
   const py::gil_scoped_release release;
-  self.encode(view, add_special, allow_control, ids);
+  self.encode(text.view(), add_special, allow_control, ids);
   return ids;
 }
 
-py::tuple encode_spans(const Tokenizer& self, const py::str& text, bool add_special, bool allow_control,
+py::tuple encode_spans(const Tokenizer& self, const py::object& value, bool add_special, bool allow_control,
                        const std::vector<uint32_t>* guarded = nullptr) {
-  const std::string_view view = utf8(text);
+  const Text text(value);
   std::vector<uint32_t> ids;
   std::vector<Span> spans;
   {
     const py::gil_scoped_release release;
-    self.encode(view, add_special, allow_control, ids, &spans, guarded);
+    self.encode(text.view(), add_special, allow_control, ids, &spans, guarded);
   }
   py::list places(spans.size());
   for (size_t i = 0; i < spans.size(); ++i) places[i] = py::make_tuple(spans[i].begin, spans[i].end);
@@ -182,7 +217,8 @@ py::tuple encode_spans(const Tokenizer& self, const py::str& text, bool add_spec
 }
 
 py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control, int threads) {
-  const std::vector<std::string_view> views = utf8_list(texts);
+  const std::vector<Text> owners(texts.begin(), texts.end());
+  const std::vector<std::string_view> views = views_of(owners);
   std::vector<std::vector<uint32_t>> ids;
   {
     const py::gil_scoped_release release;
@@ -307,10 +343,6 @@ py::object resolve_merges(const py::list& items, const py::dict& vocab, size_t s
     if (!found && PyErr_Occurred()) throw py::error_already_set();
     return found ? static_cast<uint32_t>(PyLong_AsUnsignedLong(found)) : kNoId;
   };
-  const auto own = [](PyObject* made) {
-    if (!made) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(made);
-  };
   std::vector<uint32_t> ids;
   std::vector<uint64_t> pairs;
   ids.reserve(3 * items.size());
@@ -353,19 +385,19 @@ void bind_tokenizer(py::module_& m) {
   py::class_<Tokenizer, std::shared_ptr<Tokenizer>>(m, "Tokenizer")
       .def(py::init(&make_tokenizer), py::arg("fields"), py::arg("archive") = py::none())
       .def_property_readonly("size", &Tokenizer::size)
-      .def("encode", [](const Tokenizer& self, const py::str& text, bool add_special,
+      .def("encode", [](const Tokenizer& self, const py::object& text, bool add_special,
                         bool allow_control) { return to_list(encode(self, text, add_special, allow_control)); })
-      .def("encode_array", [](const Tokenizer& self, const py::str& text, bool add_special,
+      .def("encode_array", [](const Tokenizer& self, const py::object& text, bool add_special,
                               bool allow_control) { return to_array(encode(self, text, add_special, allow_control)); })
       .def("encode_dropout",
-           [](const Tokenizer& self, const py::str& text, bool add_special, bool allow_control, double rate,
+           [](const Tokenizer& self, const py::object& value, bool add_special, bool allow_control, double rate,
               uint64_t seed) {
-             const std::string_view view = utf8(text);
+             const Text text(value);
              std::vector<uint32_t> ids;
              Dropout dropout{rate, std::mt19937_64(seed)};
              {
                const py::gil_scoped_release release;
-               self.encode(view, add_special, allow_control, ids, nullptr, nullptr, &dropout);
+               self.encode(text.view(), add_special, allow_control, ids, nullptr, nullptr, &dropout);
              }
              return to_list(ids);
            })
@@ -380,19 +412,19 @@ void bind_tokenizer(py::module_& m) {
              return py::str(changed);
            })
       .def("encode_guarded",
-           [](const Tokenizer& self, const py::str& text, const std::vector<uint32_t>& guarded) {
-             const std::string_view view = utf8(text);
+           [](const Tokenizer& self, const py::object& value, const std::vector<uint32_t>& guarded) {
+             const Text text(value);
              std::vector<uint32_t> ids;
              {
                const py::gil_scoped_release release;
-               self.encode(view, false, true, ids, nullptr, &guarded);
+               self.encode(text.view(), false, true, ids, nullptr, &guarded);
              }
              return to_list(ids);
            })
-      .def("encode_spans", [](const Tokenizer& self, const py::str& text, bool add_special,
+      .def("encode_spans", [](const Tokenizer& self, const py::object& text, bool add_special,
                               bool allow_control) { return encode_spans(self, text, add_special, allow_control); })
       .def("encode_guarded_spans",
-           [](const Tokenizer& self, const py::str& text, const std::vector<uint32_t>& guarded) {
+           [](const Tokenizer& self, const py::object& text, const std::vector<uint32_t>& guarded) {
              return encode_spans(self, text, false, true, &guarded);
            })
       .def("encode_batch", &encode_batch)
@@ -466,7 +498,8 @@ void bind_tokenizer(py::module_& m) {
       .def("add",
            [](PieceCounter& self, const py::list& texts, int unit, int threads) {
              check_argument(unit >= 0 && unit <= static_cast<int>(TextUnit::kSentences), "unit: must be 0, 1 or 2");
-             const std::vector<std::string_view> views = utf8_list(texts);
+             const std::vector<Text> owners(texts.begin(), texts.end());
+             const std::vector<std::string_view> views = views_of(owners);
              const py::gil_scoped_release release;
              self.add(views, static_cast<TextUnit>(unit), threads);
            })

@@ -21,7 +21,6 @@ import numpy as np
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError, escape
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
-from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
 _log = logging.getLogger("llmcore")
@@ -187,14 +186,14 @@ class Tokenizer:
             if not 0.0 <= float(dropout) <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
             at = _integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
-            return self._core.encode_dropout(_ready(text), add_special_tokens, allow_special, float(dropout), at)
-        return self._core.encode(_ready(text), add_special_tokens, allow_special)
+            return self._core.encode_dropout(text, add_special_tokens, allow_special, float(dropout), at)
+        return self._core.encode(text, add_special_tokens, allow_special)
 
     def encode_to_numpy(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
     ) -> npt.NDArray[np.uint32]:
         """As `encode`, as an array uint32 [T]."""
-        return self._core.encode_array(_ready(text), add_special_tokens, allow_special)
+        return self._core.encode_array(text, add_special_tokens, allow_special)
 
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
@@ -204,7 +203,7 @@ class Tokenizer:
         A token that holds a part of a character covers the character; where normalisation changes text, a token
         covers the whole changed stretch; what isn't from the text (BOS) has an empty place.
         """
-        return self._core.encode_spans(_ready(text), add_special_tokens, allow_special)
+        return self._core.encode_spans(text, add_special_tokens, allow_special)
 
     def encode_batch(
         self,
@@ -217,8 +216,7 @@ class Tokenizer:
         """As `encode` for each text, on `threads` threads (default: all of this process's cores)."""
         if isinstance(texts, str | bytes):
             raise ArgumentError("texts: must be a sequence of str, found a single string")
-        ready = [_ready(text) for text in texts]
-        return self._core.encode_batch(ready, add_special_tokens, allow_special, _threads(threads))
+        return self._core.encode_batch(list(texts), add_special_tokens, allow_special, _threads(threads))
 
     def encode_batch_padded(
         self,
@@ -280,13 +278,13 @@ class Tokenizer:
 
         This is what `apply_chat_template` encodes with; nothing is put around the text.
         """
-        return self._core.encode_guarded(_ready(text), _byte_places(text, guarded))
+        return self._core.encode_guarded(text, _byte_places(text, guarded))
 
     def encode_rendered_with_offsets(
         self, text: str, guarded: Sequence[int]
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode_rendered`, with places as `encode_with_offsets` has them."""
-        return self._core.encode_guarded_spans(_ready(text), _byte_places(text, guarded))
+        return self._core.encode_guarded_spans(text, _byte_places(text, guarded))
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
@@ -508,19 +506,14 @@ class _PartsStream:
 
 def _byte_places(text: str, places: Sequence[int]) -> list[int]:
     """Places in characters, in order, as places in UTF-8."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"text: must be str, found {type(text).__name__}")
     lengths = [0]
     done = 0
     for at in places:
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
         done = at
     return lengths[1:]
-
-
-def _ready(text: str) -> str:
-    """`text` as the core takes it: without halves of surrogate pairs."""
-    if not isinstance(text, str):
-        raise ArgumentError(f"text: must be str, found {type(text).__name__}")
-    return text if text.isascii() else clean(text)
 
 
 def _integer(value: Any, name: str) -> int:
