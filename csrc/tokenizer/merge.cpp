@@ -15,7 +15,8 @@ namespace {
 // with random letters).
 constexpr size_t kFewSymbols = 256;
 constexpr size_t kShortPiece = 96;
-// Bytes of a part: a power of two, as are the longest tokens of one repeated character.
+// Bytes of a part: a power of two, as are the longest tokens of one repeated character. Three quarters of it where a part
+// begins with a character of three bytes: then it has a power of two of them, and more seams fall between tokens.
 constexpr size_t kPartBytes = 64;
 static_assert(kPartBytes <= PieceCache::kBytes && kPartBytes <= kShortPiece);
 // What may precede a long run of one character, and runs of symbols that are worth treating as such.
@@ -252,7 +253,8 @@ bool Bpe::merge_parts(std::string_view piece, EncodeState& state) const {
   size_t budget = 4 * piece.size();
   out.clear();
   for (size_t at = 0; at < piece.size();) {
-    size_t end = std::min(at + kPartBytes, piece.size());
+    const bool thirds = utf8_length(static_cast<uint8_t>(piece[at])) == 3;
+    size_t end = std::min(at + (thirds ? kPartBytes * 3 / 4 : kPartBytes), piece.size());
     while (end < piece.size() && end > at + 1 && (static_cast<uint8_t>(piece[end]) & 0xC0) == 0x80) --end;
     if (!encode_part(piece.substr(at, end - at), state, part)) return false;
     size_t used = 0;  // symbols of the part that went into the middle
