@@ -186,6 +186,17 @@ def worst_cases(rounds: int) -> dict[str, float]:
     return found
 
 
+def threads(rounds: int) -> dict[str, float]:
+    """War and Peace as lists of ids: milliseconds on one thread and on two, as documents and as one text."""
+    tokenizer = llmcore.Tokenizer.load(DATA / "tokenizers" / "tiktoken" / "cl100k_base.tiktoken")
+    texts = corpora()["English"]
+    found = {}
+    for name, batch in (("documents", texts), ("one text", ["".join(texts)])):
+        for count in (1, 2):
+            found[f"{name}, {count}"] = best(lambda b=batch, n=count: tokenizer.encode_batch(b, n), 3 * rounds)  # type: ignore[misc]
+    return found
+
+
 def loading(rounds: int) -> dict[str, float]:
     """Milliseconds to load Llama-3's vocabulary: built anew, and from the cache."""
     path = DATA / "tokenizers" / "llama3" / "tokenizer.model"
@@ -233,9 +244,9 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
+    results: dict[str, Any] = {"encode": {}, "threads, ms": threads(options.rounds)}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    results: dict[str, Any] = {"encode": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLMCORE_CACHE_DIR"] = folder
         makers = makers_of_cl100k(Path(folder))
@@ -249,7 +260,7 @@ def main() -> int:
         for library, figures in libraries.items():
             cells = (f"{which} {f['MB/s']:8.1f} MB/s {f['llmcore is']:6.2f}x" for which, f in figures.items())
             print(f"{name:24} {library:14} {'   '.join(cells)}")
-    for group in ("worst cases", "loading, ms", "training, s"):
+    for group in ("threads, ms", "worst cases", "loading, ms", "training, s"):
         for name, value in results[group].items():
             print(f"{group:16} {name:28} {value:10.2f}")
     if options.json:

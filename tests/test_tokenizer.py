@@ -309,3 +309,17 @@ def test_batches_and_arrays_equal_single_calls(load: Load, texts: list[str]) -> 
         for threads in (1, 2, 5):
             assert tokenizer.encode_batch(texts[::3], threads) == single
         assert [tokenizer.encode_to_numpy(t).tolist() for t in texts[::3]] == single
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "phi-3", "qwen2.5", "o200k", "llama3", "mistral-v3"])
+def test_threads_share_a_long_text(load: Load, texts: list[str], data_dir: Path, name: str) -> None:
+    """Cut at places that change nothing: in prose, between texts of all kinds, around an added token."""
+    tokenizer = load(name)
+    english = (data_dir / "text" / "war-and-peace.txt").read_text(encoding="utf-8")[:700_000]
+    random.Random(3).shuffle(texts := [*texts])
+    mixed = " and so on ".join((texts * 20)[:20_000])
+    one_word = "x" * 300_000 + " and " + "y" * 300_000
+    for text in (english, mixed, one_word, english[:300_000] + "<|endoftext|>" + english[300_000:]):
+        ids = tokenizer.encode(text)
+        for threads in (2, 3, 7):
+            assert tokenizer.encode_batch([text], threads) == [ids]

@@ -130,10 +130,22 @@ ModelSpec to_model(const py::dict& fields) {
   return model;
 }
 
+/// Ids as a list. The integers are made once and shared by all lists, as Python does with those below 257: making them
+/// took several times as long as encoding.
 py::list to_list(const std::vector<uint32_t>& ids) {
+  static std::vector<PyObject*>& integers = *new std::vector<PyObject*>();  // by id; guarded by the GIL, never freed
   py::list list(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromUnsignedLong(ids[i]));
+    const uint32_t id = ids[i];
+    if (id >= PairLimits::kMaxIds) {  // kNoId
+      PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), own(PyLong_FromUnsignedLong(id)).release().ptr());
+      continue;
+    }
+    if (id >= integers.size()) integers.resize(std::max<size_t>(size_t{id} + 1, 2 * integers.size()));
+    PyObject*& integer = integers[id];
+    if (!integer) integer = own(PyLong_FromUnsignedLong(id)).release().ptr();
+    Py_INCREF(integer);
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), integer);
   }
   return list;
 }

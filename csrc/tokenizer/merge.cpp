@@ -15,8 +15,8 @@ namespace {
 // with random letters).
 constexpr size_t kFewSymbols = 256;
 constexpr size_t kShortPiece = 96;
-// Bytes of a part: a power of two, as are the longest tokens of one repeated character. Three quarters of it where a part
-// begins with a character of three bytes: then it has a power of two of them, and more seams fall between tokens.
+// Bytes of a part: a power of two, as are the longest tokens of one repeated character. Three quarters of it where a
+// part begins with a character of three bytes: then it has a power of two of them, and more seams fall between tokens.
 constexpr size_t kPartBytes = 64;
 static_assert(kPartBytes <= PieceCache::kBytes && kPartBytes <= kShortPiece);
 // What may precede a long run of one character, and runs of symbols that are worth treating as such.

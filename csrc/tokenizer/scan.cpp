@@ -1,5 +1,6 @@
 #include "tokenizer/scan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -310,6 +311,18 @@ void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text)
       }
     }
   }
+}
+
+// All patterns that have windows begin a piece at the blank between two letters.
+size_t find_seam(const std::vector<Pattern>& stages, std::string_view text, size_t at, size_t limit) {
+  const auto cuts_there = [](Pattern pattern) { return window_of(pattern).has_value(); };
+  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  if (std::none_of(stages.begin(), stages.end(), cuts_there)) return text.size();
+  const size_t end = std::min(limit, text.size());
+  for (size_t i = std::max<size_t>(at, 1); i + 1 < end; ++i) {
+    if (text[i] == ' ' && letter(text[i - 1]) && letter(text[i + 1])) return i;
+  }
+  return text.size();
 }
 
 void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {

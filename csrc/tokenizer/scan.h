@@ -47,6 +47,9 @@ class PieceBatch {
   std::vector<uint32_t> outer_;
 };
 
+/// A place from `at` on where a piece begins whatever comes before and after, so that the two sides can be cut into
+/// pieces apart; the end of the text if there is none. It is searched for as far as `limit`.
+size_t find_seam(const std::vector<Pattern>& stages, std::string_view text, size_t at, size_t limit);
 /// Ends of all pieces of `text`.
 void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends);
 /// The same for one pattern, by its scalar scanner alone: what windows are tested against.

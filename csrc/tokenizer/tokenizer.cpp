@@ -12,6 +12,8 @@ namespace {
 
 // Idle working states kept for the next caller; more than this many threads at once allocate anew.
 constexpr size_t kIdleStates = 16;
+// Bytes of a text that are worth a thread, and how far from there a place to cut is looked for.
+constexpr size_t kStretch = size_t{1} << 17, kSeamWithin = size_t{1} << 12;
 
 bool begins_with_space(std::string_view text, bool metaspace) {
   return text.starts_with(' ') || (metaspace && text.starts_with(kSpaceMark));
@@ -70,6 +72,7 @@ struct Tokenizer::Output {
   EncodeState& state;
   const std::vector<uint32_t>* guarded;
   Dropout* dropout;
+  int threads = 1;
   std::vector<Symbol> symbols = {};
 
   bool mapped() const { return spans || guarded; }
@@ -200,8 +203,29 @@ void Tokenizer::push_symbols(const View& view, size_t begin, const std::vector<S
   }
 }
 
-/// Cuts with scanners, a batch of pieces at a time.
+/// Cuts with scanners; a long text on several threads, each of which has stretches of it.
 void Tokenizer::encode_scanned(const View& view, Output& out) const {
+  std::vector<size_t> begins{0};
+  while (out.threads > 1 && !out.spans && !out.dropout && view.text.size() - begins.back() > 2 * kStretch) {
+    const size_t at = begins.back() + kStretch;
+    const size_t seam = find_seam(spec_.stages, view.text, at, at + kSeamWithin);
+    if (seam == view.text.size()) break;
+    begins.push_back(seam);
+  }
+  if (begins.size() == 1) return encode_stretch(view, out);
+  begins.push_back(view.text.size());
+  std::vector<std::vector<uint32_t>> ids(begins.size() - 1);
+  for_tasks(ids.size(), out.threads, [&](size_t i, size_t) {
+    std::unique_ptr<EncodeState> state = borrow();
+    Output own{ids[i], nullptr, *state, out.guarded, nullptr};
+    encode_stretch(view.part(begins[i], begins[i + 1]), own);
+    give_back(std::move(state));
+  });
+  for (const std::vector<uint32_t>& some : ids) out.ids.insert(out.ids.end(), some.begin(), some.end());
+}
+
+/// A batch of pieces at a time.
+void Tokenizer::encode_stretch(const View& view, Output& out) const {
   EncodeState& state = out.state;
   for (size_t at = 0; at < view.text.size();) {
     const std::string_view rest = view.text.substr(at);
@@ -295,11 +319,12 @@ void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const
 }
 
 void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded, Dropout* dropout) const {
+                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded, Dropout* dropout,
+                       int threads) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
   if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
   std::unique_ptr<EncodeState> state = borrow();
-  Output out{ids, spans, *state, guarded, dropout};
+  Output out{ids, spans, *state, guarded, dropout, threads};
   if (add_special) {
     for (const uint32_t id : spec_.prefix_ids) out.push(id, {0, 0});
   }
@@ -322,7 +347,12 @@ void Tokenizer::encode(std::string_view text, bool add_special, bool allow_contr
 std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                            bool allow_control, int threads) const {
   std::vector<std::vector<uint32_t>> results(texts.size());
-  for_tasks(texts.size(), threads, [&](size_t i, size_t) { encode(texts[i], add_special, allow_control, results[i]); });
+  // Threads that get no text of their own help with the long ones.
+  const size_t sharers = worker_count(texts.size(), threads);
+  const int each = std::max(threads, 1) / static_cast<int>(sharers);
+  for_tasks(texts.size(), threads, [&](size_t i, size_t) {
+    encode(texts[i], add_special, allow_control, results[i], nullptr, nullptr, nullptr, each);
+  });
   return results;
 }
 

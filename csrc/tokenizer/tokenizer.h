@@ -67,10 +67,11 @@ class Tokenizer {
   std::string normalized(std::string_view text) const;
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
-  /// No control token begins at a byte that `guarded` (in order) names.
+  /// No control token begins at a byte that `guarded` (in order) names. A long text is cut for the threads, if there is
+  /// neither a span nor a dropout to keep track of.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
               std::vector<Span>* spans = nullptr, const std::vector<uint32_t>* guarded = nullptr,
-              Dropout* dropout = nullptr) const;
+              Dropout* dropout = nullptr, int threads = 1) const;
   /// The same for each text, on `threads` threads.
   std::vector<std::vector<uint32_t>> encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                   bool allow_control, int threads) const;
@@ -92,6 +93,7 @@ class Tokenizer {
   void encode_segment(View view, bool allow_control, Output& out) const;
   void encode_part(const View& view, Output& out) const;
   void encode_scanned(const View& view, Output& out) const;
+  void encode_stretch(const View& view, Output& out) const;
   void encode_cut(const View& view, Output& out) const;
   void push_symbols(const View& view, size_t begin, const std::vector<Symbol>& symbols, Output& out) const;
 

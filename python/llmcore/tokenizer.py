@@ -213,7 +213,10 @@ class Tokenizer:
         add_special_tokens: bool = True,
         allow_special: bool = False,
     ) -> list[list[int]]:
-        """As `encode` for each text, on `threads` threads (default: all of this process's cores)."""
+        """As `encode` for each text, on `threads` threads (default: all of this process's cores).
+
+        Where there are more threads than texts, they share the long ones.
+        """
         if isinstance(texts, str | bytes):
             raise ArgumentError("texts: must be a sequence of str, found a single string")
         return self._core.encode_batch(list(texts), add_special_tokens, allow_special, _threads(threads))
