@@ -255,6 +255,23 @@ void Bpe::refine(const char* text, std::vector<uint32_t>& ends, std::vector<uint
   ends.swap(finer);
 }
 
+void Bpe::cut(std::string_view text, std::vector<uint32_t>& ends) const {
+  ends.resize(kPieceBatch);
+  const uint8_t* const p = reinterpret_cast<const uint8_t*>(text.data());
+  uint32_t* out = ends.data();
+  const uint32_t* const last = ends.data() + kPieceBatch - 64;
+  size_t i = 1, both = p[0];  // the two bytes before place i
+  while (i < text.size() && out < last) {
+    for (const size_t stop = std::min(i + 64, text.size()); i < stop; ++i) {
+      both = (both << 8 | p[i]) & 0xFFFF;
+      *out = static_cast<uint32_t>(i);
+      out += 1 - neighbours_[both];
+    }
+  }
+  if (i >= text.size()) *out++ = static_cast<uint32_t>(text.size());
+  ends.resize(static_cast<size_t>(out - ends.data()));
+}
+
 void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, const char* readable_end,
                         EncodeState& state, std::vector<uint32_t>& ids) const {
   for (size_t i = 0; i < ends.size(); i += kPieceBatch) {

@@ -129,6 +129,9 @@ class Bpe {
   /// Cuts pieces at every place that no token's text spans, if that can be told from the two bytes there: merging can't
   /// cross it. Only where a vocabulary has no words that merging doesn't reach.
   void refine(const char* text, std::vector<uint32_t>& ends, std::vector<uint32_t>& finer) const;
+  /// Whether `refine` does anything. If so, and if nothing else cuts text, `cut` finds the first pieces of it at once.
+  bool refines() const noexcept { return refines_; }
+  void cut(std::string_view text, std::vector<uint32_t>& ends) const;
   /// The symbols of one piece, with lengths, in state.symbols; merges are left out with the probability `dropout`.
   void encode_with_dropout(std::string_view piece, double dropout, std::mt19937_64& random, EncodeState& state) const;
   /// The symbols of one piece, with lengths, in state.symbols.

@@ -115,6 +115,8 @@ Tokenizer::Tokenizer(TokenizerSpec&& spec, Bpe bpe)
     if (e < end || e > spec_.decoded.size()) throw TokenizerError("tokenizer: ends of decoded text aren't in order");
     end = e;
   }
+  const auto for_blanks = [](Pattern stage) { return stage == Pattern::kNone || stage == Pattern::kSpaceRuns; };
+  cut_by_bytes_ = bpe_.refines() && std::all_of(spec_.stages.begin(), spec_.stages.end(), for_blanks);
   for (NormalizerSpec& part : spec_.normalizers) normalizers_.emplace_back(std::move(part));
   for (PreTokenizerSpec& part : spec_.pre_tokenizers) {
     const bool first = part.kind == PreTokenizerKind::kMetaspace && (part.flags & kMetaspaceFirst);
@@ -229,9 +231,13 @@ void Tokenizer::encode_stretch(const View& view, Output& out) const {
   EncodeState& state = out.state;
   for (size_t at = 0; at < view.text.size();) {
     const std::string_view rest = view.text.substr(at);
-    state.batch.next(spec_.stages, rest);
     const bool whole = !out.spans && !out.dropout;
-    if (!out.dropout) bpe_.refine(rest.data(), state.batch.ends, state.finer);
+    if (cut_by_bytes_ && !out.dropout) {
+      bpe_.cut(rest, state.batch.ends);
+    } else {
+      state.batch.next(spec_.stages, rest);
+      if (!out.dropout) bpe_.refine(rest.data(), state.batch.ends, state.finer);
+    }
     if (whole) bpe_.encode_pieces(rest.data(), state.batch.ends, view.readable_end, state, out.ids);
     size_t begin = 0;
     for (size_t i = 0; !whole && i < state.batch.ends.size(); ++i) {

@@ -103,6 +103,7 @@ class Tokenizer {
   std::vector<Normalizer> normalizers_;
   std::vector<PreTokenizer> pre_tokenizers_;
   bool needs_origins_ = false;  // a pre-tokeniser asks where the text begins
+  bool cut_by_bytes_ = false;   // the vocabulary cuts wherever the stages do, which are for blanks alone
   // Indexed by allow_control: tokens looked for in raw text, and those looked for in normalised text.
   AddedMatcher raw_[2], normalized_[2];
   mutable std::mutex states_mutex_;
