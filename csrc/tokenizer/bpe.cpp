@@ -471,27 +471,27 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
     }
     return false;
   };
-  std::array<uint8_t, EncodeState::kLanes> active;
+  std::array<EncodeState::Lane*, EncodeState::kLanes> active;
   size_t count = 0;
   while (count < active.size() && fill(state.lanes[count])) {
-    active[count] = static_cast<uint8_t>(count);
+    active[count] = &state.lanes[count];
     ++count;
   }
   while (count > 0) {
     size_t still = 0;
     for (size_t i = 0; i < count; ++i) {
-      EncodeState::Lane& lane = state.lanes[active[i]];
+      EncodeState::Lane& lane = *active[i];
       bool merges = lane.merger.choose(pairs_);
       while (!merges) {
         finish(lane);
         if (!fill(lane)) break;
         merges = lane.merger.choose(pairs_);
       }
-      if (merges) active[still++] = active[i];
+      if (merges) active[still++] = &lane;
     }
     count = still;
-    for (size_t i = 0; i < count; ++i) state.lanes[active[i]].merger.apply(pairs_);
-    for (size_t i = 0; i < count; ++i) state.lanes[active[i]].merger.settle(pairs_);
+    for (size_t i = 0; i < count; ++i) active[i]->merger.apply(pairs_);
+    for (size_t i = 0; i < count; ++i) active[i]->merger.settle(pairs_);
   }
 }
 
