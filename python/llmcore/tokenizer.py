@@ -217,8 +217,9 @@ class Tokenizer:
 
         Where there are more threads than texts, they share the long ones.
         """
-        if isinstance(texts, str | bytes):
-            raise ArgumentError("texts: must be a sequence of str, found a single string")
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            found = "a single string" if isinstance(texts, str | bytes) else type(texts).__name__
+            raise ArgumentError(f"texts: must be a sequence of str, found {found}")
         return self._core.encode_batch(list(texts), add_special_tokens, allow_special, _threads(threads))
 
     def encode_batch_padded(
