@@ -151,9 +151,16 @@ py::list to_list(const std::vector<uint32_t>& ids) {
 }
 
 py::array_t<uint32_t> to_array(std::vector<uint32_t> ids) {
-  py::array_t<uint32_t> array(static_cast<py::ssize_t>(ids.size()));
-  std::copy(ids.begin(), ids.end(), array.mutable_data());
-  return array;
+  constexpr size_t kWorthOwning = size_t{1} << 14;  // fewer are sooner copied
+  if (ids.size() < kWorthOwning) {
+    py::array_t<uint32_t> array(static_cast<py::ssize_t>(ids.size()));
+    std::copy(ids.begin(), ids.end(), array.mutable_data());
+    return array;
+  }
+  auto owner = std::make_unique<std::vector<uint32_t>>(std::move(ids));
+  const py::capsule base(owner.get(), [](void* p) { delete static_cast<std::vector<uint32_t>*>(p); });
+  const std::vector<uint32_t>& kept = *owner.release();
+  return py::array_t<uint32_t>(static_cast<py::ssize_t>(kept.size()), kept.data(), base);
 }
 
 void read_bpe(const py::dict& fields, BpeSpec& bpe) {

@@ -290,8 +290,8 @@ void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text)
   const Byte base = reinterpret_cast<Byte>(text.data());
   const auto append = [&](size_t stage, Byte from, Byte to) {
     const uint32_t offset = static_cast<uint32_t>(from - base);
-    const size_t count = ends.size();
-    ends.resize(count + kPieceBatch);
+    const size_t count = ends.size(), bytes = static_cast<size_t>(to - from);
+    ends.resize(count + (bytes <= kWindowBytes ? bytes : kPieceBatch));  // pieces of few bytes are found one by one
     uint32_t* out = ends.data() + count;
     const size_t n = next_pieces(stage < stages.size() ? stages[stage] : Pattern::kNone, from, to, out);
     for (size_t i = 0; i < n; ++i) out[i] += offset;

@@ -329,6 +329,7 @@ void Tokenizer::encode(std::string_view text, bool add_special, bool allow_contr
                        int threads) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
   if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
+  ids.reserve(ids.size() + text.size() / 4 + 16);  // about what English needs
   std::unique_ptr<EncodeState> state = borrow();
   Output out{ids, spans, *state, guarded, dropout, threads};
   if (add_special) {

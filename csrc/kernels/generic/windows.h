@@ -13,6 +13,7 @@ using llmcore::kWindowBytes;
 using llmcore::WindowArgs;
 
 LLMCORE_INLINE uint64_t below_bit(int i) { return (uint64_t{1} << i) - 1; }
+// Of words that aren't 0.
 LLMCORE_INLINE int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
 LLMCORE_INLINE int highest_bit(uint64_t bits) { return 63 - __builtin_clzll(bits); }
 
@@ -100,8 +101,9 @@ LLMCORE_INLINE uint64_t starts_in_spaces(const Window& w, uint64_t spaces, uint6
 /// Leaves out the starts inside of a run of spaces that touches the window's end.
 LLMCORE_INLINE uint64_t certain_before_last_spaces(const Window& w, uint64_t spaces, uint64_t starts) {
   const uint64_t outside = w.valid & ~spaces;
+  if (outside == 0) return 0;
   if (outside == w.valid || highest_bit(w.valid) == highest_bit(outside)) return starts;
-  return outside == 0 ? 0 : starts & (below_bit(highest_bit(outside)) << 2 | 3);
+  return starts & (below_bit(highest_bit(outside)) << 2 | 3);
 }
 
 /// Adds a start after every third number of a run.
