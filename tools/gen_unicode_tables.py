@@ -34,7 +34,7 @@ LETTER, NUMBER, SPACE, UPPER, LOWER, MARK, PUNCT, NEWLINE = (1 << i for i in ran
 
 
 def classify(code: int) -> int:
-    """The class bits of one code point; the bits are those of csrc/tokenizer/unicode.h."""
+    """The class bits of one code point; the bits are those of csrc/kernels/text.h."""
     category = unicodedata2.category(chr(code))
     bits = {"L": LETTER, "N": NUMBER, "M": MARK, "P": PUNCT}.get(category[0], 0)
     bits |= {"Lu": UPPER, "Lt": UPPER, "Ll": LOWER}.get(category, 0)
