@@ -163,6 +163,20 @@ py::array_t<uint32_t> to_array(std::vector<uint32_t> ids) {
   return py::array_t<uint32_t>(static_cast<py::ssize_t>(kept.size()), kept.data(), base);
 }
 
+/// The ids of a list as an array, or None when one of them is no integer of 32 bits: then NumPy says what is wrong.
+py::object list_to_array(const py::list& list) {
+  std::vector<uint32_t> ids(list.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    PyObject* const item = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyLong_CheckExact(item)) return py::none();
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
+    if (overflow != 0 || value < 0 || value > 0xFFFFFFFF) return py::none();
+    ids[i] = static_cast<uint32_t>(value);
+  }
+  return to_array(std::move(ids));
+}
+
 void read_bpe(const py::dict& fields, BpeSpec& bpe) {
   const std::string_view text = fields["text"].cast<std::string_view>();
   bpe.text.assign(text.begin(), text.end());
@@ -487,6 +501,7 @@ void bind_tokenizer(py::module_& m) {
       .def("step", &DecodeStream::step)
       .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);
+  m.def("list_to_array", &list_to_array);
   py::class_<Regex>(m, "Regex")
       .def(py::init([](std::string_view pattern, int dialect) {
         return std::make_unique<Regex>(pattern, dialect ? RegexDialect::kFancy : RegexDialect::kOniguruma);

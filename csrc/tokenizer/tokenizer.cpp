@@ -364,14 +364,19 @@ std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(const std::vector<std
 }
 
 void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool>& skip, std::string& out) const {
+  const auto skipped = [&](uint32_t id) { return id < skip.size() && skip[id]; };
+  size_t bytes = out.size();
   for (size_t i = 0; i < count; ++i) {
     const uint32_t id = ids[i];
     if (id >= size() || bpe_.kind(id) == TokenKind::kGap) {
       throw ArgumentError("decode: id " + std::to_string(id) + " at position " + std::to_string(i) +
                           " is not in the vocabulary of " + std::to_string(size()) + " ids");
     }
-    if (id < skip.size() && skip[id]) continue;
-    out.append(token(id));
+    if (!skipped(id)) bytes += token(id).size();
+  }
+  out.reserve(bytes);
+  for (size_t i = 0; i < count; ++i) {
+    if (!skipped(ids[i])) out.append(token(ids[i]));
   }
 }
 

@@ -530,7 +530,8 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _id_array(ids: Iterable[int]) -> npt.NDArray[np.uint32]:
-
+    if type(ids) is list and (read := _core.list_to_array(ids)) is not None:
+        return read
     array = np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else list(ids))
     if array.size == 0:
         return np.empty(0, np.uint32)
