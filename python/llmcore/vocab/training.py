@@ -20,7 +20,6 @@ from llmcore.vocab.bpe_model import BYTE_NAMES
 from llmcore.vocab.hf import from_json
 from llmcore.vocab.patterns import STAGE_OF_NAME, Stage
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, VocabSpec
-from llmcore.vocab.surrogates import clean
 
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -93,7 +92,7 @@ def count_pieces(
 
     for source in sources:
         if isinstance(source, str):
-            texts.append(clean(source))
+            texts.append(source)
             held += len(source)
             if held > _BATCH_CHARS:
                 flush()
