@@ -20,7 +20,7 @@ import llmcore
 from llmcore.checkpoint.write import save_json, save_safetensors
 
 VOCAB = 257
-# No size is a multiple of 16 or a power of two by itself, and rows are longer than a group of activations (128).
+# No size is a multiple of 16 or a power of two by itself, and rows are longer than a group of activations (256).
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, CONTEXT = 144, 6, 2, 40, 272, 2, 400
 FORMATS: dict[str, dict[str, object]] = {
     "f32": {},

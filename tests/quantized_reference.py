@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 ROUNDING = 2.0**-24  # of one float32 operation, relative
-DEFAULT_ACTIVATION_GROUP = 128
+DEFAULT_ACTIVATION_GROUP = 256
 
 
 def quantize_activations(x: npt.ArrayLike, group: int) -> tuple[npt.NDArray[np.int64], Floats]:

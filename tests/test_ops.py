@@ -290,7 +290,7 @@ def test_bits_per_weight_count_scales_and_padding() -> None:
     assert ops.quantize(w, "ternary").bits_per_weight == 2 + 32 / 256
 
 
-@pytest.mark.parametrize(("K", "group"), [(300, 0), (384, 0), (896, 128), (2048, 0), (2048, 128)])
+@pytest.mark.parametrize(("K", "group"), [(300, 0), (384, 0), (512, 0), (640, 0), (896, 128), (2048, 0), (2048, 128)])
 def test_dense_ternary_is_the_same_matrix_in_fewer_bits(K: int, group: int) -> None:
     w, x = normal(40, K), normal(5, K)
     plain, dense = (ops.quantize(w, name, group_size=group) for name in ("ternary", "ternary_dense"))

@@ -8,10 +8,11 @@
 
 namespace llmcore {
 
-constexpr int kPanelRows = 16;      // weight rows that are interleaved, one per vector lane
-constexpr int kPageTokens = 16;     // tokens of a KV page, one per vector lane
-constexpr int kSplitTokens = 256;   // attention is split here, whatever the batch or thread count
-constexpr int kMaxQueryBlock = 96;  // query rows that share one reading of the keys
+constexpr int kPanelRows = 16;            // weight rows that are interleaved, one per vector lane
+constexpr int kMaxActivationGroup = 256;  // that MatmulArgs::x_group divides
+constexpr int kPageTokens = 16;           // tokens of a KV page, one per vector lane
+constexpr int kSplitTokens = 256;         // attention is split here, whatever the batch or thread count
+constexpr int kMaxQueryBlock = 96;        // query rows that share one reading of the keys
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
 enum WeightFormat : int {

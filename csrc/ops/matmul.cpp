@@ -49,7 +49,7 @@ void update_largest(const float* products, int64_t n, int64_t first, int64_t col
 
 }  // namespace
 
-static_assert(kRowsPerPanel == kPanelRows);
+static_assert(kRowsPerPanel == kPanelRows && kMaxActivationGroup % kDefaultActivationGroup == 0);
 static_assert(static_cast<int>(Format::kNf4) == kNf4 && static_cast<int>(Format::kF32) == kF32);
 template <class Codec>
 constexpr bool has_levels(const uint8_t (&levels)[16], int zero) {

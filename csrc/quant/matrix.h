@@ -21,7 +21,7 @@
 namespace llmcore {
 
 /// Activations of a matrix with one scale per row are quantised in groups of this many k.
-constexpr int64_t kDefaultActivationGroup = 128;
+constexpr int64_t kDefaultActivationGroup = 256;
 
 /// Element type of an array that comes in, or of scales. kInt8, of scales alone, is double quantisation.
 enum class Element : int { kF32, kBF16, kF16, kInt8 };

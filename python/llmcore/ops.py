@@ -113,7 +113,7 @@ def matmul(
 ) -> FloatArray:
     """x @ w.T (+ bias). x: [M, K] -> [M, N], in new memory or in `out` (which must not overlap x).
 
-    For integer formats each row of x is quantised to int8 with one scale per group of k (the weight's group, or 128);
+    For integer formats each row of x is quantised to int8 with one scale per group of k (the weight's group, or 256);
     products are summed exactly in int32 within a group, groups by float32 fma in ascending k. Raises ArgumentError.
     """
     return _core.matmul(_float(x), w._matrix, None if bias is None else _float(bias), out=out)

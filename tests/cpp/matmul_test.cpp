@@ -278,7 +278,7 @@ TEST(matmul, extreme_codes_do_not_saturate) {
     NOTE(format_name(format));
     const int zero = format == Format::kInt8 ? 128 : format == Format::kInt4 ? 8 : 1;
     const int highest = format == Format::kTernary ? 1 : zero - 1;
-    constexpr int64_t N = 18, K = 256;
+    constexpr int64_t N = 18, K = 512;
     for (const int code : {-zero, highest}) {
       for (const float activation : {1.0f, -1.0f}) {
         Matrix w(format, N, K, 0);
@@ -286,7 +286,7 @@ TEST(matmul, extreme_codes_do_not_saturate) {
         w.set_codes(0, N, codes.data(), std::vector<float>(static_cast<size_t>(N), 1.0f).data());
         Activations x(w, 3, 1);
         x.codes.assign(x.codes.size(), static_cast<int8_t>(activation * 127));
-        x.sums.assign(x.sums.size(), static_cast<int32_t>(activation * 127) * 128);
+        x.sums.assign(x.sums.size(), static_cast<int32_t>(activation * 127 * static_cast<float>(w.activation_group())));
         x.scales.assign(x.scales.size(), 1.0f);
         Product product(w, x, 3, {}, Edge::kBack);
         for (const std::string& isa : available_isas()) {

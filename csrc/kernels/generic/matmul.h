@@ -56,9 +56,10 @@ constexpr bool kIsDense = false;
 template <>
 constexpr bool kIsDense<DenseLines> = true;
 
-// Values of k that all rows pass before the next: 16 KB of codes, and 64 of packed ones; a multiple of all groups.
+// Values of k that all rows pass before the next: 16 KB of codes, and 64 of packed ones; multiples of all groups.
 constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024, kPackedBlock = 4 * kBlock;
-constexpr int64_t kDenseBlock = kTilePanels >= 4 ? DenseLines::kUnit : 3 * DenseLines::kUnit;
+constexpr int64_t kDenseBlock = (kTilePanels >= 4 ? 2 : 4) * DenseLines::kUnit;
+static_assert(kBlock % llmcore::kMaxActivationGroup == 0 && kDenseBlock % llmcore::kMaxActivationGroup == 0);
 constexpr int64_t kBlockRows = 96;
 // So many rows pay for unpacking codes first: wide tiles take packed ones apart beside their products. Planes, which
 // take more doing, are worth unpacking from two tiles on.
@@ -536,18 +537,19 @@ LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int
   }
 }
 
-// One row of x times one panel, from a group on, whose line is `codes`. The panel is read from its start to its end,
-// and panels lie one after another, so that memory sees one stream.
+// One row of x times one panel, from k on, whose line is `codes`; `total` is what k's group has summed before it. The
+// panel is read from its start to its end, and panels lie one after another, so that memory sees one stream.
 template <class Lines>
-LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t g,
-                                    F32x16 sum) {
+LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes, int64_t k,
+                                    I32x16 total, F32x16 sum) {
   const int32_t offset = code_offset<Lines>(a);
-  const int8_t* x = a.x + g * a.x_group;
-  for (; g < a.x_groups; ++g) {
-    const int64_t begin = g * a.x_group;
-    const int64_t end = begin + a.x_group < a.K ? begin + a.x_group : a.K;
-    const I32x16 total = group_total<Lines>(set1_i32(-offset * a.x_sums[g]), codes, x, begin, end);
+  const int8_t* x = a.x + k;
+  for (int64_t g = k / a.x_group; g < a.x_groups; ++g) {
+    const int64_t end = (g + 1) * a.x_group < a.K ? (g + 1) * a.x_group : a.K;
+    total = group_total<Lines>(add(total, set1_i32(-offset * a.x_sums[g])), codes, x, k, end);
     sum = add_group(a, panel, g, total, sum);
+    total = set1_i32(0);
+    k = end;
   }
   return sum;
 }
@@ -566,22 +568,29 @@ LLMCORE_INLINE void multiply_fields(I32x16 (&acc)[2][3], const uint8_t* lines, U
 
 LLMCORE_INLINE F32x16 dense_groups(const llmcore::MatmulArgs& a, int64_t panel, const uint8_t* codes) {
   static_assert(dot4_zero<2>() == 0 && dot4_zero<2 << 2>() == 0 && dot4_zero<2 << 4>() == 0);
+  const I32x16 zero = set1_i32(0);
   F32x16 sum = set1(0.0f);
-  int64_t g = 0;
-  const int8_t* x = a.x;
-  for (int64_t k = a.K; k >= DenseLines::kUnit; k -= DenseLines::kUnit, g += 3, x += DenseLines::kUnit) {
-    const I32x16 zero = set1_i32(0);
-    I32x16 acc[2][3] = {{set1_i32(-a.x_sums[g]), set1_i32(-4 * a.x_sums[g + 1]), set1_i32(-16 * a.x_sums[g + 2])},
-                        {zero, zero, zero}};
+  I32x16 total = zero;
+  int64_t k = 0, g = 0;
+  const auto add_third = [&](I32x16 third) __attribute__((always_inline)) {
+    total = add(total, third);
+    k += DenseLines::kUnit / 3;
+    if (k % a.x_group) return;
+    sum = add_group(a, panel, g, sub(total, set1_i32(a.x_sums[g])), sum);
+    total = zero;
+    ++g;
+  };
+  while (k + DenseLines::kUnit <= a.K) {
+    I32x16 acc[2][3] = {{zero, zero, zero}, {zero, zero, zero}};
     for (int q = 0; q < 4; ++q, codes += 5 * 64) {
       for (int line = 0; line < 5 * 64; line += 64) prefetch(codes + kAhead + line);
-      multiply_fields<0>(acc, codes, load_u8(codes), x + q * 8 * 4);
+      multiply_fields<0>(acc, codes, load_u8(codes), a.x + k + q * 8 * 4);
     }
-    sum = add_group(a, panel, g, add(acc[0][0], acc[1][0]), sum);
-    sum = add_group(a, panel, g + 1, shift_right_arithmetic<2>(add(acc[0][1], acc[1][1])), sum);
-    sum = add_group(a, panel, g + 2, shift_right_arithmetic<4>(add(acc[0][2], acc[1][2])), sum);
+    add_third(add(acc[0][0], acc[1][0]));
+    add_third(shift_right_arithmetic<2>(add(acc[0][1], acc[1][1])));
+    add_third(shift_right_arithmetic<4>(add(acc[0][2], acc[1][2])));
   }
-  return vector_groups<TernaryLines>(a, panel, codes, g, sum);
+  return vector_groups<TernaryLines>(a, panel, codes, k, total, sum);
 }
 
 template <class Lines>
@@ -591,7 +600,7 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   if constexpr (kIsDense<Lines>) {
     sum = dense_groups(a, panel, codes);
   } else {
-    sum = vector_groups<Lines>(a, panel, codes, 0, set1(0.0f));
+    sum = vector_groups<Lines>(a, panel, codes, 0, set1_i32(0), set1(0.0f));
   }
   if (a.per_row) sum = mul(sum, load(static_cast<const float*>(a.scales) + panel * 16));
   store_outputs(a, 0, panel, sum);
