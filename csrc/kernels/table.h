@@ -47,8 +47,8 @@ constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one
 // What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
 // values; the integer types add 16 float32 scales, one a token. int8: element = scale * code, code in [-127, 127].
-// int4: element = scale * (code - 8), byte i of a line holds elements i (low nibble) and i + 8. Their keys are a panel
-// of int8 or int4 weights (quant/lines.h) instead, a row for each token.
+// int4: element = scale * (code - 8). Their lines are those of int8 or int4 weights (quant/lines.h): keys are a panel,
+// a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token.
 enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4, kNumKvTypes };
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
@@ -90,7 +90,10 @@ struct MatmulArgs {
 // Attention of one block of query rows over one split of kSplitTokens tokens. The rows fall into kv_heads equal runs,
 // one after another, each of which shares a KV head.
 struct AttentionArgs {
-  const float* const* queries;  // [rows] -> [head_dim], already scaled
+  const float* const* queries;  // [rows] -> [head_dim], already scaled; integer types read the next three instead:
+  const int8_t* query_codes;    // [rows][head_dim padded to 16], rounded by quantize_row
+  const float* query_scales;    // [rows]
+  const int32_t* query_sums;    // [rows]
   int rows;                     // at most kMaxQueryBlock
   int kv_heads;
   const int32_t* begins;     // [rows] first visible token
@@ -120,10 +123,9 @@ struct AttentionArgs {
 constexpr int kScoreStride = kSplitTokens + 16;  // of a row's scores: rows that lie one cache set apart
 constexpr int kTilePages = 4;                    // pages that are worked on together
 
-/// Scores of all rows, some pages as float32, the queries as int8 with scales and sums.
+/// Scores of all rows, some pages as float32, a scale and a sum for the weights of each row.
 constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
-  const int64_t padded = (head_dim + 15) / 16 * 16;
-  return rows * kScoreStride + kTilePages * kPageTokens * padded + rows * (padded / 4 + 2);
+  return rows * (kScoreStride + 2) + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
 }
 
 struct KernelTable {

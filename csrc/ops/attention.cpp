@@ -66,27 +66,25 @@ float float_element(KvType type, const uint8_t* line, int64_t i) {
   return type == kKvF16 ? half_to_float(bits) : bfloat_to_float(bits);
 }
 
-int integer_code(KvType type, const uint8_t* line, int64_t i) {
-  if (type == kKvInt8) return static_cast<int8_t>(line[i]);
-  return (i < 8 ? line[i] & 15 : line[i - 8] >> 4) - 8;
+// The code in a row of a panel at k (quant/lines.h), less the code of 0.
+int integer_code(KvType type, const uint8_t* panel, int64_t row, int64_t k) {
+  if (type == kKvInt8) return static_cast<int>(Lines<8>::get(panel, static_cast<int>(row), k, 0)) - 128;
+  return static_cast<int>(Lines<4>::get(panel, static_cast<int>(row), k, 0)) - 8;
 }
 
 // Element d of a page's head of keys or values, of its token `lane`.
 float key_element(const KvLayout& layout, const uint8_t* key, int64_t lane, int64_t d) {
   const int64_t bytes = layout.line_bytes();
   if (!layout.scaled()) return float_element(layout.type, key + d * bytes, lane);
-  const int row = static_cast<int>(lane);
-  const int code = layout.type == kKvInt8 ? static_cast<int>(Lines<8>::get(key, row, d, 0)) - 128
-                                          : static_cast<int>(Lines<4>::get(key, row, d, 0)) - 8;
-  return reinterpret_cast<const float*>(key + layout.key_dim() * bytes)[lane] * static_cast<float>(code);
+  const float scale = reinterpret_cast<const float*>(key + layout.key_dim() * bytes)[lane];
+  return scale * static_cast<float>(integer_code(layout.type, key, lane, d));
 }
 
 float value_element(const KvLayout& layout, const uint8_t* value, int64_t lane, int64_t d) {
   const int64_t bytes = layout.line_bytes(), padded = layout.padded_head_dim();
-  const uint8_t* line = value + (lane * padded / 16 + d / 16) * bytes;
-  if (!layout.scaled()) return float_element(layout.type, line, d % 16);
-  const int code = integer_code(layout.type, line, d % 16);
-  return reinterpret_cast<const float*>(value + padded * bytes)[lane] * static_cast<float>(code);
+  if (!layout.scaled()) return float_element(layout.type, value + (lane * padded / 16 + d / 16) * bytes, d % 16);
+  const float scale = reinterpret_cast<const float*>(value + padded * bytes)[lane];
+  return scale * static_cast<float>(integer_code(layout.type, value + d / 16 * 16 * bytes, d % 16, lane));
 }
 
 }  // namespace
@@ -339,14 +337,37 @@ class PagedAttention {
     return index < rows.kept_parts ? index : rows.first_split + index - rows.kept_parts;
   }
 
-  // `next`, if not null, is a block whose part the thread goes on with.
-  void run_part(const Block& b, const Rows& rows, int64_t index, const Block* next, int64_t next_index, float* scratch,
-                const Part& part) const {
+  // The queries as the kernel takes them, in `memory`, padded_ floats a row. Floats lie side by side there: in a batch
+  // they lie a power of two apart, and would share a few cache sets.
+  AttentionArgs with_queries(Rows& rows, float* memory) const {
+    AttentionArgs a{};
+    a.rows = rows.count;
+    if (layout_.scaled()) {
+      float* scales = memory + rows.count * ws_.padded_ / 4;
+      int32_t* sums = reinterpret_cast<int32_t*>(scales + rows.count);
+      int8_t* codes = reinterpret_cast<int8_t*>(memory);
+      for (int r = 0; r < rows.count; ++r) {
+        table_.quantize_row(rows.queries[r], layout_.head_dim, ws_.padded_, ws_.padded_, codes + r * ws_.padded_,
+                            scales + r, sums + r);
+      }
+      a.query_codes = codes;
+      a.query_scales = scales;
+      a.query_sums = sums;
+      return a;
+    }
+    for (int r = 0; r < rows.count; ++r, memory += ws_.padded_) {
+      std::copy_n(rows.queries[r], layout_.head_dim, memory);
+      rows.queries[r] = memory;
+    }
+    a.queries = rows.queries;
+    return a;
+  }
+
+  // `a` has the queries. `next`, if not null, is a block whose part the thread goes on with.
+  void run_part(AttentionArgs a, const Block& b, const Rows& rows, int64_t index, const Block* next, int64_t next_index,
+                float* scratch, const Part& part) const {
     const bool kept = index < rows.kept_parts;
     const int64_t split = split_of(rows, index);
-    AttentionArgs a{};
-    a.queries = rows.queries;
-    a.rows = rows.count;
     a.kv_heads = static_cast<int>(b.kv_heads);
     a.begins = kept ? rows.zeros : rows.begins;
     a.ends = kept ? rows.kept_ends : rows.ends;
@@ -403,15 +424,12 @@ class PagedAttention {
   void run_block(const Block& b, float* memory) const {
     Rows rows = rows_of(b);
     const int64_t results = rows.count * (ws_.padded_ + 2);
-    // Side by side: in a batch they lie a power of two apart, and would share a few cache sets.
-    for (int r = 0; r < rows.count; ++r, memory += ws_.padded_) {
-      std::copy_n(rows.queries[r], layout_.head_dim, memory);
-      rows.queries[r] = memory;
-    }
+    const AttentionArgs a = with_queries(rows, memory);
+    memory += rows.count * ws_.padded_;
     const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) {
-      run_part(b, rows, i, i + 1 < rows.parts ? &b : nullptr, i + 1, memory + 2 * results, part);
+      run_part(a, b, rows, i, i + 1 < rows.parts ? &b : nullptr, i + 1, memory + 2 * results, part);
       fold(rows, part, state);
     }
     finish(b, state);
@@ -419,14 +437,14 @@ class PagedAttention {
 
   // One part of a block; whoever ends the block's last part folds them all, in order.
   void share_block(const Place& p, const Place& following, float* memory) const {
-    const Rows rows = rows_of(p.block);
+    Rows rows = rows_of(p.block);
     const int64_t results = rows.count * (ws_.padded_ + 2);
     float* shared =
         ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + p.index * parts_ * part_stride_;
     const auto part = [&](int64_t i) { return Part(shared + i * part_stride_, rows.count, ws_.padded_); };
     if (p.part < rows.parts) {
       const Block* next = following.block.slice ? &following.block : nullptr;
-      run_part(p.block, rows, p.part, next, following.part, memory + results, part(p.part));
+      run_part(with_queries(rows, memory), p.block, rows, p.part, next, following.part, memory + results, part(p.part));
     }
     if (ws_.left_[p.index].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Part state(memory, rows.count, ws_.padded_);

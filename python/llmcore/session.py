@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmcore.sampling import SamplingParams
 
 _FORMAT = "llmcore-session"
-_VERSION = "2"
+_VERSION = "3"
 
 
 class Session:

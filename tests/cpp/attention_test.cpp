@@ -68,16 +68,33 @@ std::vector<float> query(int64_t row, int64_t head_dim) {
   return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
 }
 
+bool scaled(KvType type) { return type == kKvInt8 || type == kKvInt4; }
+
+// Queries as integer keys take them.
+struct Codes {
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+};
+
+Codes query_codes(int64_t first, int64_t count, int64_t head_dim) {
+  const int64_t width = padded(head_dim);
+  Codes all{std::vector<int8_t>(static_cast<size_t>(count * width)), std::vector<float>(static_cast<size_t>(count)),
+            std::vector<int32_t>(static_cast<size_t>(count))};
+  for (int64_t r = 0; r < count; ++r) {
+    scalar_table().quantize_row(query(first + r, head_dim).data(), head_dim, width, width, all.codes.data() + r * width,
+                                &all.scales[static_cast<size_t>(r)], &all.sums[static_cast<size_t>(r)]);
+  }
+  return all;
+}
+
 // The query as scores take it: over integer keys it is rounded to int8.
 std::vector<double> asked(int64_t row, int64_t head_dim, KvType type) {
   const std::vector<float> q = query(row, head_dim);
   std::vector<double> result(q.begin(), q.end());
-  if (type != kKvInt8 && type != kKvInt4) return result;
-  std::vector<int8_t> codes(static_cast<size_t>(padded(head_dim)));
-  float scale;
-  int32_t sum;
-  scalar_table().quantize_row(q.data(), head_dim, padded(head_dim), padded(head_dim), codes.data(), &scale, &sum);
-  for (size_t d = 0; d < result.size(); ++d) result[d] = static_cast<double>(scale) * codes[d];
+  if (!scaled(type)) return result;
+  const Codes rounded = query_codes(row, 1, head_dim);
+  for (size_t d = 0; d < result.size(); ++d) result[d] = static_cast<double>(rounded.scales[0]) * rounded.codes[d];
   return result;
 }
 
@@ -99,8 +116,18 @@ Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table
   Guarded<float> slopes(slope_values, edge), maxima(count, edge), sums(count, edge);
   Guarded<float> outputs(count * padded(c.head_dim), edge);
   Guarded<float> scratch(attention_scratch_floats(count, c.head_dim), edge);
+  const Codes rounded = query_codes(first, count, c.head_dim);
+  Guarded<int8_t> codes(rounded.codes, edge);
+  Guarded<float> scales(rounded.scales, edge);
+  Guarded<int32_t> code_sums(rounded.sums, edge);
   AttentionArgs a{};
-  a.queries = query_pointers.data();
+  if (scaled(type)) {
+    a.query_codes = codes.data();
+    a.query_scales = scales.data();
+    a.query_sums = code_sums.data();
+  } else {
+    a.queries = query_pointers.data();
+  }
   a.rows = count;
   a.begins = begins.data();
   a.ends = ends.data();
@@ -302,17 +329,23 @@ TEST(attention, the_result_is_right) {
         scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
         const std::vector<double> q = asked(r, c.head_dim, type);
         std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
-        double total = 0;
+        double total = 0, heaviest = 0;  // of weighted values
         for (int64_t t = begin; t < end; ++t) {
           double score = 0;
           for (int64_t d = 0; d < c.head_dim; ++d) score += q[static_cast<size_t>(d)] * pages.key(t, d);
           if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
           if (c.slopes) score -= slope(r) * static_cast<double>(end - t);
           total += std::exp(score);
-          for (int64_t d = 0; d < c.head_dim; ++d) expected[d] += std::exp(score) * pages.value(t, d);
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            const double weighted = std::exp(score) * pages.value(t, d);
+            expected[d] += weighted;
+            heaviest = std::max(heaviest, std::fabs(weighted));
+          }
         }
-        // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24, values below 2.
-        const double bound = 4.0 * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
+        // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24, values below 2. Weights of
+        // integer values are off by half a 16,256th of the largest with its value.
+        double bound = 4.0 * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
+        if (scaled(type)) bound += static_cast<double>(end - begin) / 2 * heaviest / total / 16256;
         for (int64_t d = 0; d < c.head_dim; ++d) CHECK(std::fabs(out[d] - expected[d] / total) <= bound);
       }
     }

@@ -66,6 +66,8 @@ inline __m256i twin_cvtps_ph(__m512 x) {
 #define _mm512_cvtepu8_epi32 twin_cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 twin_cvtepu16_epi32
 #define _mm512_cvtph_ps twin_cvtph_ps
+#undef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4(a, b, lanes) simde_mm512_shuffle_f32x4(a, b, lanes)
 #undef _mm512_srai_epi32
 #define _mm512_srai_epi32 twin_srai_epi32
 #undef _mm512_cvtps_ph

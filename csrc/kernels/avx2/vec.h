@@ -49,6 +49,14 @@ LLMCORE_INLINE F32x16 neg(F32x16 x) {
   return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
 }
 
+LLMCORE_INLINE float first_lane(F32x16 x) { return _mm256_cvtss_f32(x.a); }
+template <int n>
+LLMCORE_INLINE F32x16 lanes_above(F32x16 x) {
+  if constexpr (n == 8) return {x.b, x.b};
+  if constexpr (n == 4) return {_mm256_permute2f128_ps(x.a, x.a, 0x11), x.b};
+  return {_mm256_permute_ps(x.a, n == 2 ? 0x0e : 0x01), x.b};
+}
+
 LLMCORE_INLINE I32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 LLMCORE_INLINE I32x16 add(I32x16 x, I32x16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 LLMCORE_INLINE I32x16 sub(I32x16 x, I32x16 y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }

@@ -1,13 +1,15 @@
 // Attention over the pages of one KV head, and the writing of pages. Keys lie as [head_dim][16 tokens], so that scores
 // of 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim], so that an
 // output is summed over tokens in ascending order. No horizontal sums but the softmax's. A split goes through its pages
-// twice: keys give all scores, softmax turns them into weights, values are added by weight. Included after matmul.h.
+// twice: keys give all scores, softmax turns them into weights, values are added by weight. Where pages hold integers,
+// both are products of integers: keys by the query, values by the weights, each rounded. Included after matmul.h.
 
 namespace {
 
-// What a page holds: kLineBytes for 16 elements, and how they become float32. Integer types have a scale for each
-// token, which is multiplied into the score (keys) or the weight (values). Their keys are a panel of weights to which
-// the query, rounded to int8, is the activation: scores are integer products.
+// What a page holds: kLineBytes for 16 elements, and how they become float32, or how integers lie in panels (matmul.h).
+// Those have a scale for each token, which is multiplied into the score (keys) or the weight (values). Keys are a panel
+// whose rows are tokens, to which the query, rounded to int8, is the activation; values are panels whose rows are 16
+// elements of the head, to which the weights of tokens are.
 
 struct KvF32 {
   using Element = float;
@@ -31,30 +33,20 @@ struct KvBF16 {
   static LLMCORE_INLINE void store_line(uint8_t* p, F32x16 v) { store_bf16(reinterpret_cast<uint16_t*>(p), v); }
 };
 struct KvInt8 {
-  using KeyLines = Int8Lines;
+  using Lines = Int8Lines;
   static constexpr int kLineBytes = 16;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -127.0f, kHighest = 127.0f;
   // The scale for elements between low <= 0 and high >= 0.
   static LLMCORE_INLINE float scale(float low, float high) { return (high > -low ? high : -low) / 127.0f; }
-  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) {
-    return to_float(load_i8(reinterpret_cast<const int8_t*>(p)));
-  }
-  static LLMCORE_INLINE void put(uint8_t* line, int i, int32_t code) { line[i] = static_cast<uint8_t>(code); }
 };
 struct KvInt4 {
-  using KeyLines = Int4Lines;
+  using Lines = Int4Lines;
   static constexpr int kLineBytes = 8;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -8.0f, kHighest = 7.0f;
   // The element of largest magnitude becomes -8, as in the int4 weights.
   static LLMCORE_INLINE float scale(float low, float high) { return (high > -low ? high : low) / -8.0f; }
-  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return to_float(sub(load_nibbles(p), set1_i32(8))); }
-  static LLMCORE_INLINE void put(uint8_t* line, int i, int32_t code) {
-    const int32_t nibble = code + 8;
-    uint8_t& byte = line[i % 8];
-    byte = static_cast<uint8_t>(i < 8 ? (byte & 0xf0) | nibble : (byte & 0x0f) | (nibble << 4));
-  }
 };
 
 LLMCORE_INLINE int64_t padded_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -62,7 +54,7 @@ LLMCORE_INLINE int64_t padded_dim(int64_t head_dim) { return (head_dim + 15) / 1
 // head_dim as the keys are stored.
 template <class Kv>
 LLMCORE_INLINE int64_t key_dim(int64_t head_dim) {
-  if constexpr (Kv::kScaled) return (head_dim + Kv::KeyLines::kStep - 1) / Kv::KeyLines::kStep * Kv::KeyLines::kStep;
+  if constexpr (Kv::kScaled) return (head_dim + Kv::Lines::kStep - 1) / Kv::Lines::kStep * Kv::Lines::kStep;
   return head_dim;
 }
 
@@ -91,17 +83,21 @@ LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t pad
   return (tiny ? 0.0f : scale) + reduce_add(poison);
 }
 
+// Puts the code at k of a panel's row.
+template <class Lines>
+LLMCORE_INLINE void put_code(uint8_t* panel, int64_t row, int64_t k, int32_t code) {
+  constexpr int kMask = (1 << Lines::kBits) - 1;
+  const int shift = static_cast<int>(k % Lines::kStep / 4 * Lines::kBits);
+  uint8_t& byte = panel[k / Lines::kStep * 64 + row * 4 + k % 4];
+  byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Lines::kZero) << shift);
+}
+
 template <class Kv>
 void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept {
   if constexpr (Kv::kScaled) {
-    using Lines = typename Kv::KeyLines;
     const int64_t padded = key_dim<Kv>(head_dim);
-    const float scale = quantize_head<Kv>(key, head_dim, padded, [&](int64_t d, int32_t code) {
-      constexpr int kMask = (1 << Lines::kBits) - 1;
-      const int shift = static_cast<int>(d % Lines::kStep / 4 * Lines::kBits);
-      uint8_t& byte = page[d / Lines::kStep * 64 + lane * 4 + d % 4];
-      byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Lines::kZero) << shift);
-    });
+    const float scale = quantize_head<Kv>(
+        key, head_dim, padded, [&](int64_t d, int32_t code) { put_code<typename Kv::Lines>(page, lane, d, code); });
     __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
     using Element = typename Kv::Element;
@@ -117,13 +113,14 @@ void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* pag
 template <class Kv>
 void store_value_kernel(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept {
   const int64_t padded = padded_dim(head_dim);
-  uint8_t* out = page + lane * (padded / 16) * Kv::kLineBytes;
   if constexpr (Kv::kScaled) {
+    using Lines = typename Kv::Lines;
     const float scale = quantize_head<Kv>(value, head_dim, padded, [&](int64_t d, int32_t code) {
-      Kv::put(out + d / 16 * Kv::kLineBytes, static_cast<int>(d % 16), code);
+      put_code<Lines>(page + d / 16 * Lines::bytes(16), d % 16, lane, code);
     });
     __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
+    uint8_t* out = page + lane * (padded / 16) * Kv::kLineBytes;
     for (int64_t d = 0; d < head_dim; d += 16) {
       Kv::store_line(out + d / 16 * Kv::kLineBytes, load_first(value + d, head_dim - d));
     }
@@ -145,8 +142,7 @@ struct Split {
   const llmcore::AttentionArgs& a;
   int64_t padded;  // head_dim
   float* scores;   // [row][kScoreStride]
-  // Where keys are integers: queries as int8 [row][padded], their scales and sums.
-  int8_t* codes;
+  // Where pages hold integers: of each row's rounded weights.
   float* scales;
   int32_t* sums;
   int groups;  // of all heads, one head's after another's
@@ -160,7 +156,17 @@ struct Split {
   const uint8_t* values(int64_t index, int head) const {
     return a.values + a.pages[index] * a.value_page_stride + head * a.value_head_stride;
   }
+  // Where a row's scores were: its weights' digits, of 16 tokens the high ones, then the low.
+  int8_t* digits(int row) const { return reinterpret_cast<int8_t*>(scores + row * kScoreStride); }
 };
+
+// Weights of integer values, times the values' scales, are rounded to 14 bits and a sign: two digits of 7, for dot4
+// takes no more on every ISA. The split's largest of a row is kLargestWeight.
+constexpr int kDigitBits = 7;
+constexpr float kLargestWeight = 127 << kDigitBits;
+static_assert(255 * (1 << 2 * kDigitBits) * int64_t{llmcore::kSplitTokens} < (int64_t{1} << 31));
+// Rows whose values are added together: two digits each.
+constexpr int kCodeRows = kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
 
 // How many of n rows to take next: as many as registers hold, but no less than four while there are four.
 LLMCORE_INLINE int rows_to_take(int n) {
@@ -212,15 +218,15 @@ constexpr int beside(int most) {
   return kAttentionSums / R < 1 ? 1 : kAttentionSums / R > most ? most : kAttentionSums / R;
 }
 
-// A page of keys, a page to prefetch if not null, and where the first row's scores go.
-struct KeyPage {
-  const uint8_t *keys, *ahead;
+// A page of keys or of integer values, a page to prefetch if not null, and where the first row's scores of keys go.
+struct Page {
+  const uint8_t *codes, *ahead;
   float* scores;
 };
 
 // scores[r][16 tokens of a page] = q[r] . k, for P pages.
 template <class Kv, int R, int P>
-void score_pages(const float* const* queries, const KeyPage* pages, int64_t head_dim) noexcept {
+void score_pages(const float* const* queries, const Page* pages, int64_t head_dim) noexcept {
   constexpr int kLines = 64 / Kv::kLineBytes, kUnroll = kLines > 4 ? kLines : 4;
   F32x16 acc[R][P];
   const float* q[R];
@@ -230,7 +236,7 @@ void score_pages(const float* const* queries, const KeyPage* pages, int64_t head
     q[r] = queries[r];
   }
   _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
-    keys[p] = pages[p].keys;
+    keys[p] = pages[p].codes;
     ahead[p] = pages[p].ahead;
   }
   const auto add_element = [&](int64_t d) __attribute__((always_inline)) {
@@ -258,37 +264,38 @@ void score_pages(const float* const* queries, const KeyPage* pages, int64_t head
 
 // The same for integer keys: scores are (sum of q * k) * scale of q * scale of k.
 template <class Kv, int R, int P>
-void score_codes(const Split& s, int row, const KeyPage* pages) noexcept {
-  using Lines = typename Kv::KeyLines;
+void score_codes(const Split& s, int row, const Page* pages) noexcept {
+  using Lines = typename Kv::Lines;
   constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
-  const int8_t* x = s.codes + row * s.padded;
+  const int8_t* x = s.a.query_codes + row * s.padded;
   I32x16 acc[R][P];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1_i32(-kOffset * s.sums[row + r]);
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1_i32(-kOffset * s.a.query_sums[row + r]);
   }
   const int64_t bytes = Lines::bytes(key_dim<Kv>(s.a.head_dim));
   for (int64_t at = 0; at < bytes; at += 64, x += Lines::kStep) {
     U8x64 line[P];
     _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
-      line[p] = load_u8(pages[p].keys + at);
+      line[p] = load_u8(pages[p].codes + at);
       if (pages[p].ahead) prefetch(pages[p].ahead + at);
     }
     multiply_part<Lines, 0>(acc, line, x, s.padded);
     if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, s.padded);
   }
   _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
-    const F32x16 scales = load(reinterpret_cast<const float*>(pages[p].keys + bytes));
+    if (pages[p].ahead) prefetch(pages[p].ahead + bytes);
+    const F32x16 scales = load(reinterpret_cast<const float*>(pages[p].codes + bytes));
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      const F32x16 score = mul(to_float(acc[r][p]), set1(s.scales[row + r]));
+      const F32x16 score = mul(to_float(acc[r][p]), set1(s.a.query_scales[row + r]));
       store(pages[p].scores + r * kScoreStride, mul(score, scales));
     }
   }
 }
 
-// Up to kTilePages pages of values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with up to two
-// pages to prefetch.
+// Up to kTilePages pages of float values, tokens row_bytes and blocks of 16 elements block_bytes apart, each with a
+// page to prefetch if not null.
 struct ValueTile {
-  const uint8_t *pages[kTilePages], *ahead[kTilePages], *also[kTilePages];
+  const uint8_t *pages[kTilePages], *ahead[kTilePages];
   int64_t row_bytes, block_bytes;
 };
 
@@ -304,9 +311,8 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
     for (int t = begin; t < end;) {
       const int stop = end < t / 16 * 16 + 16 ? end : t / 16 * 16 + 16;
       const int64_t at = t % 16 * tile.row_bytes + d / 16 * tile.block_bytes;
-      const uint8_t *values = tile.pages[t / 16] + at, *ahead = tile.ahead[t / 16], *also = tile.also[t / 16];
+      const uint8_t *values = tile.pages[t / 16] + at, *ahead = tile.ahead[t / 16];
       if (ahead) ahead += at;
-      if (also) also += at;
       const auto add_token = [&](int i) __attribute__((always_inline)) {
         F32x16 value[kBlocks];
         _Pragma("GCC unroll 4") for (int b = 0; b < kBlocks; ++b) value[b] =
@@ -319,10 +325,6 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
           _Pragma("GCC unroll 4") for (int byte = 0; byte < kBlocks * Kv::kLineBytes; byte += 64)
               prefetch(ahead + byte);
           ahead += tile.row_bytes;
-        }
-        if (also) {
-          _Pragma("GCC unroll 4") for (int byte = 0; byte < kBlocks * Kv::kLineBytes; byte += 64) prefetch(also + byte);
-          also += tile.row_bytes;
         }
         values += tile.row_bytes;
       };
@@ -365,17 +367,87 @@ LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, in
   if (end < to) one_by_one(end, to);
 }
 
-// Turns a row's scores into weights e^(score - max), zero where the row does not see, and notes max and sum. Where
-// values have scales the weights take them in; the sum doesn't.
+// Adds the tokens of pages [0, pages) by weight to R rows of outputs, elements [d, d + 16 B); the outputs are integers.
+// x: the first row's digits for the first of them.
+template <class Kv, int R, int B>
+void add_codes(const int8_t* x, const Page* tile, int64_t pages, int64_t padded, int64_t d, float* outputs) noexcept {
+  using Lines = typename Kv::Lines;
+  constexpr int64_t kRow = kScoreStride * 4;
+  I32x16 high[R][B], low[R][B];
+  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+    _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) high[r][b] = low[r][b] = set1_i32(0);
+  }
+  const int64_t first = d / 16 * Lines::bytes(16);
+  for (int64_t n = 0; n < pages; ++n, x += 16) {
+    const uint8_t *codes = tile[n].codes + first, *ahead = tile[n].ahead;
+    if (ahead) {
+      for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(ahead + first + at);
+    }
+    for (int64_t at = 0; at < Lines::bytes(16); at += 64, x += Lines::kStep) {
+      U8x64 line[B];
+      _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) line[b] = load_u8(codes + b * Lines::bytes(16) + at);
+      multiply_part<Lines, 0>(high, line, x, kRow);
+      multiply_part<Lines, 0>(low, line, x + 16, kRow);
+      if constexpr (Lines::kParts > 1) {
+        multiply_part<Lines, 1>(high, line, x, kRow);
+        multiply_part<Lines, 1>(low, line, x + 16, kRow);
+      }
+    }
+  }
+  _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+    _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) {
+      float* out = outputs + r * padded + d + 16 * b;
+      const I32x16 total = add(shift_left<kDigitBits>(high[r][b]), low[r][b]);
+      store(out, as_float(add(as_int(load(out)), total)));
+    }
+  }
+}
+
+// The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`.
 template <class Kv>
-LLMCORE_INLINE void softmax_split(const Split& s, int head, int row, float* scores) {
+LLMCORE_INLINE void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page,
+                                       int64_t stop) {
+  const int64_t from = g.first / 16 > page ? g.first / 16 : page;
+  const int64_t to = (g.last + 15) / 16 < stop ? (g.last + 15) / 16 : stop;
+  if (from >= to) return;
+  for (int row = g.row; row < g.row + g.count;) {
+    const int left = g.row + g.count - row, count = left >= kCodeRows ? kCodeRows : left >= 2 ? 2 : 1;
+    with_rows<kCodeRows>(count, [&]<int R>() {
+      const auto add = [&]<int B>(int64_t d) {
+        add_codes<Kv, R, B>(s.digits(row) + from * 32, tile + from - page, to - from, s.padded, d,
+                            s.a.outputs + row * s.padded);
+      };
+      constexpr int B = beside<2 * R>(4);
+      int64_t d = 0;
+      for (; d + 16 * B <= s.padded; d += 16 * B) add.template operator()<B>(d);
+      for (; d < s.padded; d += 16) add.template operator()<1>(d);
+    });
+    row += count;
+  }
+}
+
+// What a row's integers stand for.
+template <class Kv>
+LLMCORE_INLINE void finish_codes(const Split& s, int row) {
+  using Lines = typename Kv::Lines;
+  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  const I32x16 offset = set1_i32(-kOffset * s.sums[row]);
+  const F32x16 scale = set1(s.scales[row]);
+  float* out = s.a.outputs + row * s.padded;
+  for (int64_t d = 0; d < s.padded; d += 16) {
+    store(out + d, mul(to_float(add(as_int(load(out + d)), offset)), scale));
+  }
+}
+
+// Rows whose steps of softmax take turns, so that none waits for its own.
+constexpr int kSoftmaxRows = 4;
+
+// The largest score a row sees, capped and biased.
+LLMCORE_INLINE F32x16 largest_score(const Split& s, int row) {
   static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const llmcore::AttentionArgs& a = s.a;
-  a.maxima[row] = -__builtin_inff();
-  a.sums[row] = 0.0f;
-  const int begin = s.begins[row], end = s.ends[row];
-  if (begin == end) return;
-  const int first = begin / 16 * 16;
+  float* scores = s.scores + row * kScoreStride;
+  const int begin = s.begins[row], end = s.ends[row], first = begin / 16 * 16;
   if (a.softcap != 0.0f) {
     const F32x16 cap = set1(a.softcap);
     for (int t = first; t < end; t += 16) store(scores + t, softcap16(load(scores + t), cap));
@@ -387,7 +459,6 @@ LLMCORE_INLINE void softmax_split(const Split& s, int head, int row, float* scor
       store(scores + t, fma(slope, abs(add(load(kLane), offset)), load(scores + t)));
     }
   }
-  // What isn't seen gets a score of -infinity. The rest of the pass is the same for all lanes.
   const F32x16 lowest = set1(-__builtin_inff());
   F32x16 top = lowest;
   for (int t = first; t < end; t += 16) {
@@ -395,22 +466,76 @@ LLMCORE_INLINE void softmax_split(const Split& s, int head, int row, float* scor
     if (t < begin || t + 16 > end) score = select(lanes(begin - t, end - t), score, lowest);
     top = max(top, score);
   }
-  const F32x16 maximum = set1(reduce_max(top));
-  F32x16 total = set1(0.0f);
-  for (int t = first; t < end; t += 16) {
+  return set1(reduce_max(top));
+}
+
+// Of a row's weights, lane by lane: their sum, and where values have scales the largest with its scale, and NaN where
+// one with its scale isn't finite.
+struct Weights {
+  F32x16 sum, largest, poison;
+};
+
+// Turns a row's scores into weights e^(score - maximum), zero where the row does not see. Where values have scales,
+// [token], the weights take them in; the sum doesn't.
+template <class Kv>
+LLMCORE_INLINE Weights weigh_scores(const Split& s, int row, F32x16 maximum, const float* scales) {
+  float* scores = s.scores + row * kScoreStride;
+  const int begin = s.begins[row], end = s.ends[row];
+  const F32x16 zero = set1(0.0f);
+  Weights w{zero, zero, zero};
+  for (int t = begin / 16 * 16; t < end; t += 16) {
+    const bool edge = t < begin || t + 16 > end;
     F32x16 weight = exp16_nonpositive(sub(load(scores + t), maximum));
-    if (t < begin || t + 16 > end) weight = select(lanes(begin - t, end - t), weight, set1(0.0f));
-    total = add(total, weight);
+    if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
+    w.sum = add(w.sum, weight);
     if constexpr (Kv::kScaled) {
-      const uint8_t* scales = s.values(t / 16, head) + s.padded * Kv::kLineBytes;
-      weight = mul(weight, load(reinterpret_cast<const float*>(scales)));
+      weight = mul(weight, load(scales + t));
+      if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
+      w.largest = max(abs(weight), w.largest);
+      w.poison = fma(weight, zero, w.poison);
     }
     store(scores + t, weight);
   }
-  float lane[16];
-  store(lane, maximum);
-  a.maxima[row] = lane[0];
-  a.sums[row] = reduce_add(total);
+  return w;
+}
+
+// Rounds a row's weights to digits, 0 for what else there is of the pages [page_begin, page_end).
+LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int64_t page_begin, int64_t page_end) {
+  const float* weights = s.scores + row * kScoreStride;
+  int8_t* digits = s.digits(row);  // always behind the weights that are still to be read
+  const int64_t first = s.begins[row] / 16, end = (s.ends[row] + 15) / 16;
+  const float largest = reduce_max(w.largest);
+  const bool tiny = !(largest > 1e-30f);
+  const F32x16 inverse = set1(tiny ? 0.0f : kLargestWeight / largest);
+  I32x16 sum = set1_i32(0);
+  for (int64_t n = page_begin; n < page_end; ++n) {
+    I32x16 code = set1_i32(0), high = code;
+    if (n >= first && n < end) {
+      code = to_int(min(max(mul(load(weights + n * 16), inverse), set1(-kLargestWeight)), set1(kLargestWeight)));
+      high = shift_right_arithmetic<kDigitBits>(code);
+      sum = add(sum, code);
+    }
+    store_i8(digits + n * 32, high);
+    store_i8(digits + n * 32 + 16, sub(code, shift_left<kDigitBits>(high)));
+  }
+  s.scales[row] = (tiny ? 0.0f : largest / kLargestWeight) + reduce_add(w.poison);
+  s.sums[row] = reduce_add(sum);
+}
+
+// Softmax of `count` rows over the pages [page_begin, page_end) of the split: weights for scores, and each row's
+// maximum and sum.
+template <class Kv>
+LLMCORE_INLINE void softmax_rows(const Split& s, int row, int count, const float* scales, int64_t page_begin,
+                                 int64_t page_end) {
+  F32x16 maxima[kSoftmaxRows];
+  Weights weights[kSoftmaxRows];
+  for (int r = 0; r < count; ++r) maxima[r] = largest_score(s, row + r);
+  for (int r = 0; r < count; ++r) weights[r] = weigh_scores<Kv>(s, row + r, maxima[r], scales);
+  for (int r = 0; r < count; ++r) {
+    s.a.maxima[row + r] = first_lane(maxima[r]);
+    s.a.sums[row + r] = reduce_add(weights[r].sum);
+    if constexpr (Kv::kScaled) round_weights(s, row + r, weights[r], page_begin, page_end);
+  }
 }
 
 // A page's lines as float32, for rows enough that converting them anew for every few would cost more: line i of token t
@@ -428,15 +553,17 @@ LLMCORE_INLINE void convert(const uint8_t* page, int64_t tokens, int64_t lines, 
 
 // What a split reads, in the order of memory: its keys, page by page and in a page head by head, its values, then the
 // keys of the work that follows. A chunk is a head of a page. Prefetches run a tile and kChunksAhead chunks ahead of
-// the work at least. They are spread evenly over its time: scores of integer keys take a third of the time of the
-// values, and are given half a chunk for each of theirs.
+// the work at least.
 constexpr int64_t kChunksAhead = 4;
+
 struct Stream {
   const llmcore::AttentionArgs& a;
   const int32_t* pages;
   int64_t count;  // of its pages
-  LLMCORE_INLINE const uint8_t* operator[](int64_t i) const {
-    const int64_t chunks = count * a.kv_heads, page = i / a.kv_heads, head = i % a.kv_heads;
+  int64_t asked;  // chunks so far
+  // The next chunk to prefetch, or null.
+  LLMCORE_INLINE const uint8_t* next() {
+    const int64_t i = asked++, chunks = count * a.kv_heads, page = i / a.kv_heads, head = i % a.kv_heads;
     if (i < chunks) return a.keys + pages[page] * a.key_page_stride + head * a.key_head_stride;
     if (i < 2 * chunks) return a.values + pages[page - count] * a.value_page_stride + head * a.value_head_stride;
     if (page - 2 * count >= a.next_count) return nullptr;
@@ -444,57 +571,35 @@ struct Stream {
   }
 };
 
-// Pages are worked on a few at a time, head by head. With `many` rows a head they are more, and converted once for all
-// groups.
-template <class Kv>
-void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
-  const int64_t padded = padded_dim(a.head_dim);
-  float* lines = a.scratch + a.rows * kScoreStride;  // of kTilePages pages
-  float* queries = lines + kTilePages * 16 * padded;
-  float* query_scales = queries + a.rows * padded / 4;
-  Split s{a,
-          padded,
-          a.scratch,
-          reinterpret_cast<int8_t*>(queries),
-          query_scales,
-          reinterpret_cast<int32_t*>(query_scales + a.rows),
-          0,
-          {},
-          {},
-          {}};
-  find_groups(s);
-  for (int r = 0; Kv::kScaled && r < a.rows; ++r) {
-    quantize_row_kernel(a.queries[r], a.head_dim, padded, padded, s.codes + r * padded, s.scales + r, s.sums + r);
-  }
-  int first = llmcore::kSplitTokens, last = 0;
-  for (int i = 0; i < s.groups; ++i) {
-    first = s.group[i].first < first ? s.group[i].first : first;
-    last = s.group[i].last > last ? s.group[i].last : last;
-  }
-  for (int64_t i = 0; i < a.rows * s.padded; i += 16) store(a.outputs + i, set1(0.0f));
-  const int64_t page_begin = first / 16, page_end = (last + 15) / 16, pages = page_end - page_begin;
-  const int head_groups = s.groups / a.kv_heads;
-  const bool many = head_groups > 2;
-  const Stream stream{a, a.pages + page_begin, pages};
-  const int64_t chunks = pages * a.kv_heads, step = many ? kTilePages : kTilePages / 2;
-  int64_t asked = step * a.kv_heads + kChunksAhead + (Kv::kScaled ? chunks / 2 : 0), chunk = 0;
+// Pages [begin, end) of a split, worked on `step` at a time, head by head. With `many` rows a head, float pages are
+// converted to float32 in `lines` once for all groups of rows; `lines` holds kTilePages.
+struct Pass {
+  int64_t begin, end, step;
+  int head_groups;
+  bool many;
+  float* lines;
+};
 
-  for (int64_t page = page_begin; page < page_end; page += step) {
-    const int64_t stop = page + step < page_end ? page + step : page_end;
-    for (int head = 0; head < a.kv_heads; ++head) {
-      KeyPage tile[kTilePages]{};
+template <class Kv>
+LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream) {
+  for (int64_t page = pass.begin; page < pass.end; page += pass.step) {
+    const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
+    for (int head = 0; head < s.a.kv_heads; ++head) {
+      Page tile[kTilePages]{};
       for (int64_t i = page; i < stop; ++i) {
-        KeyPage& p = tile[i - page];
-        p.keys = s.keys(i, head);
-        p.ahead = Kv::kScaled && chunk++ % 2 ? nullptr : stream[asked++];
-        if (many && !Kv::kScaled) {
-          float* out = lines + (i - page) * 16 * s.padded;
-          convert<Kv>(p.keys, a.head_dim, 1, out, 0, p.ahead);
-          p.keys = reinterpret_cast<const uint8_t*>(out);
+        Page& p = tile[i - page];
+        p.codes = s.keys(i, head);
+        p.ahead = stream.next();
+        if constexpr (Kv::kScaled) {
+          prefetch(s.values(i, head) + s.padded * Kv::kLineBytes);  // what softmax wants of the values
+        } else if (pass.many) {
+          float* out = pass.lines + (i - page) * 16 * s.padded;
+          convert<Kv>(p.codes, s.a.head_dim, 1, out, 0, p.ahead);
+          p.codes = reinterpret_cast<const uint8_t*>(out);
           p.ahead = nullptr;
         }
       }
-      for (int i = head * head_groups; i < (head + 1) * head_groups; ++i) {
+      for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
         const RowGroup& g = s.group[i];
         const int64_t from = g.first / 16 > page ? g.first / 16 : page;
         const int64_t to = (g.last + 15) / 16 < stop ? (g.last + 15) / 16 : stop;
@@ -503,10 +608,10 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
           const auto score = [&]<int P>(int64_t n) {
             if constexpr (Kv::kScaled) {
               score_codes<Kv, R, P>(s, g.row, tile + n - page);
-            } else if (many) {
-              score_pages<KvF32, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
+            } else if (pass.many) {
+              score_pages<KvF32, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
             } else {
-              score_pages<Kv, R, P>(a.queries + g.row, tile + n - page, a.head_dim);
+              score_pages<Kv, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
             }
           };
           constexpr int P = beside<R>(kTilePages / 2);
@@ -514,44 +619,103 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
           for (; n + P <= to; n += P) score.template operator()<P>(n);
           for (; n < to; ++n) score.template operator()<1>(n);
         });
-        for (KeyPage& p : tile) p.ahead = nullptr;
+        for (Page& p : tile) p.ahead = nullptr;
       }
     }
   }
-  for (int r = 0; r < a.rows; ++r) {
-    softmax_split<Kv>(s, r / (a.rows / a.kv_heads), r, s.scores + r * kScoreStride);
-  }
-  for (int64_t page = page_begin; page < page_end; page += step) {
-    const int64_t stop = page + step < page_end ? page + step : page_end;
+}
+
+// Adds float values by weight.
+template <class Kv>
+LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& stream) {
+  for (int64_t page = pass.begin; page < pass.end; page += pass.step) {
+    const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
     const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
-    for (int head = 0; head < a.kv_heads; ++head) {
-      ValueTile tile{{}, {}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
-      if (many) {
+    for (int head = 0; head < s.a.kv_heads; ++head) {
+      ValueTile tile{{}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
+      if (pass.many) {
         tile.row_bytes = 64;
         tile.block_bytes = (stop - page) * 16 * 64;
       }
       for (int64_t i = page; i < stop; ++i) {
         const uint8_t*& values = tile.pages[i - page];
         values = s.values(i, head);
-        const uint8_t* ahead = stream[asked++];
-        const uint8_t* also = Kv::kScaled && chunk++ % 2 ? stream[asked++] : nullptr;
-        if (many) {
-          float* out = lines + (i - page) * 256;
+        const uint8_t* ahead = stream.next();
+        if (pass.many) {
+          float* out = pass.lines + (i - page) * 256;
           convert<Kv>(values, 16, s.padded / 16, out, (stop - page) * 256, ahead);
           values = reinterpret_cast<const uint8_t*>(out);
         } else {
           tile.ahead[i - page] = ahead;
-          tile.also[i - page] = also;
         }
       }
-      for (int i = head * head_groups; i < (head + 1) * head_groups; ++i) {
-        if (many) {
+      for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
+        if (pass.many) {
           add_to_group<KvF32>(s, s.group[i], from, to, tile);
         } else {
           add_to_group<Kv>(s, s.group[i], from, to, tile);
         }
       }
     }
+  }
+}
+
+// Adds integer values by weight. With many rows a group passes the whole split before the next.
+template <class Kv>
+LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream) {
+  constexpr int64_t kSplitPages = llmcore::kSplitTokens / 16;
+  const int64_t step = pass.many ? kSplitPages : pass.step;
+  for (int64_t page = pass.begin; page < pass.end; page += step) {
+    const int64_t stop = page + step < pass.end ? page + step : pass.end;
+    for (int head = 0; head < s.a.kv_heads; ++head) {
+      Page tile[kSplitPages];
+      for (int64_t i = page; i < stop; ++i) tile[i - page] = {s.values(i, head), stream.next(), nullptr};
+      for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
+        add_codes_to_group<Kv>(s, s.group[i], tile, page, stop);
+        for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;
+      }
+    }
+  }
+  for (int r = 0; r < s.a.rows; ++r) finish_codes<Kv>(s, r);
+}
+
+template <class Kv>
+void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
+  const int64_t padded = padded_dim(a.head_dim);
+  float* scales = a.scratch + a.rows * kScoreStride;
+  float* lines = scales + 2 * a.rows;
+  Split s{a, padded, a.scratch, scales, reinterpret_cast<int32_t*>(scales + a.rows), 0, {}, {}, {}};
+  find_groups(s);
+  int first = llmcore::kSplitTokens, last = 0;
+  for (int i = 0; i < s.groups; ++i) {
+    first = s.group[i].first < first ? s.group[i].first : first;
+    last = s.group[i].last > last ? s.group[i].last : last;
+  }
+  for (int64_t i = 0; i < a.rows * padded; i += 16) store(a.outputs + i, set1(0.0f));
+  Pass pass{first / 16, (last + 15) / 16, kTilePages / 2, s.groups / a.kv_heads, false, lines};
+  if (pass.head_groups > 2) {
+    pass.many = true;
+    pass.step = kTilePages;
+  }
+  Stream stream{a, a.pages + pass.begin, pass.end - pass.begin, pass.step * a.kv_heads + kChunksAhead};
+
+  score_keys<Kv>(s, pass, stream);
+  const int head_rows = a.rows / a.kv_heads;
+  for (int head = 0; head < a.kv_heads; ++head) {
+    if constexpr (Kv::kScaled) {  // `lines` for the scales of the head's values
+      for (int64_t i = pass.begin; i < pass.end; ++i) {
+        store(lines + i * 16, load(reinterpret_cast<const float*>(s.values(i, head) + padded * Kv::kLineBytes)));
+      }
+    }
+    for (int r = 0; r < head_rows; r += kSoftmaxRows) {
+      const int count = head_rows - r < kSoftmaxRows ? head_rows - r : kSoftmaxRows;
+      softmax_rows<Kv>(s, head * head_rows + r, count, lines, pass.begin, pass.end);
+    }
+  }
+  if constexpr (Kv::kScaled) {
+    weigh_codes<Kv>(s, pass, stream);
+  } else {
+    weigh_values<Kv>(s, pass, stream);
   }
 }
 

@@ -17,31 +17,27 @@ LLMCORE_INLINE void store_first(float* p, F32x16 a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = t[i];
 }
 
-// The fixed tree of every float reduction: lanes 8 apart, then 4, 2, 1.
+// The fixed tree of every reduction: lanes 8 apart, then 4, 2, 1.
 LLMCORE_INLINE float reduce_add(F32x16 a) {
-  float t[16];
-  store(t, a);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) t[i] += t[i + width];
-  }
-  return t[0];
+  a = add(a, lanes_above<8>(a));
+  a = add(a, lanes_above<4>(a));
+  a = add(a, lanes_above<2>(a));
+  return first_lane(add(a, lanes_above<1>(a)));
 }
 
 LLMCORE_INLINE float reduce_max(F32x16 a) {
-  float t[16];
-  store(t, a);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
-  }
-  return t[0];
+  a = max(a, lanes_above<8>(a));
+  a = max(a, lanes_above<4>(a));
+  a = max(a, lanes_above<2>(a));
+  return first_lane(max(a, lanes_above<1>(a)));
 }
 
 LLMCORE_INLINE int32_t reduce_add(I32x16 a) {
-  int32_t t[16];
-  store(t, a);
-  int32_t s = 0;
-  for (int i = 0; i < 16; ++i) s += t[i];
-  return s;
+  a = add(a, as_int(lanes_above<8>(as_float(a))));
+  a = add(a, as_int(lanes_above<4>(as_float(a))));
+  a = add(a, as_int(lanes_above<2>(as_float(a))));
+  const float sum = first_lane(as_float(add(a, as_int(lanes_above<1>(as_float(a))))));
+  return __builtin_bit_cast(int32_t, sum);
 }
 
 // e^x. Range reduction x = n ln 2 + r with ln 2 in two parts, then the polynomial of degree 6 on |r| <= ln 2 / 2 of

@@ -67,6 +67,13 @@ LLMCORE_INLINE F32x16 neg(F32x16 a) {
   return a;
 }
 
+LLMCORE_INLINE float first_lane(F32x16 a) { return vgetq_lane_f32(a.v[0], 0); }
+template <int n>
+LLMCORE_INLINE F32x16 lanes_above(F32x16 a) {
+  if constexpr (n >= 4) return {{a.v[n / 4], a.v[(n / 4 + 1) % 4], a.v[2], a.v[3]}};
+  return {{vextq_f32(a.v[0], a.v[0], n % 4), a.v[1], a.v[2], a.v[3]}};
+}
+
 LLMCORE_INLINE I32x16 set1_i32(int32_t x) {
   const int32x4_t q = vdupq_n_s32(x);
   return {{q, q, q, q}};

@@ -102,6 +102,14 @@ inline F32x16 neg(F32x16 a) {
   return r;
 }
 
+inline float first_lane(F32x16 a) { return a.v[0]; }
+// Lanes n and up, moved down to lane 0 as far as n lanes go; others are whatever is fast.
+template <int n>
+inline F32x16 lanes_above(F32x16 a) {
+  for (int i = 0; i < n; ++i) a.v[i] = a.v[i + n];
+  return a;
+}
+
 inline I32x16 set1_i32(int32_t x) {
   I32x16 r;
   LLMCORE_LANES r.v[i] = x;
