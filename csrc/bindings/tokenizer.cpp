@@ -366,6 +366,37 @@ class DecodeStream {
   bool at_start_, strip_first_;
 };
 
+/// Puts the bytes that each token of `vocab` stands for at its id in `tokens`, and `kind` in `kinds`; byte_of[c] is the
+/// byte of the character c, above 255 where there is none. Returns the tokens that are empty or hold other characters.
+py::list byte_level_tokens(const py::dict& vocab, const py::array_t<uint16_t>& byte_of, const py::list& tokens,
+                           const py::bytearray& kinds, uint8_t kind) {
+  const Py_ssize_t size = PyList_GET_SIZE(tokens.ptr());
+  check_argument(PyByteArray_GET_SIZE(kinds.ptr()) == size, "kinds: must be as many as tokens");
+  char* kind_of = PyByteArray_AS_STRING(kinds.ptr());
+  py::list others;
+  std::string bytes;
+  for (const auto& [token, id] : vocab) {
+    const Py_ssize_t at = PyLong_AsSsize_t(id.ptr()), length = PyUnicode_GetLength(token.ptr());
+    if (PyErr_Occurred()) throw py::error_already_set();
+    check_argument(at >= 0 && at < size, "vocab: an id is out of range");
+    const int width = PyUnicode_KIND(token.ptr());
+    const void* characters = PyUnicode_DATA(token.ptr());
+    bytes.clear();
+    for (Py_ssize_t i = 0; i < length; ++i) {
+      const Py_UCS4 c = PyUnicode_READ(width, characters, i);
+      if (c >= byte_of.size() || byte_of.data()[c] > 255) break;
+      bytes.push_back(static_cast<char>(byte_of.data()[c]));
+    }
+    if (bytes.empty() || static_cast<Py_ssize_t>(bytes.size()) < length) {
+      others.append(token);
+      continue;
+    }
+    PyList_SetItem(tokens.ptr(), at, py::bytes(bytes).release().ptr());
+    kind_of[at] = static_cast<char>(kind);
+  }
+  return others;
+}
+
 /// Merges of a tokenizer.json ("left right" or [left, right]) as ids, [n * 3], or None when one of them is not what it
 /// should be or stands there twice: then it is read again, slowly, to say which. `skip`: characters of the right side
 /// that the result lacks. A merge whose result `left_out` names by id is left out.
@@ -501,6 +532,7 @@ void bind_tokenizer(py::module_& m) {
       .def("step", &DecodeStream::step)
       .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);
+  m.def("byte_level_tokens", &byte_level_tokens);
   m.def("list_to_array", &list_to_array);
   py::class_<Regex>(m, "Regex")
       .def(py::init([](std::string_view pattern, int dialect) {

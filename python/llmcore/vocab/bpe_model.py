@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmcore import _core
 from llmcore.errors import TokenizerError
 from llmcore.vocab import bytelevel
 from llmcore.vocab.fields import shown
@@ -38,14 +39,11 @@ def byte_level_fields(vocab: dict[str, int], added: tuple[AddedToken, ...], unk:
     """A vocabulary in GPT-2's byte alphabet."""
     fields = _empty(_size(vocab, added))
     outside = {t.content for t in added} | ({unk} if unk else set())
-    for (token, at), data in zip(vocab.items(), bytelevel.all_to_bytes(list(vocab)), strict=True):
-        if not data:
-            if token not in outside:
-                raise TokenizerError(f"vocabulary: {shown(token)} is not spelled in the byte alphabet")
-            fields["tokens"][at], fields["kinds"][at], fields["names"][at] = token.encode(), Kind.UNUSED, token
-            continue
-        fields["tokens"][at] = data
-        fields["kinds"][at] = Kind.NORMAL
+    for token in _core.byte_level_tokens(vocab, bytelevel.byte_of(), fields["tokens"], fields["kinds"], Kind.NORMAL):
+        if token not in outside:
+            raise TokenizerError(f"vocabulary: {shown(token)} is not spelled in the byte alphabet")
+        at = vocab[token]
+        fields["tokens"][at], fields["kinds"][at], fields["names"][at] = token.encode(), Kind.UNUSED, token
     fields["byte_ids"] = [vocab.get(char, NO_ID) for char in bytelevel.alphabet()]
     _place_added(added, fields)
     return {**fields, "byte_level": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 
 @cache
@@ -36,17 +37,12 @@ def to_bytes(text: str) -> bytes | None:
         return None
 
 
-def all_to_bytes(texts: list[str]) -> list[bytes | None]:
-    """The same for each of `texts`, all at once."""
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+@cache
+def byte_of() -> npt.NDArray[np.uint16]:
+    """By character, the byte it stands for; 0xFFFF: none. Characters beyond the array have none either."""
     table = np.full(0x200, 0xFFFF, np.uint16)
     table[[ord(char) for char in alphabet()]] = np.arange(256)
-    known = table[np.minimum(codes, 0x1FF)]
-    if known.max(initial=0) > 0xFF:
-        return [to_bytes(text) for text in texts]
-    data = known.astype(np.uint8).tobytes()
-    ends = np.cumsum([len(text) for text in texts]).tolist()
-    return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return table
 
 
 def to_text(data: bytes) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +62,20 @@ def load_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
     return parts
 
 
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Vocabularies hold no cycles: the collector would only walk their many objects over and over."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_no_collections()
 def _build_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
     where = Path(path)
     if where.is_dir():
