@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "tokenizer/json_vocabulary.h"
 #include "tokenizer/train.h"
 
 namespace py = pybind11;
@@ -366,6 +367,29 @@ class DecodeStream {
   bool at_start_, strip_first_;
 };
 
+/// (rest, vocab, merges) of a tokenizer.json, or None: see JsonVocabulary.
+py::object json_vocabulary(const py::bytes& json, size_t max_tokens, size_t max_merges) {
+  const std::string_view data = json;
+  JsonVocabulary read;
+  const auto parse = [&] {
+    const py::gil_scoped_release release;
+    return read_json_vocabulary(data, max_tokens, max_merges, read);
+  };
+  if (!parse()) return py::none();
+  py::dict vocab;
+  for (const JsonVocabulary::Token& token : read.tokens) {
+    const std::string_view text = read.text_of(token);
+    const py::object key = py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr));
+    if (!key) {
+      PyErr_Clear();
+      return py::none();
+    }
+    if (PyDict_SetItem(vocab.ptr(), key.ptr(), py::int_(token.id).ptr())) throw py::error_already_set();
+  }
+  return py::make_tuple(py::bytes(read.rest), vocab, to_array(std::move(read.merges)));
+}
+
 /// Puts the bytes that each token of `vocab` stands for at its id in `tokens`, and `kind` in `kinds`; byte_of[c] is the
 /// byte of the character c, above 255 where there is none. Returns the tokens that are empty or hold other characters.
 py::list byte_level_tokens(const py::dict& vocab, const py::array_t<uint16_t>& byte_of, const py::list& tokens,
@@ -533,6 +557,7 @@ void bind_tokenizer(py::module_& m) {
       .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);
   m.def("byte_level_tokens", &byte_level_tokens);
+  m.def("json_vocabulary", &json_vocabulary);
   m.def("list_to_array", &list_to_array);
   py::class_<Regex>(m, "Regex")
       .def(py::init([](std::string_view pattern, int dialect) {

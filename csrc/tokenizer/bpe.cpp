@@ -123,7 +123,8 @@ void Bpe::index_tokens() {
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) != TokenKind::kNormal) continue;
     if (token(id).empty()) refuse("token " + std::to_string(id) + " is empty");
-    if (!words_.insert(token(id), id)) refuse("token " + std::to_string(id) + " has the text of another");
+    if (!words_.insert(token(id), id, spec_.whole_words))
+      refuse("token " + std::to_string(id) + " has the text of another");
   }
   for (size_t byte = 0; byte < 256; ++byte) {
     const char text = static_cast<char>(byte);
@@ -195,12 +196,10 @@ void Bpe::classify_words() {
   for (uint32_t id = 0; id < size(); ++id) {
     if (kind(id) != TokenKind::kNormal) continue;
     const std::string_view text = token(id);
-    bool itself = spec_.whole_words;
-    if (!itself) {
+    if (!spec_.whole_words) {  // else all are marked
       encode_symbols(text, state);
-      itself = state.symbols.size() == 1 && state.symbols[0].id == id;
+      if (state.symbols.size() == 1 && state.symbols[0].id == id) words_.mark_word(text);
     }
-    if (itself) words_.mark_word(text);
     for (size_t i = 1; i < text.size() && !joins_before_space_; ++i) {
       joins_before_space_ = text[i] == ' ' && text[i - 1] != ' ';
     }

@@ -55,14 +55,15 @@ void WordTable::reserve(const std::vector<uint32_t>& sizes, const char* storage)
   long_mask_ = long_.size() - 1;
 }
 
-bool WordTable::insert(std::string_view text, uint32_t id) {
+bool WordTable::insert(std::string_view text, uint32_t id, bool word) {
+  const uint32_t entry = id | (word ? kWord : 0);
   if (text.size() > kShortKeyBytes) {
     const uint64_t hash = hash_text(text);
     size_t i = hash & long_mask_;
     for (; long_[i].entry != kNoId; i = (i + 1) & long_mask_) {
       if (long_[i].hash == hash && text_of(long_[i]) == text) return false;
     }
-    long_[i] = {hash, static_cast<uint32_t>(text.data() - storage_), static_cast<uint32_t>(text.size()), id};
+    long_[i] = {hash, static_cast<uint32_t>(text.data() - storage_), static_cast<uint32_t>(text.size()), entry};
     return true;
   }
   const ShortKey key = short_key(text.data(), text.size(), text.size());
@@ -71,7 +72,7 @@ bool WordTable::insert(std::string_view text, uint32_t id) {
     for (; short_[i].entry != kNoId; i = (i + 1) & short_mask_) {
       if (short_[i].key == key) return false;
     }
-    short_[i] = {key, id};
+    short_[i] = {key, entry};
     return true;
   }
   const uint32_t hi = tiny_hi(key);
@@ -80,7 +81,7 @@ bool WordTable::insert(std::string_view text, uint32_t id) {
   for (; tiny_[i].entry != kNoId; i = next_tiny(i, home)) {
     if (tiny_[i].lo == key.lo && tiny_[i].hi == hi) return false;
   }
-  tiny_[i] = {key.lo, hi, id};
+  tiny_[i] = {key.lo, hi, entry};
   return true;
 }
 

@@ -69,8 +69,8 @@ class WordTable {
 
   /// `sizes`: the lengths of the texts to come; `storage`: where they begin.
   void reserve(const std::vector<uint32_t>& sizes, const char* storage);
-  /// Returns false when the text is there already.
-  bool insert(std::string_view text, uint32_t id);
+  /// Returns false when the text is there already. `word`: it is marked, too.
+  bool insert(std::string_view text, uint32_t id, bool word);
   void save(class ArchiveWriter& out) const;
   /// `storage` is where the texts of the saved table lie now.
   void load(class ArchiveReader& in, std::string_view storage);

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "check.h"
 #include "random.h"
+#include "tokenizer/json_vocabulary.h"
 
 using namespace llmcore;
 using namespace llmcore::test;
@@ -371,4 +372,31 @@ TEST(tokenizer, sixteen_threads_encode_at_once) {
   }
   threads.clear();
   for (const int count : wrong) CHECK_EQ(count, 0);
+}
+
+// What is damaged is refused, or read as it stands, within the bounds of the text.
+TEST(tokenizer, a_damaged_vocabulary_is_read_within_its_bounds) {
+  const std::string whole =
+      R"({"added_tokens": [{"id": 9}], "model": {"type": "BPE", "vocab": {"a": 0, "\u00e9": 1, "\ud83d\ude00\n" : 2, )"
+      R"("aa":3, "a\u00e9": 4, "a\ud83d\ude00\n": 5}, "merges": ["a a", ["a", "\u00e9"], "a \ud83d\ude00\n"]}})";
+  JsonVocabulary read;
+  CHECK(read_json_vocabulary(whole, 6, 3, read));
+  CHECK(read.merges == (std::vector<uint32_t>{0, 0, 3, 0, 1, 4, 0, 2, 5}));
+  CHECK_EQ(read.tokens.size(), size_t{6});
+  CHECK(read.text_of(read.tokens[2]) == "\U0001f600\n");
+  CHECK(read.rest == R"({"added_tokens": [{"id": 9}], "model": {"type": "BPE", "vocab":{}, "merges":[]}})");
+  CHECK(!read_json_vocabulary(whole, 5, 3, read));
+  CHECK(!read_json_vocabulary(whole, 6, 2, read));
+
+  Random random(11);
+  const auto below = [&](size_t n) { return static_cast<size_t>(random.integer(0, static_cast<int64_t>(n) - 1)); };
+  const std::string signs = "\"\\{}[],: u0a\x80";
+  for (size_t size = 0; size < whole.size(); ++size) CHECK(!read_json_vocabulary(whole.substr(0, size), 9, 9, read));
+  for (int i = 0; i < 3000; ++i) {
+    std::string text = whole;
+    for (size_t changes = below(3) + 1; changes > 0; --changes) {
+      text.replace(below(text.size()), below(3), 1, signs[below(signs.size())]);
+    }
+    if (read_json_vocabulary(text, 9, 9, read)) CHECK_EQ(read.merges.size() % 3, size_t{0});
+  }
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.checkpoint.strict_json import load_json
+from llmcore.checkpoint.strict_json import load_json, parse_json
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab import bytelevel
 from llmcore.vocab.bpe_model import byte_level_fields, character_fields, space_stage
@@ -40,6 +40,23 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> VocabSpec:
     """The vocabulary in the tokenizer.json at `path`. Raises TokenizerError, LimitError, StorageError."""
     data = load_json(path, limit_bytes=JSON_LIMIT_BYTES, max_keys=MAX_KEYS, max_items=MAX_ITEMS, error=TokenizerError)
     return from_json(obj(data, "tokenizer.json"))
+
+
+def parse_vocabulary(data: bytes) -> object:
+    """What the JSON text `data` holds, as `parse_json` reads it; the merges of a tokenizer.json are [n, 3] ids if
+    nothing is wrong with them."""
+    limits: dict[str, Any] = {"max_keys": MAX_KEYS, "max_items": MAX_ITEMS, "error": TokenizerError}
+    tables = _core.json_vocabulary(data, MAX_KEYS, MAX_ITEMS // 3) if b'"merges"' in data else None
+    if tables is not None:
+        rest, vocab, merges = tables
+        try:
+            root: Any = parse_json(rest, **limits)
+        except (TokenizerError, LimitError):
+            pass  # the whole text says where
+        else:
+            root["model"] |= {"vocab": vocab, "merges": merges.reshape(-1, 3)}
+            return root
+    return parse_json(data, **limits)
 
 
 def from_json(root: dict[str, Any]) -> VocabSpec:
@@ -147,8 +164,11 @@ def read_merges(
 
     `skip`: characters at the start of the right side that the result lacks (the prefix of tokens within words).
     """
+    left_out = [vocab[token] for token in control if token in vocab]
+    if isinstance(value, np.ndarray):  # by `parse_vocabulary`, which reads none where tokens have a prefix
+        return value[~np.isin(value[:, 2], left_out)] if left_out else value
     items = array(value, "model.merges")
-    read = _core.resolve_merges(items, vocab, skip, [vocab[token] for token in control if token in vocab])
+    read = _core.resolve_merges(items, vocab, skip, left_out)
     if read is not None:
         return read.reshape(-1, 3)
     # One of them is wrong, and it is found out which.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from llmcore import _core
 from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.hf_dir import TOKENIZER_FILES
-from llmcore.checkpoint.strict_json import load_json, parse_json
+from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import LimitError, StorageError, TokenizerError, escape
 from llmcore.vocab import cache, sentencepiece, tiktoken
-from llmcore.vocab.fields import JSON_LIMIT_BYTES, MAX_ITEMS, MAX_KEYS, obj, shown
-from llmcore.vocab.hf import from_json
+from llmcore.vocab.fields import JSON_LIMIT_BYTES, obj, shown
+from llmcore.vocab.hf import from_json, parse_vocabulary
 from llmcore.vocab.merges import read_vocab_and_merges
 from llmcore.vocab.patterns import STAGE_OF_NAME
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
@@ -143,7 +143,7 @@ def _parse(data: bytes, path: Path, pattern: str | None, config: dict[str, Any])
     if pattern is not None:
         raise TokenizerError("pattern= is for rank files; this file says itself how text is split")
     if data.lstrip()[:1] in (b"{", b"[") or data.startswith(b"\xef\xbb\xbf"):
-        root = obj(parse_json(data, max_keys=MAX_KEYS, max_items=MAX_ITEMS, error=TokenizerError), "the file")
+        root = obj(parse_vocabulary(data), "the file")
         if isinstance(root.get("config"), dict) and isinstance(root.get("vocab"), list):
             return read_tekken(root)
         if isinstance(root.get("model"), dict) or not (root and all(type(at) is int for at in root.values())):
