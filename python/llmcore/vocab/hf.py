@@ -67,7 +67,18 @@ def from_json(root: dict[str, Any]) -> VocabSpec:
     try:
         return _usual(root, added)
     except UnsupportedPartError:
-        return from_parts(root, added)
+        return from_parts(_spelled(root), added)  # which keeps the file as it is
+
+
+def _spelled(root: dict[str, Any]) -> dict[str, Any]:
+    """`root` with merges as text, as the file has them."""
+    model = obj(root.get("model"), "model")
+    if not isinstance(model.get("merges"), np.ndarray):
+        return root
+    name_of = {at: token for token, at in model["vocab"].items()}
+    pairs = [[name_of[left], name_of[right]] for left, right, _ in model["merges"].tolist()]
+    blanks = any(" " in side for pair in pairs for side in pair)
+    return {**root, "model": {**model, "merges": pairs if blanks else [" ".join(pair) for pair in pairs]}}
 
 
 def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
