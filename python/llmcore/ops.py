@@ -250,7 +250,8 @@ def attention(
     scores become softcap * tanh(score / softcap) (Gemma 2). alibi_slopes: [heads], scores lose slope * distance
     (Press et al. 2022). sinks: [heads], a score without a value that takes its share of the softmax (GPT-OSS).
     scale: default 1 / sqrt(head_dim). kv_dtype: what keys and values are rounded to, as in the KV cache; over int8 and
-    int4 keys the scaled queries are rounded to int8, one scale for each token and head. Raises ArgumentError.
+    int4 pages the scaled queries are rounded to int8, one scale for each token and head, and the weights of the values
+    to 14 bits. Raises ArgumentError.
     """
     keys, values = _float(k), _float(v)
     if keys.ndim != 3 or keys.shape != values.shape:

@@ -132,10 +132,6 @@ LLMCORE_INLINE I32x16 load_i8(const int8_t* p) {
   return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
 }
-LLMCORE_INLINE I32x16 load_nibbles(const uint8_t* p) {
-  const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  return {_mm256_and_si256(wide, _mm256_set1_epi32(15)), _mm256_srli_epi32(wide, 4)};
-}
 
 LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),

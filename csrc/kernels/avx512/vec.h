@@ -104,11 +104,6 @@ LLMCORE_INLINE void store_bf16(uint16_t* p, F32x16 a) {
 LLMCORE_INLINE I32x16 load_i8(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
-LLMCORE_INLINE I32x16 load_nibbles(const uint8_t* p) {
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  const __m128i both = _mm_unpacklo_epi64(bytes, _mm_srli_epi16(bytes, 4));
-  return {_mm512_cvtepu8_epi32(_mm_and_si128(both, _mm_set1_epi8(15)))};
-}
 
 LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 LLMCORE_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }

@@ -173,13 +173,6 @@ LLMCORE_INLINE I32x16 load_i8(const int8_t* p) {
   return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
            vmovl_s16(vget_high_s16(high))}};
 }
-LLMCORE_INLINE I32x16 load_nibbles(const uint8_t* p) {
-  const uint8x8_t bytes = vld1_u8(p);
-  const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vand_u8(bytes, vdup_n_u8(15))));
-  const int16x8_t high = vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(bytes, 4)));
-  return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
-           vmovl_s16(vget_high_s16(high))}};
-}
 
 LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) {
   return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};

@@ -232,12 +232,6 @@ inline I32x16 load_i8(const int8_t* p) {
   LLMCORE_LANES r.v[i] = p[i];
   return r;
 }
-// The low nibbles of 8 bytes, then their high nibbles.
-inline I32x16 load_nibbles(const uint8_t* p) {
-  I32x16 r;
-  LLMCORE_LANES r.v[i] = i < 8 ? p[i] & 15 : p[i - 8] >> 4;
-  return r;
-}
 
 inline U8x64 load_u8(const uint8_t* p) {
   U8x64 r;
