@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcore import ConfigError, TokenizerError, _core
+from llmcore import ArgumentError, ConfigError, LimitError, TokenizerError, _core
 from llmcore.checkpoint.strict_json import parse_json
+from llmcore.vocab import bytelevel
 from llmcore.vocab.hf import parse_vocabulary
+from llmcore.vocab.spec import JoinedTokens, Kind, check_ids
 
 CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "400"))
 # Every length of UTF-8, escapes, and text that looks like JSON.
@@ -80,7 +82,7 @@ def natively(data: bytes) -> dict[str, Any] | None:
     root: Any = parse_json(rest)
     assert root["model"]["vocab"] == {}
     assert root["model"]["merges"] == []
-    root["model"] |= {"vocab": vocab, "merges": merges.reshape(-1, 3).tolist()}
+    root["model"] |= {"vocab": vocab.to_dict(), "merges": merges.reshape(-1, 3).tolist()}
     return root
 
 
@@ -208,5 +210,35 @@ def test_real_files_are_read_natively(data_dir: Path) -> None:
         if isinstance(root["model"]["merges"], np.ndarray):
             found += 1
             assert root["model"]["merges"].tolist() == resolved(plain)
-            assert list(root["model"]["vocab"].items()) == list(plain["model"]["vocab"].items())
+            assert list(root["model"]["vocab"].to_dict().items()) == list(plain["model"]["vocab"].items())
     assert found
+
+
+def test_a_token_list_says_ids_and_spells_bytes() -> None:
+    vocab = {"ab": 3, "\u00e9": 0, "\u0120": 5, "\u65e5a": 1, "\ud800": 6, "": 7}
+    tokens = _core.TokenList(vocab)
+    assert (len(tokens), tokens.to_dict(), tokens.ids().tolist()) == (6, vocab, list(vocab.values()))
+    assert [tokens.get(token) for token in vocab] == list(vocab.values())
+    assert (tokens.get("a"), tokens.get("a", 9), tokens.get("\udfff")) == (None, 9, None)
+    text, ends, kinds, others = tokens.spell_bytes(bytelevel.byte_of(), {2: b"<x>", 3: b"y"}, 9)
+    joined = JoinedTokens(text, ends)
+    surrogate = "\ud800".encode("utf-8", "surrogatepass")
+    expected = [b"\xe9", "\u65e5a".encode(), b"<x>", b"y", b"", b" ", surrogate, b"", b""]
+    assert list(joined) == joined[:] == [joined[i] for i in range(9)] == expected
+    assert (joined[-3], joined[5:7], len(joined)) == (surrogate, [b" ", surrogate], 9)
+    for outside in (9, -10):
+        with pytest.raises(IndexError):
+            joined[outside]
+    assert list(kinds) == [Kind.NORMAL, Kind.UNUSED, *[Kind.ADDED] * 2, Kind.GAP, Kind.NORMAL, *[Kind.UNUSED] * 2, 0]
+    assert sorted(others) == ["", "\u65e5a", "\ud800"]
+    for size, added in ((7, {}), (8, {8: b""})):
+        with pytest.raises(ArgumentError, match="out of range"):
+            tokens.spell_bytes(bytelevel.byte_of(), added, size)
+
+
+def test_ids_are_checked() -> None:
+    assert check_ids([], "x") == 0
+    assert check_ids([4, 0], "x") == 5
+    for ids, error in (([0, -1], "negative"), ([3, 1, 3], "id 3 is given to two"), ([1, 1 << 20], "out of proportion")):
+        with pytest.raises((TokenizerError, LimitError), match=error):
+            check_ids(ids, "x")

@@ -367,7 +367,35 @@ class DecodeStream {
   bool at_start_, strip_first_;
 };
 
-/// (rest, vocab, merges) of a tokenizer.json, or None: see JsonVocabulary.
+/// A token as Python has it.
+py::str to_str(std::string_view token) {
+  return own(PyUnicode_DecodeUTF8(token.data(), static_cast<Py_ssize_t>(token.size()), "surrogatepass"));
+}
+
+/// The tokens of a vocabulary that Python has parsed.
+TokenList to_token_list(const py::dict& vocab) {
+  TokenList list;
+  for (const auto& [token, id] : vocab) {
+    const py::object text = own(PyUnicode_AsEncodedString(token.ptr(), "utf-8", "surrogatepass"));
+    list.add(text.cast<std::string_view>(), id.cast<uint32_t>());
+  }
+  list.index();
+  return list;
+}
+
+/// Whether every token is UTF-8, of characters that Python has, too.
+bool all_utf8(const TokenList& list) {
+  for (const TokenList::Token& token : list.tokens()) {
+    if (token.size > 0 && (list.text()[token.begin] & 0xC0) == 0x80) return false;  // the rest of another's character
+  }
+  const std::string_view text = list.text();
+  PyObject* const made = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr);
+  if (!made) PyErr_Clear();
+  Py_XDECREF(made);
+  return made;
+}
+
+/// (rest, tokens, merges), or None: see json_vocabulary.h.
 py::object json_vocabulary(const py::bytes& json, size_t max_tokens, size_t max_merges) {
   const std::string_view data = json;
   JsonVocabulary read;
@@ -375,50 +403,23 @@ py::object json_vocabulary(const py::bytes& json, size_t max_tokens, size_t max_
     const py::gil_scoped_release release;
     return read_json_vocabulary(data, max_tokens, max_merges, read);
   };
-  if (!parse()) return py::none();
-  py::dict vocab;
-  for (const JsonVocabulary::Token& token : read.tokens) {
-    const std::string_view text = read.text_of(token);
-    const py::object key = py::reinterpret_steal<py::object>(
-        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr));
-    if (!key) {
-      PyErr_Clear();
-      return py::none();
-    }
-    if (PyDict_SetItem(vocab.ptr(), key.ptr(), py::int_(token.id).ptr())) throw py::error_already_set();
-  }
-  return py::make_tuple(py::bytes(read.rest), vocab, to_array(std::move(read.merges)));
+  if (!parse() || !all_utf8(read.tokens)) return py::none();
+  return py::make_tuple(py::bytes(read.rest), py::cast(std::move(read.tokens)), to_array(std::move(read.merges)));
 }
 
-/// Puts the bytes that each token of `vocab` stands for at its id in `tokens`, and `kind` in `kinds`; byte_of[c] is the
-/// byte of the character c, above 255 where there is none. Returns the tokens that are empty or hold other characters.
-py::list byte_level_tokens(const py::dict& vocab, const py::array_t<uint16_t>& byte_of, const py::list& tokens,
-                           const py::bytearray& kinds, uint8_t kind) {
-  const Py_ssize_t size = PyList_GET_SIZE(tokens.ptr());
-  check_argument(PyByteArray_GET_SIZE(kinds.ptr()) == size, "kinds: must be as many as tokens");
-  char* kind_of = PyByteArray_AS_STRING(kinds.ptr());
+/// (bytes of all, their ends, kinds, tokens that aren't spelled in the alphabet): see token_list.h.
+py::tuple spell_bytes_of(const TokenList& list, const py::array_t<uint16_t, py::array::c_style>& byte_of,
+                         const py::dict& added, size_t size) {
+  std::vector<AddedText> texts;
+  for (const auto& [id, text] : added) texts.push_back({id.cast<uint32_t>(), text.cast<std::string_view>()});
+  const auto is_inside = [&](const auto& token) { return token.id < size; };
+  check_argument(std::ranges::all_of(list.tokens(), is_inside) && std::ranges::all_of(texts, is_inside),
+                 "vocabulary: an id is out of range");
+  SpelledTokens spelled = spell_bytes(list, {byte_of.data(), static_cast<size_t>(byte_of.size())}, texts, size);
   py::list others;
-  std::string bytes;
-  for (const auto& [token, id] : vocab) {
-    const Py_ssize_t at = PyLong_AsSsize_t(id.ptr()), length = PyUnicode_GetLength(token.ptr());
-    if (PyErr_Occurred()) throw py::error_already_set();
-    check_argument(at >= 0 && at < size, "vocab: an id is out of range");
-    const int width = PyUnicode_KIND(token.ptr());
-    const void* characters = PyUnicode_DATA(token.ptr());
-    bytes.clear();
-    for (Py_ssize_t i = 0; i < length; ++i) {
-      const Py_UCS4 c = PyUnicode_READ(width, characters, i);
-      if (c >= byte_of.size() || byte_of.data()[c] > 255) break;
-      bytes.push_back(static_cast<char>(byte_of.data()[c]));
-    }
-    if (bytes.empty() || static_cast<Py_ssize_t>(bytes.size()) < length) {
-      others.append(token);
-      continue;
-    }
-    PyList_SetItem(tokens.ptr(), at, py::bytes(bytes).release().ptr());
-    kind_of[at] = static_cast<char>(kind);
-  }
-  return others;
+  for (const uint32_t token : spelled.others) others.append(to_str(list.text_of(list.tokens()[token])));
+  const py::bytearray kinds(reinterpret_cast<const char*>(spelled.kinds.data()), spelled.kinds.size());
+  return py::make_tuple(py::bytes(spelled.text), to_array(std::move(spelled.ends)), kinds, others);
 }
 
 /// Merges of a tokenizer.json ("left right" or [left, right]) as ids, [n * 3], or None when one of them is not what it
@@ -556,7 +557,31 @@ void bind_tokenizer(py::module_& m) {
       .def("step", &DecodeStream::step)
       .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);
-  m.def("byte_level_tokens", &byte_level_tokens);
+  py::class_<TokenList>(m, "TokenList")
+      .def(py::init(&to_token_list))
+      .def("__len__", &TokenList::size)
+      .def(
+          "get",
+          [](const TokenList& self, const py::str& token, const py::object& otherwise) -> py::object {
+            const py::object text = own(PyUnicode_AsEncodedString(token.ptr(), "utf-8", "surrogatepass"));
+            const uint32_t id = self.find(text.cast<std::string_view>());
+            return id == kNoId ? otherwise : py::int_(id);
+          },
+          py::arg("token"), py::arg("otherwise") = py::none())
+      .def("ids",
+           [](const TokenList& self) {
+             std::vector<uint32_t> ids;
+             ids.reserve(self.size());
+             for (const TokenList::Token& token : self.tokens()) ids.push_back(token.id);
+             return to_array(std::move(ids));
+           })
+      .def("to_dict",
+           [](const TokenList& self) {
+             py::dict vocab;
+             for (const TokenList::Token& token : self.tokens()) vocab[to_str(self.text_of(token))] = token.id;
+             return vocab;
+           })
+      .def("spell_bytes", &spell_bytes_of);
   m.def("json_vocabulary", &json_vocabulary);
   m.def("list_to_array", &list_to_array);
   py::class_<Regex>(m, "Regex")

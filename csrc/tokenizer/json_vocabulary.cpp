@@ -3,12 +3,11 @@
 #include <bit>
 #include <iterator>
 
-#include "tokenizer/tables.h"
+#include "tokenizer/mapped_text.h"
 
 namespace llmcore {
 namespace {
 
-constexpr uint32_t kNone = ~uint32_t{0};
 constexpr uint32_t kMaxId = 1 << 24;
 
 // Reads JSON from its start on. Every function returns whether it went well; after the first that didn't, where the
@@ -126,21 +125,6 @@ class Cursor {
     }
     return true;
   }
-  static void append_utf8(uint32_t c, std::string& out) {
-    const auto put = [&](uint32_t byte) { out.push_back(static_cast<char>(byte)); };
-    if (c < 0x80) return put(c);
-    if (c < 0x800) {
-      put(0xc0 | c >> 6);
-    } else if (c < 0x10000) {
-      put(0xe0 | c >> 12);
-      put(0x80 | (c >> 6 & 0x3f));
-    } else {
-      put(0xf0 | c >> 18);
-      put(0x80 | (c >> 12 & 0x3f));
-      put(0x80 | (c >> 6 & 0x3f));
-    }
-    put(0x80 | (c & 0x3f));
-  }
   static bool unescape(std::string_view raw, std::string& out) {
     for (size_t i = 0; i < raw.size(); ++i) {
       if (raw[i] != '\\') {
@@ -160,7 +144,7 @@ class Cursor {
         } else if (code >= 0xdc00 && code < 0xe000) {
           return false;
         }
-        append_utf8(code, out);
+        append_utf8(out, code);
         continue;
       }
       constexpr std::string_view kShort = "\"\\/bfnrt", kMeaning = "\"\\/\b\f\n\r\t";
@@ -175,49 +159,6 @@ class Cursor {
   size_t at_ = 0;
 };
 
-// Tokens by their text.
-class Index {
- public:
-  explicit Index(const JsonVocabulary& vocabulary)
-      : vocabulary_(vocabulary), slots_(std::bit_ceil(2 * vocabulary.tokens.size() + 1)) {}
-
-  // False if the text is there already.
-  bool add(uint32_t token) {
-    const JsonVocabulary::Token& own = vocabulary_.tokens[token];
-    const uint64_t hash = hash_text(vocabulary_.text_of(own));
-    Slot& slot = slots_[find(vocabulary_.text_of(own), hash)];
-    if (slot.token != kNone) return false;
-    slot = {static_cast<uint32_t>(hash), token};
-    return true;
-  }
-  // Asks memory for where a text of this hash is looked up.
-  void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[home_of(hash)]); }
-  // The id of a text, or kNone.
-  uint32_t id(std::string_view text, uint64_t hash) const {
-    const Slot& slot = slots_[find(text, hash)];
-    return slot.token == kNone ? kNone : vocabulary_.tokens[slot.token].id;
-  }
-
- private:
-  struct Slot {
-    uint32_t tag = 0, token = kNone;
-  };
-  size_t home_of(uint64_t hash) const { return hash >> 32 & (slots_.size() - 1); }
-  size_t find(std::string_view text, uint64_t hash) const {
-    size_t at = home_of(hash);
-    for (; slots_[at].token != kNone; at = (at + 1) & (slots_.size() - 1)) {
-      if (slots_[at].tag == static_cast<uint32_t>(hash) &&
-          vocabulary_.text_of(vocabulary_.tokens[slots_[at].token]) == text) {
-        break;
-      }
-    }
-    return at;
-  }
-
-  const JsonVocabulary& vocabulary_;
-  std::vector<Slot> slots_;
-};
-
 bool read_tokens(Cursor& json, size_t most, JsonVocabulary& out) {
   if (!json.take('{')) return false;
   std::string scratch;
@@ -225,10 +166,9 @@ bool read_tokens(Cursor& json, size_t most, JsonVocabulary& out) {
     std::string_view text;
     uint32_t id;
     if (out.tokens.size() == most || !json.string(text, scratch) || !json.take(':') || !json.id(id)) return false;
-    out.tokens.push_back({out.text.size(), text.size(), id});
-    out.text += text;
+    out.tokens.add(text, id);
   } while (json.take(','));
-  return json.take('}');
+  return json.take('}') && out.tokens.index();
 }
 
 bool read_pair(Cursor& json, std::string_view& left, std::string_view& right, std::string (&scratch)[2]) {
@@ -248,7 +188,7 @@ bool read_pair(Cursor& json, std::string_view& left, std::string_view& right, st
 // Merges of which the left side, the right and what they make are looked up together, so that cache misses overlap.
 class Lookups {
  public:
-  Lookups(const Index& index, std::vector<uint32_t>& ids) : index_(index), ids_(ids) {}
+  Lookups(const TokenList& tokens, std::vector<uint32_t>& ids) : tokens_(tokens), ids_(ids) {}
 
   void add(std::string_view left, std::string_view right) {
     const size_t begin = text_.size(), middle = begin + left.size();
@@ -259,7 +199,7 @@ class Lookups {
     for (int i = 0; i < 3; ++i) {
       Wanted& wanted = wanted_[count_++];
       wanted = {places[i][0], places[i][1], hash_text(texts[i])};
-      index_.prefetch(wanted.hash);
+      tokens_.prefetch(wanted.hash);
     }
   }
   bool full() const { return count_ == std::size(wanted_); }
@@ -268,8 +208,8 @@ class Lookups {
     bool known = true;
     for (size_t i = 0; i < count_; ++i) {
       const Wanted& wanted = wanted_[i];
-      ids_.push_back(index_.id(std::string_view(text_).substr(wanted.begin, wanted.size), wanted.hash));
-      known &= ids_.back() != kNone;
+      ids_.push_back(tokens_.find(std::string_view(text_).substr(wanted.begin, wanted.size), wanted.hash));
+      known &= ids_.back() != kNoId;
     }
     text_.clear();
     count_ = 0;
@@ -281,7 +221,7 @@ class Lookups {
     size_t begin, size;
     uint64_t hash;
   };
-  const Index& index_;
+  const TokenList& tokens_;
   std::vector<uint32_t>& ids_;
   std::string text_;
   Wanted wanted_[3 * 16];
@@ -290,12 +230,8 @@ class Lookups {
 
 bool read_merges(Cursor& json, size_t most, JsonVocabulary& out) {
   if (!json.take('[')) return false;
-  Index index(out);
-  for (uint32_t token = 0; token < out.tokens.size(); ++token) {
-    if (!index.add(token)) return false;
-  }
   std::string scratch[2];
-  Lookups lookups(index, out.merges);
+  Lookups lookups(out.tokens, out.merges);
   size_t count = 0;
   do {
     std::string_view left, right;

@@ -6,19 +6,14 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/token_list.h"
+
 namespace llmcore {
 
 struct JsonVocabulary {
-  struct Token {
-    size_t begin, size;  // in `text`
-    uint32_t id;
-  };
   std::string rest;              // the file with {} for the vocabulary and [] for the merges
-  std::string text;              // of the tokens, UTF-8 if the file is
-  std::vector<Token> tokens;     // in the file's order
+  TokenList tokens;              // in UTF-8 if the file is
   std::vector<uint32_t> merges;  // ids: left, right and result of each
-
-  std::string_view text_of(const Token& token) const { return std::string_view(text).substr(token.begin, token.size); }
 };
 
 /// Whether `json` has model.vocab, an object of at most `max_tokens` different tokens with ids, and model.merges, an

@@ -94,6 +94,10 @@ class WordTable {
     const void* const large = &long_[hash & long_mask_];
     __builtin_prefetch(size <= kTinyBytes ? tiny : size <= kShortKeyBytes ? medium : large);
   }
+  void prefetch(std::string_view text) const noexcept {
+    const bool is_long = text.size() > kShortKeyBytes;
+    prefetch(is_long ? hash_text(text) : short_key(text.data(), text.size(), text.size()).hash(), text.size());
+  }
   uint32_t find_short_word(const ShortKey& key, uint64_t hash) const noexcept {
     return word_of(key.hi >> 56 <= kTinyBytes ? find_tiny(key, hash & tiny_mask_) : find_short(key, hash));
   }

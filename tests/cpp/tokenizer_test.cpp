@@ -383,7 +383,7 @@ TEST(tokenizer, a_damaged_vocabulary_is_read_within_its_bounds) {
   CHECK(read_json_vocabulary(whole, 6, 3, read));
   CHECK(read.merges == (std::vector<uint32_t>{0, 0, 3, 0, 1, 4, 0, 2, 5}));
   CHECK_EQ(read.tokens.size(), size_t{6});
-  CHECK(read.text_of(read.tokens[2]) == "\U0001f600\n");
+  CHECK(read.tokens.text_of(read.tokens.tokens()[2]) == "\U0001f600\n");
   CHECK(read.rest == R"({"added_tokens": [{"id": 9}], "model": {"type": "BPE", "vocab":{}, "merges":[]}})");
   CHECK(!read_json_vocabulary(whole, 5, 3, read));
   CHECK(!read_json_vocabulary(whole, 6, 2, read));

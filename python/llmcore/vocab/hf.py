@@ -43,8 +43,8 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> VocabSpec:
 
 
 def parse_vocabulary(data: bytes) -> object:
-    """What the JSON text `data` holds, as `parse_json` reads it; the merges of a tokenizer.json are [n, 3] ids if
-    nothing is wrong with them."""
+    """What the JSON text `data` holds, as `parse_json` reads it; but if nothing is wrong with them, the vocabulary of a
+    tokenizer.json with merges is a TokenList, and they are [n, 3] ids."""
     limits: dict[str, Any] = {"max_keys": MAX_KEYS, "max_items": MAX_ITEMS, "error": TokenizerError}
     tables = _core.json_vocabulary(data, MAX_KEYS, MAX_ITEMS // 3) if b'"merges"' in data else None
     if tables is not None:
@@ -71,14 +71,18 @@ def from_json(root: dict[str, Any]) -> VocabSpec:
 
 
 def _spelled(root: dict[str, Any]) -> dict[str, Any]:
-    """`root` with merges as text, as the file has them."""
+    """`root` with the vocabulary and the merges as the file has them."""
     model = obj(root.get("model"), "model")
     if not isinstance(model.get("merges"), np.ndarray):
         return root
-    name_of = {at: token for token, at in model["vocab"].items()}
+    vocab = model["vocab"].to_dict()
+    name_of = {at: token for token, at in vocab.items()}
     pairs = [[name_of[left], name_of[right]] for left, right, _ in model["merges"].tolist()]
     blanks = any(" " in side for pair in pairs for side in pair)
-    return {**root, "model": {**model, "merges": pairs if blanks else [" ".join(pair) for pair in pairs]}}
+    return {
+        **root,
+        "model": {**model, "vocab": vocab, "merges": pairs if blanks else [" ".join(pair) for pair in pairs]},
+    }
 
 
 def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
@@ -96,7 +100,8 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         raise refuse("a decoder of another kind than the pre-tokenizer", "decoder")
     if normalizer.metaspace and splitter.metaspace:
         raise refuse("a Metaspace pre-tokenizer behind a normalizer that replaces spaces", "pre_tokenizer")
-    vocab = read_vocab(model.get("vocab"))
+    given = model.get("vocab")
+    vocab = given if isinstance(given, _core.TokenList) else read_vocab(given)
     merges = read_merges(model.get("merges"), vocab, {t.content for t in added if t.control})
     whole_words = flag(model.get("ignore_merges") or False, "model.ignore_merges")
     unk = model.get("unk_token")
@@ -169,15 +174,17 @@ def read_vocab(value: object) -> dict[str, int]:
 
 
 def read_merges(
-    value: object, vocab: dict[str, int], control: set[str], skip: int = 0
+    value: object, vocab: dict[str, int] | _core.TokenList, control: set[str], skip: int = 0
 ) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """The merges as [n, 3] ids. A rule that spells a control token is left out: text must never become one.
 
     `skip`: characters at the start of the right side that the result lacks (the prefix of tokens within words).
     """
-    left_out = [vocab[token] for token in control if token in vocab]
+    left_out = [at for token in control if (at := vocab.get(token)) is not None]
     if isinstance(value, np.ndarray):  # by `parse_vocabulary`, which reads none where tokens have a prefix
         return value[~np.isin(value[:, 2], left_out)] if left_out else value
+    if not isinstance(vocab, dict):
+        vocab = vocab.to_dict()
     items = array(value, "model.merges")
     read = _core.resolve_merges(items, vocab, skip, left_out)
     if read is not None:

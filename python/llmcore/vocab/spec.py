@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -212,8 +212,38 @@ class VocabSpec:
         return replace(self, **fields)
 
 
+class JoinedTokens(Sequence[bytes]):
+    """Texts that are kept as one, with where each of them ends; each is made when it is asked for."""
+
+    def __init__(self, text: bytes, ends: npt.NDArray[np.uint32]) -> None:
+        self.text, self.ends = text, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        at %= len(self)
+        return self.text[self.ends[at - 1] if at else 0 : self.ends[at]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        begin = 0
+        for end in self.ends.tolist():
+            yield self.text[begin:end]
+            begin = end
+
+
 def joined(texts: Sequence[bytes]) -> tuple[bytes, npt.NDArray[np.uint32]]:
     """All of `texts` together, and where each of them ends."""
+    if isinstance(texts, JoinedTokens):
+        return texts.text, texts.ends
     lengths = np.fromiter(map(len, texts), np.uint32, len(texts))
     return b"".join(texts), np.cumsum(lengths, dtype=np.uint64).astype(np.uint32)
 
@@ -229,20 +259,20 @@ def _digest(digest: Any, fields: dict[str, Any]) -> None:
         digest.update(value if isinstance(value, bytes) else repr(value).encode())
 
 
-def check_ids(ids: list[int], what: str) -> int:
+def check_ids(ids: npt.ArrayLike, what: str) -> int:
     """The number of ids that `ids` need, their largest plus one.
 
     Raises TokenizerError for an id below 0 or met twice, LimitError for one so large that a dense table of them would
     be many times the file.
     """
-    if not ids:
+    given = np.asarray(ids, np.int64)
+    if not given.size:
         return 0
-    if min(ids) < 0:
-        raise TokenizerError(f"{what}: id {min(ids)} is negative")
-    if len(set(ids)) != len(ids):
-        seen: set[int] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise TokenizerError(f"{what}: id {twice} is given to two tokens")
-    if max(ids) >= min(_MAX_IDS, 8 * len(ids) + (1 << 16)):
-        raise LimitError(f"{what}: id {max(ids)} is out of proportion to {len(ids)} tokens")
-    return max(ids) + 1
+    if given.min() < 0:
+        raise TokenizerError(f"{what}: id {given.min()} is negative")
+    if given.max() >= min(_MAX_IDS, 8 * given.size + (1 << 16)):
+        raise LimitError(f"{what}: id {given.max()} is out of proportion to {given.size} tokens")
+    times = np.bincount(given)
+    if times.max() > 1:
+        raise TokenizerError(f"{what}: id {times.argmax()} is given to two tokens")
+    return len(times)
