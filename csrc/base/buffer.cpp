@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "base/checked.h"
 
@@ -17,16 +20,16 @@ namespace llmcore {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kHugeThreshold = 4 << 20;
+constexpr int64_t kMapped = 1 << 18;
 
 std::atomic<int64_t> g_bytes{0};
 std::atomic<int64_t> g_count{0};
 
-// Huge buffers come from mmap so that they are zero without a memset, huge-page aligned, and given back at once.
+// Large buffers come from mmap so that they are zero without a memset, in huge pages (those of neighbouring mappings,
+// which the system joins, lie across their borders), and given back at once.
 uint8_t* allocate(int64_t bytes) {
 #if defined(__linux__)
-  if (bytes >= kHugeThreshold) {
+  if (bytes >= kMapped) {
     void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return nullptr;
     madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
@@ -40,7 +43,7 @@ uint8_t* allocate(int64_t bytes) {
 
 void release(uint8_t* p, int64_t bytes) noexcept {
 #if defined(__linux__)
-  if (bytes >= kHugeThreshold) {
+  if (bytes >= kMapped) {
     munmap(p, static_cast<size_t>(bytes));
     return;
   }
@@ -48,10 +51,7 @@ void release(uint8_t* p, int64_t bytes) noexcept {
   ::operator delete(p, std::align_val_t(kAlignment));
 }
 
-// The mapped size of a buffer of `bytes`.
-int64_t capacity(int64_t bytes) {
-  return bytes >= kHugeThreshold ? round_up(bytes, kHugePage) : round_up(bytes, kAlignment);
-}
+int64_t capacity(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 }  // namespace
 
@@ -80,6 +80,12 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
+}
+
+void release_free_memory() noexcept {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 int64_t allocated_bytes() noexcept { return g_bytes; }

@@ -94,6 +94,7 @@ void bind_runtime(py::module_& m) {
     const std::lock_guard lock(g_mutex);
     return g_threads > 0 ? g_threads : threads_from_environment();
   });
+  m.def("release_free_memory", &release_free_memory);
   m.def("allocated_bytes", &allocated_bytes);
   m.def("allocation_count", &allocation_count);
   m.def("measure_read_bandwidth", &measure_read_bandwidth, py::arg("threads") = 0, py::arg("seconds") = 0.5,

@@ -31,7 +31,8 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std
       limits_(limits),
       cache_(decoder_->backend(), decoder_->kv_layout(limits.kv_type, limits.pages), decoder_->spec().num_layers),
       window_(widest_window(decoder_->spec())),
-      extra_rows_(decoder_->max_logit_rows() - limits.max_batch_size) {
+      extra_rows_(decoder_->max_logit_rows() - limits.max_batch_size),
+      edited_(decoder_->spec().vocab_size) {
   check_argument(limits.max_model_len >= 1 && limits.max_batch_size >= 1, "engine: limits must be at least 1");
   check_argument(limits.draft_tokens >= 0, "engine: draft_tokens must not be negative");
   check_argument(limits.max_step_tokens >= limits.max_batch_size,
@@ -51,7 +52,6 @@ Engine::Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std
   rows_.reserve(2 * limits.max_batch_size);
   slices_.reserve(limits.max_batch_size);
   members_.reserve(limits.max_batch_size);
-  edited_.resize(decoder_->spec().vocab_size);
   least_accepted_ = kLeastAccepted;
   if (!draft) return;
   draft_model_ = std::make_unique<DraftModel>(std::move(draft), limits_, decoder_->spec().vocab_size);

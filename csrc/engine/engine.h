@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "decoder/decoder.h"
 #include "kvcache/kv_cache.h"
 #include "sampling/sampler.h"
@@ -164,7 +165,7 @@ class Engine {
   std::vector<Rows> rows_;
   std::vector<Drawn> drawn_;
   std::vector<LargestColumn> largest_;
-  std::vector<float> edited_;
+  ZeroArray<float> edited_;
   int64_t extra_left_ = 0;
 };
 

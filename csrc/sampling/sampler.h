@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/buffer.h"
 #include "kernels/table.h"
 
 namespace llmcore {
@@ -106,11 +107,9 @@ class Sampler {
 
   const KernelTable& table_;
   int64_t vocab_, drawable_;
-  std::vector<float> work_;
-  std::vector<float> weights_;
-  std::vector<float> keys_;
-  std::vector<int32_t> order_;   // ids, the best of them sorted in front
-  std::vector<int32_t> counts_;  // per id, zero between calls
+  ZeroArray<float> work_, weights_, keys_;
+  ZeroArray<int32_t> order_;   // ids, the best of them sorted in front
+  ZeroArray<int32_t> counts_;  // per id, zero between calls
   std::vector<float> block_tops_, selected_;
   std::vector<double> block_sums_;
   std::vector<double> bucket_masses_;

@@ -441,6 +441,7 @@ def _make(
         "alibi_slopes": list(spec.alibi_slopes or ()),
     }
     core = _core.Model(native, weights, threads, activations == "float32")
+    _core.release_free_memory()  # of what loading needed
     if activations != "int8":
         fingerprint = _fingerprint(fingerprint, activations)
     kv_dtype = _kv_dtype({matrix.format for weight in weights.values() for matrix in matrices_of(weight)})
