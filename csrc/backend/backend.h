@@ -40,7 +40,8 @@ class Weight {
 
 /// The sizes that a plan needs: nothing is allocated after it.
 struct StepLimits {
-  int64_t max_tokens = 0;   // of one step, over all sequences
+  int64_t max_tokens = 0;  // of one step, over all sequences
+  int64_t max_logit_rows = 0;
   int64_t max_columns = 0;  // the widest input of a matrix product
   int64_t num_heads = 0;
   int64_t head_dim = 0;
@@ -110,9 +111,10 @@ class Backend {
   /// y = f(x W^T + bias) or, gated, f of the first half of the columns times the second half.
   virtual void linear_activated(const Rows& x, const Weight& w, const Weight* bias, Activation activation, bool gated,
                                 float* y) = 0;
-  /// Of each row of y = softcap(x W^T + bias), of its first `columns`, the largest; softcap 0: none. In host memory.
+  /// Of each row of y = softcap(x W^T + bias), of its first `columns`, as many of the largest as `largest` [rows]
+  /// wants; softcap 0: none. In host memory.
   virtual void linear_largest(const Rows& x, const Weight& w, const Weight* bias, float softcap, int64_t columns,
-                              LargestColumn* largest) = 0;
+                              LargestColumns* largest) = 0;
   /// y += x, both [T, n].
   virtual void add(const float* x, int64_t T, int64_t n, float* y) = 0;
   /// x *= factor, n elements.

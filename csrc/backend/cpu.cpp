@@ -60,7 +60,7 @@ class CpuBackend final : public Backend {
   }
 
   int64_t plan(const StepLimits& limits) override {
-    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, input_type_);
+    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_);
     attention_ = AttentionWorkspace(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
     row_ = Buffer(limits.max_columns * 4);
     tables_ = Buffer(limits.max_tokens * limits.head_dim * 4);
@@ -100,7 +100,7 @@ class CpuBackend final : public Backend {
               .gated = gated});
   }
   void linear_largest(const Rows& x, const Weight& w, const Weight* bias, float softcap, int64_t columns,
-                      LargestColumn* largest) override {
+                      LargestColumns* largest) override {
     multiply(x, w, bias, {.largest = largest, .columns = columns, .softcap = softcap});
   }
   void add(const float* x, int64_t T, int64_t n, float* y) override { add_rows(context_, x, T, n, n, y, n); }

@@ -149,6 +149,7 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   max_logit_rows_ = max_logit_rows;
   const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
   const StepLimits limits{.max_tokens = std::max(max_tokens, max_logit_rows),
+                          .max_logit_rows = max_logit_rows,
                           .max_columns = widest,
                           .num_heads = s.num_heads,
                           .head_dim = s.head_dim,
@@ -243,7 +244,7 @@ const float* Decoder::logits(const int32_t* rows, int64_t count) {
   return logits_;
 }
 
-void Decoder::largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumn* largest) {
+void Decoder::largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumns* largest) {
   const Rows from = head_rows(rows, count);
   backend_->linear_largest(from, *lm_head_, lm_head_bias_, spec_.logit_softcap, columns, largest);
 }

@@ -52,8 +52,8 @@ class Decoder {
   /// Logits [count, vocab] of rows of the last forward(), in the backend's memory; count <= max_logit_rows.
   const float* logits(const int32_t* rows, int64_t count);
 
-  /// Of each of those rows the largest logit of the first `columns`; no logits are written.
-  void largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumn* largest);
+  /// Of each of those rows as many of the largest logits of the first `columns` as it wants; no logits are written.
+  void largest_logits(const int32_t* rows, int64_t count, int64_t columns, LargestColumns* largest);
 
   void set_probe(Probe probe) { probe_ = std::move(probe); }
 

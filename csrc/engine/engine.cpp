@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "base/error.h"
@@ -170,7 +171,7 @@ void Engine::weigh_guesses(std::chrono::duration<double> step) {
 void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor) {
   const int64_t vocab = decoder_->spec().vocab_size, count = static_cast<int64_t>(logit_rows_.size());
   const float* logits = nullptr;  // [count, vocab]
-  if (!draw_largest(editor)) {
+  if (!draw_from_largest(editor)) {
     logits = decoder_->backend().read(decoder_->logits(logit_rows_.data(), count), count * vocab);
     draw_ahead(logits, editor);
   }
@@ -183,26 +184,38 @@ void Engine::read_rows(std::vector<Output>& outputs, const LogitsEditor& editor)
   }
 }
 
-// Where the tokens of all rows are those of the largest logits, no logits are written. Not where one isn't a number:
-// the sampler knows what to say then.
-bool Engine::draw_largest(const LogitsEditor& editor) {
+// Where few logits decide the tokens of all rows, the largest, none are written. Not where one isn't a number: the
+// sampler knows what to say then.
+bool Engine::draw_from_largest(const LogitsEditor& editor) {
+  largest_.resize(logit_rows_.size());
   for (const Rows& rows : rows_) {
     const Sequence& s = *rows.sequence;
     const Request& r = s.request;
     const bool masked = !r.stop_ids.empty() && s.output_tokens() < r.min_tokens;
-    if (rows.scores || s.followers > 0 || (r.edits_logits && editor) || masked || !r.sampling.takes_largest()) {
+    const int32_t deciding = r.sampling.deciding();
+    if (rows.scores || s.followers > 0 || (r.edits_logits && editor) || masked || deciding < 1 ||
+        deciding > LargestColumns::kMost || deciding >= limits_.drawable) {
       return false;
     }
+    for (int64_t i = 0; i < rows.rows; ++i) largest_[rows.row + i].wanted = deciding;
   }
   const int64_t count = static_cast<int64_t>(logit_rows_.size());
-  largest_.resize(logit_rows_.size());
-  drawn_.resize(logit_rows_.size());
   decoder_->largest_logits(logit_rows_.data(), count, limits_.drawable, largest_.data());
-  for (int64_t i = 0; i < count; ++i) {
-    if (!largest_[i].sound || largest_[i].column < 0) return false;
-    drawn_[i] = {{largest_[i].column, 0.0f, {}}, nullptr};
+  const auto usable = [](const LargestColumns& row) { return row.sound && row.found > 0; };
+  if (!std::all_of(largest_.begin(), largest_.end(), usable)) return false;
+  drawn_.resize(logit_rows_.size());
+  std::array<Candidate, LargestColumns::kMost> candidates;
+  for (Rows& rows : rows_) {
+    const Sequence& s = *rows.sequence;
+    for (int64_t i = 0; i < rows.rows; ++i) {
+      const LargestColumns& row = largest_[rows.row + i];
+      for (int32_t j = 0; j < row.found; ++j) candidates[j] = {row.best[j].column, row.best[j].value};
+      const SamplerHistory history{.total = s.length() + i, .sequence = s.request.sequence};
+      const std::span<const Candidate> found(candidates.data(), static_cast<size_t>(row.found));
+      drawn_[rows.row + i] = {samplers_[0].sample(found, s.request.sampling, history), nullptr};
+    }
+    rows.drawn = rows.row;
   }
-  for (Rows& rows : rows_) rows.drawn = rows.row;
   return true;
 }
 

@@ -134,7 +134,7 @@ class Engine {
   void add_slice(Sequence& sequence, int64_t tokens, int64_t drafted);
   void read_rows(std::vector<Output>& outputs, const LogitsEditor& editor);
   void score(const Rows& rows, const float* logits, std::vector<Output>& outputs);
-  bool draw_largest(const LogitsEditor& editor);
+  bool draw_from_largest(const LogitsEditor& editor);
   void draw_ahead(const float* logits, const LogitsEditor& editor);
   SampledToken draw(Sequence& sequence, const float* logits, Sampler& sampler);
   void sample(const Rows& rows, const float* logits, const LogitsEditor& editor, std::vector<Output>& outputs);
@@ -164,7 +164,7 @@ class Engine {
   std::vector<Sequence*> members_;
   std::vector<Rows> rows_;
   std::vector<Drawn> drawn_;
-  std::vector<LargestColumn> largest_;
+  std::vector<LargestColumns> largest_;
   ZeroArray<float> edited_;
   int64_t extra_left_ = 0;
 };

@@ -15,36 +15,50 @@ constexpr int64_t kPartRowProducts = int64_t{1} << 20;
 // Products that an epilogue works on are kept in a tile of each thread: so many rows by as many columns as fit.
 constexpr int64_t kTileRows = 512, kTileFloats = int64_t{1} << 17;
 
-// Whether a product comes before what was found so far, in any order of looking.
-bool comes_before(float value, int64_t column, const LargestColumn& found) {
-  if (found.column < 0) return value > -INFINITY;
-  return value > found.value || (value == found.value && column < found.column);
+using Product = LargestColumns::Product;
+
+bool comes_before(const Product& a, const Product& b) {
+  return a.value != b.value ? a.value > b.value : a.column < b.column;
+}
+
+// While products are looked at, in any order, the best are a heap with the last of them in front.
+bool takes(const LargestColumns& to, const Product& product) {
+  if (to.found == to.wanted) return comes_before(product, to.best[0]);
+  return product.value > -INFINITY;
+}
+
+void add(LargestColumns& to, const Product& product) {
+  if (!takes(to, product)) return;
+  const auto begin = to.best.begin();
+  if (to.found == to.wanted) std::pop_heap(begin, begin + to.found--, comes_before);
+  to.best[to.found++] = product;
+  std::push_heap(begin, begin + to.found, comes_before);
 }
 
 // Takes n products into account, those from column `first` on.
-void update_largest(const float* products, int64_t n, int64_t first, int64_t columns, LargestColumn& to) {
-  constexpr int64_t kLanes = 8;
+void update_largest(const float* products, int64_t n, int64_t first, int64_t columns, LargestColumns& to) {
+  constexpr int64_t kLanes = 8, kBlock = 64;
   const int64_t counted = std::clamp(columns - first, int64_t{0}, n);
   uint32_t unsound[kLanes] = {};
-  float tops[kLanes];
-  std::fill_n(tops, kLanes, -INFINITY);
   const auto look = [&](int64_t i, int64_t lane) { unsound[lane] |= !(products[i] < INFINITY); };
   int64_t i = 0;
-  for (; i + kLanes <= counted; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      look(i + lane, lane);
-      tops[lane] = products[i + lane] > tops[lane] ? products[i + lane] : tops[lane];
+  for (; i + kBlock <= counted; i += kBlock) {
+    float tops[kLanes];
+    std::fill_n(tops, kLanes, -INFINITY);
+    for (int64_t j = i; j < i + kBlock; j += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        look(j + lane, lane);
+        tops[lane] = products[j + lane] > tops[lane] ? products[j + lane] : tops[lane];
+      }
     }
+    if (!takes(to, {*std::max_element(tops, tops + kLanes), static_cast<int32_t>(first + i)})) continue;
+    for (int64_t j = i; j < i + kBlock; ++j) add(to, {products[j], static_cast<int32_t>(first + j)});
   }
   for (; i < n; ++i) {
     look(i, 0);
-    if (i < counted && products[i] > tops[0]) tops[0] = products[i];
+    if (i < counted) add(to, {products[i], static_cast<int32_t>(first + i)});
   }
   to.sound &= std::none_of(unsound, unsound + kLanes, [](uint32_t lane) { return lane != 0; });
-  const float top = *std::max_element(tops, tops + kLanes);
-  if (!comes_before(top, first, to)) return;
-  to.value = top;
-  to.column = static_cast<int32_t>(first + (std::find(products, products + counted, top) - products));
 }
 
 }  // namespace
@@ -68,8 +82,13 @@ static_assert([] {
   return static_cast<int>(Format::kTernaryDense) == kTernaryDense;
 }());
 
-MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k, InputType input_type)
-    : max_rows_(max_rows), max_k_(max_k), stride_(round_up(max_k, 64)), input_type_(input_type) {
+MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k, int64_t max_ranked_rows,
+                                 InputType input_type)
+    : max_rows_(max_rows),
+      max_k_(max_k),
+      max_ranked_rows_(max_ranked_rows),
+      stride_(round_up(max_k, 64)),
+      input_type_(input_type) {
   const int64_t groups = ceil_div(max_k, 16), threads = context.pool.size();
   for (Codes& input : inputs_) {
     input.codes = Buffer(checked_mul(max_rows, stride_));
@@ -80,7 +99,7 @@ MatmulWorkspace::MatmulWorkspace(const Context& context, int64_t max_rows, int64
   scratch_stride_ = round_up(context.table.matmul_scratch_bytes(stride_), 64);
   scratch_ = Buffer(checked_mul(scratch_stride_, threads));
   tile_ = Buffer(checked_mul(kTileFloats * 4, threads));
-  largest_ = Buffer(checked_mul(max_rows * static_cast<int64_t>(sizeof(LargestColumn)), threads));
+  largest_ = Buffer(checked_mul(max_ranked_rows * static_cast<int64_t>(sizeof(LargestColumns)), threads));
   if (input_type == InputType::kFloat32) values_ = Buffer(checked_mul((1 + kPanelRows) * stride_ * 4, threads));
 }
 
@@ -157,18 +176,19 @@ class MatmulCall {
   /// Before the first run, and what all threads found after the last.
   void begin_largest() {
     for (int thread = 0; thread < context_.pool.size(); ++thread) {
-      std::fill_n(largest_of(thread), input_.rows, LargestColumn{});
+      for (int64_t m = 0; m < input_.rows; ++m) clear(largest_of(thread)[m], output_.largest[m].wanted);
     }
   }
   void end_largest() {
     for (int64_t m = 0; m < input_.rows; ++m) {
-      LargestColumn& to = output_.largest[m] = LargestColumn{};
+      LargestColumns& to = output_.largest[m];
+      clear(to, to.wanted);
       for (int thread = 0; thread < context_.pool.size(); ++thread) {
-        const LargestColumn& found = largest_of(thread)[m];
-        const bool sound = to.sound && found.sound;
-        if (found.column >= 0 && comes_before(found.value, found.column, to)) to = found;
-        to.sound = sound;
+        const LargestColumns& found = largest_of(thread)[m];
+        for (int32_t i = 0; i < found.found; ++i) add(to, found.best[i]);
+        to.sound &= found.sound;
       }
+      std::sort_heap(to.best.begin(), to.best.begin() + to.found, comes_before);
     }
   }
 
@@ -183,7 +203,14 @@ class MatmulCall {
     if (output_.add) return context_.table.add(products, y, width);
     output_.activation(products, up, y, width);
   }
-  LargestColumn* largest_of(int thread) const { return ws_.largest_.as<LargestColumn>() + thread * ws_.max_rows_; }
+  static void clear(LargestColumns& to, int32_t wanted) {
+    to.wanted = wanted;
+    to.found = 0;
+    to.sound = true;
+  }
+  LargestColumns* largest_of(int thread) const {
+    return ws_.largest_.as<LargestColumns>() + thread * ws_.max_ranked_rows_;
+  }
   bool takes_codes(const Matrix& w) const { return is_integer(w.format()) && ws_.input_type_ == InputType::kInt8; }
   void multiply(const Matrix& w, const MatmulArgs& a, int thread) const {
     const auto& kernels = context_.table.matmul;
@@ -320,7 +347,13 @@ void matmul(const Context& context, MatmulWorkspace& ws, const MatmulInput& inpu
   const int64_t columns = output.gated ? N / 2 : N;
   check_argument(input.rows >= 0 && input.stride >= K && (output.largest || output.stride >= columns),
                  "matmul: row strides are shorter than the rows");
-  check_argument(ws.fits(input.rows, K), "matmul: the workspace was planned for fewer rows or columns");
+  check_argument(ws.fits(input.rows, K, output.largest), "matmul: the workspace was planned for fewer rows or columns");
+  const auto countable = [](const LargestColumns& row) {
+    return row.wanted >= 1 && row.wanted <= LargestColumns::kMost;
+  };
+  check_argument(
+      !output.largest || std::all_of(output.largest, output.largest + input.rows, countable),
+      "matmul: the number of largest products must be within [1, " + std::to_string(LargestColumns::kMost) + "]");
   if (input.rows == 0) return;
   MatmulCall call(context, ws, input, output);
   if (output.gated) {

@@ -5,6 +5,7 @@
 // For integer formats a row of x is quantised to int8 with one scale per group of k (Matrix::activation_group), or,
 // with InputType::kFloat32, stays as it is and meets the exact values of the weights: slow, to compare with.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -30,11 +31,18 @@ struct MatmulInput {
   float* normed = nullptr;     // with a norm: [rows, K], where the normed rows may be kept
 };
 
-/// The largest of a row's products, the first of equal ones.
-struct LargestColumn {
-  float value = 0.0f;
-  int32_t column = -1;  // -1: all of them are -infinity
-  bool sound = true;    // whether none is NaN or +infinity
+/// The largest of a row's products above -infinity, of equal ones the first.
+struct LargestColumns {
+  struct Product {
+    float value;
+    int32_t column;
+  };
+  static constexpr int32_t kMost = 128;
+
+  int32_t wanted = 1;               // from 1 to kMost
+  int32_t found = 0;                // fewer than wanted where there are no more
+  bool sound = true;                // whether no product is NaN or +infinity
+  std::array<Product, kMost> best;  // the largest first
 };
 
 /// y = f(x W^T + bias), y [M, N]; f is the identity unless an activation is given.
@@ -45,8 +53,9 @@ struct MatmulOutput {
   ActivationKernel activation = nullptr;  // not with `add`
   // y [M, N / 2] = activation(first half of the rows of W) * second half. The halves are two matrices, or one.
   bool gated = false;
-  // [M]: instead of y, of the first `columns`, after softcap * tanh(product / softcap) where that isn't 0.
-  LargestColumn* largest = nullptr;
+  // [M]: instead of y, of the first `columns`, after softcap * tanh(product / softcap) where that isn't 0. Each says
+  // how many it wants.
+  LargestColumns* largest = nullptr;
   int64_t columns = 0;
   float softcap = 0.0f;
 };
@@ -55,8 +64,12 @@ struct MatmulOutput {
 class MatmulWorkspace {
  public:
   MatmulWorkspace() = default;
-  MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k, InputType input_type = InputType::kInt8);
-  bool fits(int64_t rows, int64_t k) const { return rows <= max_rows_ && k <= max_k_; }
+  /// `max_ranked_rows`: of those whose largest products are asked for.
+  MatmulWorkspace(const Context& context, int64_t max_rows, int64_t max_k, int64_t max_ranked_rows = 0,
+                  InputType input_type = InputType::kInt8);
+  bool fits(int64_t rows, int64_t k, bool ranked = false) const {
+    return rows <= (ranked ? std::min(max_rows_, max_ranked_rows_) : max_rows_) && k <= max_k_;
+  }
   int64_t nbytes() const;
 
  private:
@@ -64,7 +77,7 @@ class MatmulWorkspace {
   struct Codes {
     Buffer codes, scales, sums;
   };
-  int64_t max_rows_ = 0, max_k_ = 0, stride_ = 0, scratch_stride_ = 0;
+  int64_t max_rows_ = 0, max_k_ = 0, max_ranked_rows_ = 0, stride_ = 0, scratch_stride_ = 0;
   std::array<Codes, 2> inputs_;  // of the two halves of a gated product, where they want different groups
   Buffer row_;                   // of each thread: a row normed, and one in the order of the weights' columns
   Buffer scratch_, tile_;        // of each thread

@@ -71,6 +71,8 @@ Sampler::Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int6
     : table_(table),
       vocab_(vocab),
       drawable_(std::min(vocab, drawable)),
+      count_(vocab),
+      ids_(vocab),
       work_(vocab),
       weights_(vocab),
       keys_(vocab),
@@ -82,27 +84,26 @@ Sampler::Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int6
       bucket_masses_(kBuckets),
       matches_(history) {}
 
-int32_t Sampler::argmax(const float* logits) const {
-  const float top = largest(logits, vocab_);
-  int64_t i = 0;
-  while (i < vocab_ && !(logits[i] == top)) ++i;
-  return i < vocab_ ? static_cast<int32_t>(i) : 0;
+int64_t Sampler::argmax(const float* values) const {
+  const float top = largest(values, count_);
+  const int64_t i = std::find(values, values + count_, top) - values;
+  return i < count_ ? i : 0;
 }
 
-// Brings the ids of the `count` largest values to the front of order_, largest first, ties by id.
-// Few are sought among those alone that reach the count-th largest of the maxima of blocks of ids.
+// Brings the places of the `count` largest values to the front of order_, largest first, ties by place.
+// Few are sought among those alone that reach the count-th largest of the maxima of blocks of places.
 void Sampler::best(const float* values, int64_t count) {
-  count = std::min(count, vocab_);
+  count = std::min(count, count_);
   if (count < 1) return;
   int64_t block = 512;
-  while (block > kLeastBlock && ceil_div(vocab_, block) < 4 * count) block /= 2;
-  const int64_t blocks = ceil_div(vocab_, block);
+  while (block > kLeastBlock && ceil_div(count_, block) < 4 * count) block /= 2;
+  const int64_t blocks = ceil_div(count_, block);
   int64_t found = 0;
   if (blocks < 2 * count) {
     std::iota(order_.begin(), order_.end(), 0);
-    found = vocab_;
+    found = count_;
   } else {
-    const auto size_of = [&](int64_t b) { return std::min(block, vocab_ - b * block); };
+    const auto size_of = [&](int64_t b) { return std::min(block, count_ - b * block); };
     for (int64_t b = 0; b < blocks; ++b) block_tops_[b] = largest(values + b * block, size_of(b));
     const auto tops = std::copy_n(block_tops_.begin(), blocks, selected_.begin());
     std::nth_element(selected_.begin(), selected_.begin() + (count - 1), tops, std::greater<float>());
@@ -122,6 +123,7 @@ void Sampler::best(const float* values, int64_t count) {
 }
 
 SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
+  count_ = vocab_;
   float maximum, sum;
   table_.softmax_statistics(logits, 1.0f, vocab_, &maximum, &sum);
   const double log_sum = exact_log(sum);
@@ -136,22 +138,39 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
 }
 
 SampledToken Sampler::sample(const float* logits, const SamplerParams& params, const SamplerHistory& history) {
+  count_ = vocab_;
   const bool finite = std::isfinite(largest(logits, vocab_)) && !any_nan(logits, vocab_);
   std::copy(logits, logits + vocab_, work_.begin());
   restrict_to(params, history);
   if (!finite) return sample_infinite(logits, params);
   penalise(params, history);
   if (params.dry_multiplier > 0.0f) penalise_repeats(params, history);
-  const int32_t id = params.temperature == 0.0f ? argmax(work_.data()) : draw(params, history);
-  if (work_[id] == kNever) throw NumericError("no token is left to draw: every id is masked");
+  const int64_t place = params.temperature == 0.0f ? argmax(work_.data()) : draw(params, history);
+  if (work_[place] == kNever) throw NumericError("no token is left to draw: every id is masked");
+  const int32_t id = id_at(place);
   if (params.logprobs < 0) return {id, 0.0f, {}};
   return logprobs(logits, id, params.logprobs);
+}
+
+SampledToken Sampler::sample(std::span<const Candidate> candidates, const SamplerParams& params,
+                             const SamplerHistory& history) {
+  count_ = static_cast<int64_t>(candidates.size());
+  std::iota(order_.begin(), order_.begin() + count_, 0);
+  std::sort(order_.begin(), order_.begin() + count_,
+            [&](int32_t a, int32_t b) { return candidates[a].id < candidates[b].id; });
+  for (int64_t i = 0; i < count_; ++i) {
+    ids_[i] = candidates[order_[i]].id;
+    work_[i] = candidates[order_[i]].logit;
+  }
+  const int64_t place =
+      params.temperature == 0.0f ? argmax(work_.data()) : draw_at(params.temperature, params, history);
+  return {id_at(place), 0.0f, {}};
 }
 
 // Logits that no softmax takes: of the ids that may come, +infinity is certain, the lowest id first; NaN anywhere, or
 // no +infinity that may come, is an error.
 SampledToken Sampler::sample_infinite(const float* logits, const SamplerParams& params) const {
-  const int32_t id = argmax(work_.data());
+  const auto id = static_cast<int32_t>(argmax(work_.data()));
   if (any_nan(logits, vocab_) || work_[id] != -kNever) {
     throw NumericError(
         "the model's logits hold NaN or infinity, so no token can be drawn; its weights or their quantisation are "
@@ -278,40 +297,43 @@ float Sampler::temperature(const SamplerParams& params) {
   return static_cast<float>(least + (most - least) * part);
 }
 
-// Sets the weights of all but the first `count` ids of order_ to 0.
+// Sets the weights of all but the first `count` places of order_ to 0.
 void Sampler::keep_front(int64_t count) {
   std::fill(keys_.begin(), keys_.end(), 0.0f);
   for (int64_t i = 0; i < count; ++i) keys_[order_[i]] = weights_[order_[i]];
   std::swap(keys_, weights_);
 }
 
-// How many of the first `count` ids of order_ it takes to hold `share` of their weights.
-int64_t Sampler::count_within(int64_t count, double share) const {
-  double total = 0.0, reached = 0.0;
-  for (int64_t i = 0; i < count; ++i) total += weights_[order_[i]];
-  int64_t kept = 0;
-  while (kept < count && (kept == 0 || reached < total * share)) reached += weights_[order_[kept++]];
-  return share < 1.0 ? kept : count;
+// Only the places of the `count` largest logits stay, or of one if all are -infinity.
+void Sampler::keep_top(int64_t count) {
+  best(work_.data(), count);
+  while (count > 1 && work_[order_[count - 1]] == kNever) --count;
+  std::sort(order_.begin(), order_.begin() + count);
+  for (int64_t i = 0; i < count; ++i) {  // the logits come from further behind
+    ids_[i] = order_[i];
+    work_[i] = work_[order_[i]];
+  }
+  count_ = count;
 }
 
 // Locally typical sampling (Meister et al., 2023): keeps the tokens whose surprise is nearest to the entropy, as few as
 // hold the mass.
 void Sampler::keep_typical(double mass) {
-  const float maximum = largest(work_.data(), vocab_);
+  const float maximum = largest(work_.data(), count_);
   double total = 0.0, weighted = 0.0;
-  for (int64_t i = 0; i < vocab_; ++i) {
+  for (int64_t i = 0; i < count_; ++i) {
     if (weights_[i] <= 0.0f) continue;
     total += weights_[i];
     weighted += static_cast<double>(weights_[i]) * (work_[i] - maximum);
   }
   const double mean = weighted / total;  // entropy and surprise both less the logarithm of the total
-  for (int64_t i = 0; i < vocab_; ++i) {
+  for (int64_t i = 0; i < count_; ++i) {
     keys_[i] = weights_[i] > 0.0f ? std::fabs(static_cast<float>((work_[i] - maximum) - mean)) : -kNever;
   }
   keep_mass(keys_.data(), false, mass * total);
 }
 
-// Keeps the weights in the order of their keys (0 and up, to 1 with the largest first; ties by id) until they reach
+// Keeps the weights in the order of their keys (0 and up, to 1 with the largest first; ties by place) until they reach
 // `mass`, at least one, and sets the others to 0. The keys may be the weights. They fall into buckets by their first
 // bits, so that those alone are sorted where the mass is reached.
 void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
@@ -322,14 +344,14 @@ void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
   };
   const int32_t buckets = largest_first ? kOne + 1 : kBuckets;
   std::fill(bucket_masses_.begin(), bucket_masses_.begin() + buckets, 0.0);
-  for (int64_t i = 0; i < vocab_; ++i) bucket_masses_[bucket_of(i)] += weights_[i];
+  for (int64_t i = 0; i < count_; ++i) bucket_masses_[bucket_of(i)] += weights_[i];
   double reached = 0.0;
   int32_t cut = 0;
   while (cut < buckets && (bucket_masses_[cut] == 0.0 || reached + bucket_masses_[cut] < mass)) {
     reached += bucket_masses_[cut++];
   }
   int64_t members = 0;
-  for (int64_t i = 0; i < vocab_; ++i) {
+  for (int64_t i = 0; i < count_; ++i) {
     const int32_t bucket = bucket_of(i);
     order_[members] = static_cast<int32_t>(i);
     members += bucket == cut && weights_[i] > 0.0f;
@@ -344,29 +366,28 @@ void Sampler::keep_mass(const float* keys, bool largest_first, double mass) {
   for (; kept < members; ++kept) weights_[order_[kept]] = 0.0f;
 }
 
-int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history) {
+int64_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history) {
+  if (params.top_n_sigma > 0.0f) keep_within_sigmas(params.top_n_sigma);
+  const float heat = temperature(params);
+  if (params.top_k > 0 && params.top_k < vocab_ && params.mirostat == 0) keep_top(params.top_k);
+  return draw_at(heat, params, history);
+}
+
+int64_t Sampler::draw_at(float temperature, const SamplerParams& params, const SamplerHistory& history) {
   const uint64_t position = static_cast<uint64_t>(history.total);
   const double u = philox_uniform(params.seed, position, history.sequence);
-  if (params.top_n_sigma > 0.0f) keep_within_sigmas(params.top_n_sigma);
-  const float inverse = 1.0f / temperature(params);
-  if (std::isfinite(inverse)) table_.scale(work_.data(), inverse, vocab_);
-  const float maximum = largest(work_.data(), vocab_);
+  const float inverse = 1.0f / temperature;
+  if (std::isfinite(inverse)) table_.scale(work_.data(), inverse, count_);
+  const float maximum = largest(work_.data(), count_);
   if (!std::isfinite(inverse) || !std::isfinite(maximum)) return argmax(work_.data());
-  for (int64_t i = 0; i < vocab_; ++i) weights_[i] = work_[i] - maximum;
-  table_.exp(weights_.data(), weights_.data(), vocab_);
+  for (int64_t i = 0; i < count_; ++i) weights_[i] = work_[i] - maximum;
+  table_.exp(weights_.data(), weights_.data(), count_);
   if (params.mirostat != 0) return draw_mirostat(params, history.state, u);
   if (params.min_p > 0.0f) {  // of the largest probability, whose weight is 1
-    for (int64_t i = 0; i < vocab_; ++i) weights_[i] = weights_[i] < params.min_p ? 0.0f : weights_[i];
+    for (int64_t i = 0; i < count_; ++i) weights_[i] = weights_[i] < params.min_p ? 0.0f : weights_[i];
   }
-  const bool top_k = params.top_k > 0 && params.top_k < vocab_, typical = params.typical_p < 1.0f;
-  if (top_k) {
-    best(weights_.data(), params.top_k);
-    keep_front(typical ? params.top_k : count_within(params.top_k, params.top_p));
-  }
-  if (typical) keep_typical(params.typical_p);
-  if (params.top_p < 1.0f && (typical || !top_k)) {
-    keep_mass(weights_.data(), true, sum_of(weights_.data(), vocab_) * params.top_p);
-  }
+  if (params.typical_p < 1.0f) keep_typical(params.typical_p);
+  if (params.top_p < 1.0f) keep_mass(weights_.data(), true, sum_of(weights_.data(), count_) * params.top_p);
   const bool xtc = params.xtc_probability > 0.0f && params.xtc_threshold <= 0.5f &&
                    philox_uniform(params.seed, position, history.sequence, 1) < params.xtc_probability;
   if (xtc) exclude_top_choices(params.xtc_threshold);
@@ -375,20 +396,20 @@ int32_t Sampler::draw(const SamplerParams& params, const SamplerHistory& history
 
 // "Exclude top choices" (by p-e-w, 2024): of the tokens that reach the threshold only the least likely stays.
 void Sampler::exclude_top_choices(double share) {
-  const double threshold = share * sum_of(weights_.data(), vocab_);
-  const auto reaches = [&](int64_t id) { return weights_[id] > 0.0f && weights_[id] >= threshold; };
+  const double threshold = share * sum_of(weights_.data(), count_);
+  const auto reaches = [&](int64_t i) { return weights_[i] > 0.0f && weights_[i] >= threshold; };
   int64_t least = -1;
-  for (int64_t id = 0; id < vocab_; ++id) {
-    if (reaches(id) && (least < 0 || weights_[id] <= weights_[least])) least = id;
+  for (int64_t i = 0; i < count_; ++i) {
+    if (reaches(i) && (least < 0 || weights_[i] <= weights_[least])) least = i;
   }
-  for (int64_t id = 0; id < vocab_; ++id) {
-    if (id != least && reaches(id)) weights_[id] = 0.0f;
+  for (int64_t i = 0; i < count_; ++i) {
+    if (i != least && reaches(i)) weights_[i] = 0.0f;
   }
 }
 
 // Mirostat (Basu et al., 2021), both versions with llama.cpp's constants: bounds the surprise of a token, in bits, and
 // moves the bound so that the tokens' mean comes near tau.
-int32_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state, double u) {
+int64_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state, double u) {
   SamplerState fresh;
   std::optional<double>& bound = (state ? *state : fresh).surprise;
   const double bits = bound.value_or(2.0 * params.mirostat_tau);
@@ -399,7 +420,7 @@ int32_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state,
   } else {
     const double least = sum_of(weights_.data(), vocab_) * exact_exp(-bits * kLn2);
     if (least > 1.0) {  // not even the best is within the bound: it alone stays
-      order_[0] = argmax(work_.data());
+      order_[0] = static_cast<int32_t>(argmax(work_.data()));
       keep_front(1);
     } else {
       for (float& w : weights_) {
@@ -407,10 +428,10 @@ int32_t Sampler::draw_mirostat(const SamplerParams& params, SamplerState* state,
       }
     }
   }
-  const int32_t id = draw_from_all(u);
-  const double surprise = exact_log(sum_of(weights_.data(), vocab_) / weights_[id]) / kLn2;
+  const int64_t place = draw_from_all(u);
+  const double surprise = exact_log(sum_of(weights_.data(), vocab_) / weights_[place]) / kLn2;
   bound = bits - params.mirostat_eta * (surprise - params.mirostat_tau);
-  return id;
+  return place;
 }
 
 // How many of the best tokens keep the surprise within `bits`, if their probabilities follow Zipf's law, whose exponent
@@ -435,9 +456,9 @@ int64_t Sampler::mirostat_top_k(double bits) {
 }
 
 // The cumulative distribution runs in the order of ids.
-int32_t Sampler::draw_from_all(double u) {
-  const int64_t blocks = static_cast<int64_t>(block_sums_.size());
-  const auto size_of = [&](int64_t b) { return std::min(kSumBlock, vocab_ - b * kSumBlock); };
+int64_t Sampler::draw_from_all(double u) {
+  const int64_t blocks = ceil_div(count_, kSumBlock);
+  const auto size_of = [&](int64_t b) { return std::min(kSumBlock, count_ - b * kSumBlock); };
   double total = 0.0;
   for (int64_t b = 0; b < blocks; ++b) total += block_sums_[b] = sum_of(weights_.data() + b * kSumBlock, size_of(b));
   const double target = u * total;
@@ -450,11 +471,11 @@ int32_t Sampler::draw_from_all(double u) {
     reached = after;
     after += block_sums_[b];
   }
-  int32_t last = 0;
+  int64_t last = 0;
   for (int64_t i = block * kSumBlock; i < block * kSumBlock + size_of(block) && !(reached > target); ++i) {
     if (weights_[i] == 0.0f) continue;
     reached += weights_[i];
-    last = static_cast<int32_t>(i);
+    last = i;
   }
   return last;
 }

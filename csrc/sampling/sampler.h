@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -42,11 +43,14 @@ struct SamplerParams {
   std::vector<std::pair<int32_t, float>> logit_bias;
   std::vector<int32_t> allowed;  // empty: all
 
-  /// Whether the token is that of the largest logit, and nothing else is asked about it.
-  bool takes_largest() const {
-    return temperature == 0.0f && logprobs < 0 && top_n_sigma == 0.0f && repetition_penalty == 1.0f &&
-           presence_penalty == 0.0f && frequency_penalty == 0.0f && dry_multiplier == 0.0f && banned.empty() &&
-           logit_bias.empty() && allowed.empty();
+  /// How many of the largest logits decide the token; 0: all of them do, or something else is asked about them.
+  int32_t deciding() const {
+    const bool plain = logprobs < 0 && top_n_sigma == 0.0f && repetition_penalty == 1.0f && presence_penalty == 0.0f &&
+                       frequency_penalty == 0.0f && dry_multiplier == 0.0f && banned.empty() && logit_bias.empty() &&
+                       allowed.empty();
+    if (!plain) return 0;
+    if (temperature == 0.0f) return 1;
+    return dynatemp_range > 0.0f || mirostat != 0 ? 0 : top_k;
   }
 };
 
@@ -66,6 +70,12 @@ struct SamplerHistory {
   SamplerState* state = nullptr;  // null: the token is the first
 };
 
+/// A token that may come, and its logit.
+struct Candidate {
+  int32_t id;
+  float logit;
+};
+
 struct SampledToken {
   int32_t id = 0;
   float logprob = 0;
@@ -79,6 +89,9 @@ class Sampler {
   Sampler(const KernelTable& table, int64_t vocab, int64_t drawable, int64_t history = 0);
   /// logits: [vocab]; +infinity wins. Throws NumericError on NaN, or when nothing is left to draw.
   SampledToken sample(const float* logits, const SamplerParams& params, const SamplerHistory& history);
+  /// The same token from the `params.deciding()` largest finite logits (fewer if there are no more, at least one), of
+  /// equal ones those of the lowest ids, in any order.
+  SampledToken sample(std::span<const Candidate> largest, const SamplerParams& params, const SamplerHistory& history);
   /// Log-probability of `id`, and of the `count` best.
   SampledToken logprobs(const float* logits, int32_t id, int32_t count);
 
@@ -90,16 +103,18 @@ class Sampler {
   void keep_within_sigmas(float count);
   float temperature(const SamplerParams& params);
   void keep_front(int64_t count);
-  int64_t count_within(int64_t count, double share) const;
+  void keep_top(int64_t count);
   void keep_typical(double mass);
   void keep_mass(const float* keys, bool largest_first, double mass);
   void exclude_top_choices(double share);
-  int32_t draw(const SamplerParams& params, const SamplerHistory& history);
-  int32_t draw_from_all(double u);
-  int32_t draw_mirostat(const SamplerParams& params, SamplerState* state, double u);
+  int64_t draw(const SamplerParams& params, const SamplerHistory& history);
+  int64_t draw_at(float temperature, const SamplerParams& params, const SamplerHistory& history);
+  int64_t draw_from_all(double u);
+  int64_t draw_mirostat(const SamplerParams& params, SamplerState* state, double u);
   int64_t mirostat_top_k(double bits);
   void best(const float* values, int64_t count);
-  int32_t argmax(const float* logits) const;
+  int64_t argmax(const float* values) const;
+  int32_t id_at(int64_t place) const { return count_ < vocab_ ? ids_[place] : static_cast<int32_t>(place); }
 
   static constexpr int64_t kLeastBlock = 8, kSumBlock = 256;
   // Of numbers from 0 up by their first bits: eight of the exponent and four more.
@@ -107,9 +122,11 @@ class Sampler {
 
   const KernelTable& table_;
   int64_t vocab_, drawable_;
-  ZeroArray<float> work_, weights_, keys_;
-  ZeroArray<int32_t> order_;   // ids, the best of them sorted in front
-  ZeroArray<int32_t> counts_;  // per id, zero between calls
+  int64_t count_;  // places of what may still come: all ids, or those of ids_, in their order
+  ZeroArray<int32_t> ids_;
+  ZeroArray<float> work_, weights_, keys_;  // by place: logits, their exponentials, and what these are sorted by
+  ZeroArray<int32_t> order_;                // places, the best of them sorted in front
+  ZeroArray<int32_t> counts_;               // per id, zero between calls
   std::vector<float> block_tops_, selected_;
   std::vector<double> block_sums_;
   std::vector<double> bucket_masses_;

@@ -475,7 +475,7 @@ def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int, length: int) ->
     widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
     per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + spec.intermediate_size
     per_token += 2 * (widest // 4 + widest // 8) + spec.head_dim
-    of_thread = (1 << 17) + 26 * widest + 6400 + 96 * (280 + 4 * spec.head_dim)
+    of_thread = (1 << 17) + 26 * widest + 6400 + 96 * (280 + 4 * spec.head_dim) + 260 * rows
     of_parts = max(1 << 20, spec.num_heads * (length // 256 + 2) * (spec.head_dim + 2))
     floats = tokens * per_token + rows * (spec.hidden_size + spec.vocab_size)
     return 4 * (floats + of_parts + _core.get_num_threads() * of_thread)

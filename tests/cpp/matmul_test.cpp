@@ -482,7 +482,7 @@ TEST(matmul, the_largest_of_each_row_is_found_without_writing_the_row) {
   const std::vector<float> x = random_floats(M * K, 12);
   for (const std::string& isa : available_isas()) {
     const Context context{kernels_named(isa), pool};
-    MatmulWorkspace workspace(context, M, K);
+    MatmulWorkspace workspace(context, M, K, M);
     for (const float bad : {0.0f, NAN, INFINITY, -INFINITY}) {
       for (const float softcap : {0.0f, 0.25f}) {  // so small that most products become the cap itself
         NOTE(isa + ", bias " + std::to_string(bad) + ", softcap " + std::to_string(softcap));
@@ -492,7 +492,8 @@ TEST(matmul, the_largest_of_each_row_is_found_without_writing_the_row) {
         matmul(context, workspace, input, stack, bias.data(), {.y = y.data(), .stride = N});
         if (softcap > 0) context.table.softcap(y.data(), softcap, M * N);
         for (const int64_t columns : {int64_t{1}, int64_t{17}, int64_t{1305}, N}) {
-          std::vector<LargestColumn> largest(M);
+          std::vector<LargestColumns> largest(M);
+          for (int64_t m = 0; m < M; ++m) largest[m].wanted = std::array{1, 2, 7, 50, 128}[m];
           matmul(context, workspace, input, stack, bias.data(),
                  {.largest = largest.data(), .columns = columns, .softcap = softcap});
           for (int64_t m = 0; m < M; ++m) {
@@ -500,16 +501,32 @@ TEST(matmul, the_largest_of_each_row_is_found_without_writing_the_row) {
             CHECK_EQ(largest[m].sound, sound);
             if (!sound) continue;
             const float* row = y.data() + m * N;
-            CHECK_EQ(largest[m].column, static_cast<int32_t>(std::max_element(row, row + columns) - row));
-            CHECK_EQ(largest[m].value, row[largest[m].column]);
+            std::vector<int32_t> order;
+            for (int32_t n = 0; n < columns; ++n) {
+              if (row[n] > -INFINITY) order.push_back(n);
+            }
+            std::ranges::stable_sort(order, [row](int32_t a, int32_t b) { return row[a] > row[b]; });
+            order.resize(std::min<size_t>(order.size(), static_cast<size_t>(largest[m].wanted)));
+            CHECK_EQ(static_cast<size_t>(largest[m].found), order.size());
+            for (size_t i = 0; i < order.size(); ++i) {
+              CHECK_EQ(largest[m].best[i].column, order[i]);
+              CHECK_EQ(largest[m].best[i].value, row[order[i]]);
+            }
           }
         }
       }
     }
     std::vector<float> bias(N, -INFINITY);
-    std::vector<LargestColumn> largest(M);
-    matmul(context, workspace, {.x = x.data(), .rows = M, .stride = K}, stack, bias.data(),
-           {.largest = largest.data(), .columns = N});
-    for (const LargestColumn& each : largest) CHECK(each.sound && each.column == -1);
+    std::vector<LargestColumns> largest(M);
+    const auto run = [&] {
+      matmul(context, workspace, {.x = x.data(), .rows = M, .stride = K}, stack, bias.data(),
+             {.largest = largest.data(), .columns = N});
+    };
+    run();
+    for (const LargestColumns& each : largest) CHECK(each.sound && each.found == 0);
+    for (const int32_t wanted : {0, LargestColumns::kMost + 1}) {
+      largest[M - 1].wanted = wanted;
+      CHECK_THROWS(ArgumentError, run());
+    }
   }
 }
