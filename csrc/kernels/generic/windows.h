@@ -148,13 +148,18 @@ LLMCORE_INLINE Starts gpt2_starts(const Window& w, const uint8_t* p) {
   return certain(w, starts, 0);
 }
 
-/// cl100k, Llama-3 and Qwen2 (they differ in the number of digits, and at the end of a text).
-template <int kDigits>
-LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
+// What the patterns that know words, numbers, symbols and spaces begin with: runs of each, and where pieces start but
+// for those of numbers.
+struct WordStarts {
+  uint64_t letter, number, other_starts;
+  uint64_t taken;   // newlines right after symbols, which belong to them
+  uint64_t spaces;  // the others, and blanks
+  uint64_t bits;
+};
+LLMCORE_INLINE WordStarts word_starts(const Window& w) {
   const uint64_t letter = w.letter & w.valid, number = w.number & w.valid, other = w.other & w.valid;
   const uint64_t newline = w.newline & w.valid, blank = w.blank;
   const uint64_t other_starts = other & ~(other << 1);
-  // Newlines right after symbols belong to them.
   const uint64_t taken = newline & ~(newline + (newline & other << 1));
   const uint64_t spaces = w.space & w.valid & ~taken;
   uint64_t starts = starts_in_spaces(w, spaces, newline);
@@ -162,10 +167,18 @@ LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
   // A word takes one character along, if that isn't a number or newline, nor a symbol after another or after a blank.
   const uint64_t kept = (other & w.first & other << 1) | (other_starts & blank << 1);
   starts |= letter & ~(letter << 1) & (number << 1 | newline << 1 | after_runs(other, kept));
-  const uint64_t number_starts = number & ~(number << 1);
-  starts |= kDigits == 1 ? number & w.first : every_third(number, number_starts);
-  starts = certain_before_last_spaces(w, spaces, starts);
-  for (uint64_t rest = w.apostrophe & other_starts & ~(blank << 1); rest != 0; rest &= rest - 1) {
+  return {letter, number, other_starts, taken, spaces, starts};
+}
+
+/// cl100k, Llama-3 and Qwen2 (they differ in the number of digits, and at the end of a text).
+template <int kDigits>
+LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
+  const WordStarts words = word_starts(w);
+  const uint64_t number = words.number;
+  uint64_t starts = words.bits;
+  starts |= kDigits == 1 ? number & w.first : every_third(number, number & ~(number << 1));
+  starts = certain_before_last_spaces(w, words.spaces, starts);
+  for (uint64_t rest = w.apostrophe & words.other_starts & ~(w.blank << 1); rest != 0; rest &= rest - 1) {
     const int at = lowest_bit(rest);
     const int n = contraction(p + at, p + 64, true);
     if (n && at + n < 64) starts |= uint64_t{1} << (at + n);
@@ -175,20 +188,12 @@ LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
 
 /// o200k without marks: as cl100k, and words begin anew where upper case follows lower case, and keep a contraction.
 LLMCORE_INLINE Starts o200k_starts(const Window& w, const uint8_t* p) {
-  const uint64_t letter = w.letter & w.valid, number = w.number & w.valid, other = w.other & w.valid;
-  const uint64_t newline = w.newline & w.valid, blank = w.blank, upper = w.upper;
-  const uint64_t other_starts = other & ~(other << 1);
-  const uint64_t taken = newline & ~(newline + (newline & other << 1));
-  const uint64_t spaces = w.space & w.valid & ~taken;
-  uint64_t starts = starts_in_spaces(w, spaces, newline);
-  starts |= other_starts & ~(blank << 1);
-  const uint64_t kept = (other & w.first & other << 1) | (other_starts & blank << 1);
-  starts |= letter & ~(letter << 1) & (number << 1 | newline << 1 | after_runs(other, kept));
-  starts |= upper & w.lower << 1;
-  starts |= every_third(number, number & ~(number << 1));
-  starts = certain_before_last_spaces(w, spaces, starts);
+  const WordStarts words = word_starts(w);
+  const uint64_t number = words.number, upper = w.upper;
+  uint64_t starts = words.bits | (upper & w.lower << 1) | every_third(number, number & ~(number << 1));
+  starts = certain_before_last_spaces(w, words.spaces, starts);
   int done = 0;
-  for (uint64_t rest = w.apostrophe & letter << 1; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = w.apostrophe & words.letter << 1; rest != 0; rest &= rest - 1) {
     const int at = lowest_bit(rest);
     if (at == done) continue;  // a word keeps but one
     if (at > 60) {
@@ -202,7 +207,7 @@ LLMCORE_INLINE Starts o200k_starts(const Window& w, const uint8_t* p) {
     }
   }
   const uint64_t mixed = (w.caseless & upper << 1) | (upper & w.caseless << 1);
-  return certain(w, starts, (number & w.high) | w.mark | mixed | (w.slash & taken << 1));
+  return certain(w, starts, (number & w.high) | w.mark | mixed | (w.slash & words.taken << 1));
 }
 
 /// Every U+0020, or the first of a run of them.

@@ -14,17 +14,16 @@ import mmap
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from llmcore import _core
 from llmcore.checkpoint.write import write_atomically
 from llmcore.errors import TokenizerError
 from llmcore.vocab.patterns import Stage
-from llmcore.vocab.spec import AddedToken, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import AddedToken, LazyTokens, SpacePrefix, VocabSpec
 
 if TYPE_CHECKING:
     from llmcore.vocab.loading import Parts
@@ -35,8 +34,8 @@ _SMALLEST = 1 << 14  # ids; smaller vocabularies are built faster than a file is
 _READ = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".gguf")
 
 
-class StoredTokens(Sequence[bytes]):
-    """The texts of a built vocabulary by id, each made when it is asked for."""
+class StoredTokens(LazyTokens):
+    """The texts of a built vocabulary."""
 
     def __init__(self, core: _core.Tokenizer) -> None:
         self._core = core
@@ -44,19 +43,8 @@ class StoredTokens(Sequence[bytes]):
     def __len__(self) -> int:
         return self._core.size
 
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[bytes]: ...
-    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
-        if isinstance(at, slice):
-            return [self._core.token(i) or b"" for i in range(*at.indices(len(self)))]
-        if not -len(self) <= at < len(self):
-            raise IndexError(at)
-        return self._core.token(at % len(self)) or b""
-
-    def __iter__(self) -> Iterator[bytes]:
-        return (self._core.token(i) or b"" for i in range(len(self)))
+    def _at(self, at: int) -> bytes:
+        return self._core.token(at) or b""
 
 
 def _folder() -> Path | None:

@@ -212,14 +212,11 @@ class VocabSpec:
         return replace(self, **fields)
 
 
-class JoinedTokens(Sequence[bytes]):
-    """Texts that are kept as one, with where each of them ends; each is made when it is asked for."""
+class LazyTokens(Sequence[bytes]):
+    """Texts by id, each made when it is asked for."""
 
-    def __init__(self, text: bytes, ends: npt.NDArray[np.uint32]) -> None:
-        self.text, self.ends = text, ends
-
-    def __len__(self) -> int:
-        return len(self.ends)
+    def _at(self, at: int) -> bytes:
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, at: int) -> bytes: ...
@@ -227,17 +224,26 @@ class JoinedTokens(Sequence[bytes]):
     def __getitem__(self, at: slice) -> list[bytes]: ...
     def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
         if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
+            return [self._at(i) for i in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
             raise IndexError(at)
-        at %= len(self)
-        return self.text[self.ends[at - 1] if at else 0 : self.ends[at]]
+        return self._at(at % len(self))
 
     def __iter__(self) -> Iterator[bytes]:
-        begin = 0
-        for end in self.ends.tolist():
-            yield self.text[begin:end]
-            begin = end
+        return map(self._at, range(len(self)))
+
+
+class JoinedTokens(LazyTokens):
+    """Texts that are kept as one, with where each of them ends."""
+
+    def __init__(self, text: bytes, ends: npt.NDArray[np.uint32]) -> None:
+        self.text, self.ends = text, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _at(self, at: int) -> bytes:
+        return self.text[self.ends[at - 1] if at else 0 : self.ends[at]]
 
 
 def joined(texts: Sequence[bytes]) -> tuple[bytes, npt.NDArray[np.uint32]]:
