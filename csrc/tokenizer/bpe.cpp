@@ -5,6 +5,7 @@
 #include <numeric>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "base/error.h"
 #include "tokenizer/archive.h"
@@ -281,6 +282,25 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
   }
 }
 
+void EncodeState::grow() {
+  if (2 * taken < lines.size() || lines.size() == kMostLines) return;
+  const Table<Line> before = std::exchange(lines, Table<Line>(8 * lines.size()));
+  line_mask = lines.size() - 1;
+  const auto line_of = [&](const Slot& slot) -> Line& { return line(ShortKey{slot.lo, slot.hi & ~kCountBits}.hash()); };
+  constexpr size_t kAhead = 8;
+  for (size_t i = 0; i < before.size(); ++i) {
+    for (const Slot& slot : before[std::min(i + kAhead, before.size() - 1)].slots)
+      __builtin_prefetch(&line_of(slot), 1);
+    for (size_t n : {1, 0}) {  // the one in front last, as it was taken
+      const Slot& slot = before[i].slots[n];
+      if (slot.hi == 0) continue;
+      Line& to = line_of(slot);
+      to.slots[1] = to.slots[0];
+      to.slots[0] = slot;
+    }
+  }
+}
+
 // In steps, as look-ups are cache misses: keys of all pieces, with a prefetch each; then the thread's cache; then what
 // isn't there, in the vocabulary or by merging, many pieces at once; then all ids are put together.
 void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t first, const char* readable_end,
@@ -288,6 +308,7 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
   constexpr size_t kAhead = 192;  // pieces whose slots are prefetched: few enough that they stay in the nearest cache
   const size_t readable = static_cast<size_t>(readable_end - text);
   state.misses.clear();
+  state.grow();
   size_t staged = 0;
   for (size_t from = 0; from < n; from += kAhead) {
     const size_t to = std::min(n, from + kAhead);
@@ -359,8 +380,9 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
   if (!slot.holds(key)) {
     words_.prefetch(hash, key.hi >> 56);
     const EncodeState::Slot& last = line.slots[1];
+    state.taken += last.hi == 0;
     if (last.count() > 1 && last.count() != EncodeState::kElsewhere) {
-      const ShortKey old{last.lo, last.hi & ~(uint64_t{0xF} << 60)};
+      const ShortKey old{last.lo, last.hi & ~EncodeState::kCountBits};
       const std::array<uint64_t, 2> bytes{old.lo, old.hi};
       const std::string_view text(reinterpret_cast<const char*>(bytes.data()), old.hi >> 56);
       const std::span<const uint32_t> ids(last.ids.data(), last.count());

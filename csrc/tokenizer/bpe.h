@@ -41,14 +41,16 @@ struct BpeSpec {
   std::vector<uint32_t> ranks;      // or, by id: a concatenation that is this token has this rank (kNoId: never)
 };
 
-/// Working memory of one encoding thread, and its cache of pieces (fixed in size: an entry evicts another).
+/// Working memory of one encoding thread, and its cache of pieces (bounded: then an entry evicts another).
 struct EncodeState {
   /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in
-  /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen.
-  static constexpr size_t kLines = 65536;
+  /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen. There are few
+  /// lines at first, which the nearer caches hold and a short text soon has made.
+  static constexpr size_t kFirstLines = 8192, kMostLines = 65536;
   static constexpr size_t kIds = 4;
+  static constexpr uint64_t kCountBits = uint64_t{0xF} << 60;
   struct Slot {
-    uint64_t lo, hi;  // the key, with the number of ids in bits 60 and up
+    uint64_t lo, hi;  // the key, with the number of ids in kCountBits
     std::array<uint32_t, kIds> ids;
 
     bool holds(const ShortKey& key) const noexcept { return ((lo ^ key.lo) | (hi ^ key.hi) << 4) == 0; }
@@ -77,9 +79,12 @@ struct EncodeState {
     uint32_t begin, count;
   };
 
-  Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & (kLines - 1)]; }
+  Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & line_mask]; }
+  /// More lines, if half of the slots are taken and nothing is pending.
+  void grow();
 
-  Table<Line> lines = Table<Line>(kLines);
+  Table<Line> lines = Table<Line>(kFirstLines);
+  size_t line_mask = kFirstLines - 1, taken = 0;  // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string_view>
 
@@ -28,7 +29,7 @@ class PieceCache {
       if (set.hashes[way] != hash || (place >> kCountBits & kMask) != piece.size()) continue;
       const uint64_t begin = (place >> 2 * kCountBits) * kUnit;
       if (end_ - begin > kRing) continue;  // overwritten
-      const char* const record = ring_.data() + begin % kRing;
+      const char* const record = ring_.get() + begin % kRing;
       const size_t count = place & kMask;
       if (std::memcmp(record + count * sizeof(uint32_t), piece.data(), piece.size()) != 0) continue;
       return {reinterpret_cast<const uint32_t*>(record), count};
@@ -43,7 +44,7 @@ class PieceCache {
     uint64_t begin = end_;
     if (begin % kRing + bytes > kRing) begin += kRing - begin % kRing;
     end_ = begin + bytes;
-    char* out = ring_.data() + begin % kRing;
+    char* out = ring_.get() + begin % kRing;
     for (const Value& value : values) {
       const uint32_t id = id_of(value);
       std::memcpy(out, &id, sizeof id);
@@ -67,7 +68,7 @@ class PieceCache {
   static size_t set_of(uint64_t hash) noexcept { return hash >> 32 & (kSets - 1); }
 
   Table<Set> sets_ = Table<Set>(kSets);
-  Table<char> ring_ = Table<char>(kRing);
+  std::unique_ptr<char[]> ring_ = std::make_unique_for_overwrite<char[]>(kRing);
   uint64_t end_ = 0;
 };
 
