@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "tokenizer/tables.h"
 #include "tokenizer/unicode.h"
+#include "tokenizer/unicode_data.h"
 
 namespace llmcore {
 namespace {
@@ -22,9 +23,8 @@ size_t char_before(std::string_view text, size_t at) {
   return at;
 }
 
-bool is_word_char(std::string_view text, size_t at) {
-  return text[at] == '_' || (char_at(bytes(text) + at).cls & (kLetter | kNumber | kMark));
-}
+// Hugging Face's \w.
+bool is_word_char(std::string_view text, size_t at) { return traits_of(decode_utf8(bytes(text) + at)) & kRustWord; }
 
 }  // namespace
 
@@ -99,6 +99,8 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const
       ++at;
       continue;
     }
+    // As in Hugging Face's library, what a token takes along on its right may be another's, which is found all the
+    // same.
     const AddedToken& token = tokens_[match];
     size_t from = at, to = at + token.content.size();
     at = to;
@@ -107,6 +109,8 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const
       if (to < end && is_word_char(text, to)) continue;
     }
     if (token.strip_left) {
+      from = std::max(from, done);
+      to = std::max(from, to);
       while (from > done && (char_at(bytes(text) + char_before(text, from)).cls & kSpace))
         from = char_before(text, from);
     }
@@ -116,7 +120,6 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const
     if (from > done) segments.push_back({done, from, kNoId});
     segments.push_back({from, to, token.id});
     done = to;
-    at = std::max(at, to);
   }
   if (done < end) segments.push_back({done, end, kNoId});
 }

@@ -140,6 +140,9 @@ void Bpe::index_tokens() {
 void Bpe::find_unknowns() {
   const std::vector<uint32_t>& ids = spec_.byte_ids;
   unknowns_ = spec_.characters && std::find(ids.begin(), ids.end(), kNoId) != ids.end();
+  for (size_t byte = 0; byte < 256; ++byte) {
+    if (ids[byte] != kNoId) odd_lengths_ |= token(ids[byte]) != std::string(1, static_cast<char>(byte));
+  }
   const auto known = [&](uint32_t id) { return id != kNoId && id != spec_.unk_id; };
   ascii_known_ = std::all_of(byte_symbols_.begin(), byte_symbols_.begin() + 0x80, known);
 }

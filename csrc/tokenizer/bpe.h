@@ -190,6 +190,7 @@ class Bpe {
   bool refines_ = false;
   std::vector<uint8_t> neighbours_;  // by (byte << 8 | next byte): some token's text has the two side by side
   bool unknowns_ = false;            // some text has a symbol that is the unknown token
+  bool odd_lengths_ = false;         // a byte has a token whose text is something else
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
   bool ascii_known_ = false;         // every byte of ASCII begins as a symbol of its own
 };

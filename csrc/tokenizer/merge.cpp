@@ -213,8 +213,8 @@ bool Bpe::merge_runs(std::vector<Symbol>& symbols) const {
 
 /// Encodes one part of a piece, or takes it from the cache. False when it has too many symbols.
 bool Bpe::encode_part(std::string_view part, EncodeState& state, std::vector<Symbol>& symbols) const {
-  // Not where an unknown symbol is possible, whose length isn't its token's; shorter parts are as soon merged.
-  const bool cached = part.size() > kShortKeyBytes && part.size() <= kPartBytes && !unknowns_;
+  // Not where a symbol may be of another length than its token; shorter parts are as soon merged.
+  const bool cached = part.size() > kShortKeyBytes && part.size() <= kPartBytes && !unknowns_ && !odd_lengths_;
   const uint64_t hash = cached ? hash_text(part) : 0;
   if (cached) {
     const std::span<const uint32_t> ids = state.merged.find(part, hash);

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -508,7 +509,9 @@ class LLM:
             if background:
                 self._submitted.add(request)
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="llmcore-engine", daemon=True)
+                    weakref.finalize(self, self._work.set).atexit = False
+                    served = (weakref.ref(self), self._work)
+                    self._thread = threading.Thread(target=_serve, args=served, name="llmcore-engine", daemon=True)
                     self._thread.start()
         return request
 
@@ -573,20 +576,19 @@ class LLM:
         if request.listener is not None:
             request.listener()
 
-    def _run(self) -> None:
-        """The engine's thread: steps while there are submitted requests."""
-        while True:
-            self._work.wait()
-            with self._lock:
-                if self._engine is None:
-                    return
-                if not self._submitted:
-                    self._work.clear()
-                    continue
-                try:
-                    self._step_locked()
-                except Exception as error:  # whoever waits for an answer raises it
-                    self._fail(error)
+    def _serve_step(self) -> bool:
+        """A step of the engine's thread, if there are submitted requests; False once the engine is closed."""
+        with self._lock:
+            if self._engine is None:
+                return False
+            if not self._submitted:
+                self._work.clear()
+                return True
+            try:
+                self._step_locked()
+            except Exception as error:  # whoever waits for an answer raises it
+                self._fail(error)
+            return True
 
     def _fail(self, error: Exception) -> None:
         for handle, sequence in list(self._sequences.items()):
@@ -610,6 +612,16 @@ class LLM:
                         sequence.done = True
                         sequence.output.finish_reason = "abort"
                 self._tell(request)
+
+
+def _serve(reference: weakref.ref[LLM], work: threading.Event) -> None:
+    """The engine's thread. While it waits, it doesn't keep the LLM alive."""
+    while True:
+        work.wait()
+        llm = reference()
+        if llm is None or not llm._serve_step():
+            return
+        del llm
 
 
 class Request:

@@ -10,7 +10,7 @@ import numpy as np
 from llmcore import _core
 from llmcore.errors import TokenizerError
 from llmcore.vocab import bytelevel
-from llmcore.vocab.fields import shown
+from llmcore.vocab.fields import refuse, shown
 from llmcore.vocab.patterns import Stage
 from llmcore.vocab.spec import NO_ID, AddedToken, JoinedTokens, Kind, check_ids
 
@@ -36,6 +36,9 @@ def byte_level_fields(
     # Added tokens that merging can't or mustn't make stand apart from the vocabulary.
     apart = {t.id: t.content for t in added if t.control or vocab.get(t.content) is None}
     contents = {id: content.encode("utf-8") for id, content in apart.items()}
+    for byte, char in enumerate(bytelevel.alphabet()):
+        if vocab.get(char) in apart:
+            raise refuse(f"{shown(char)} as a control token, for it stands for the byte {byte}", "added_tokens")
     text, ends, kinds, others = vocab.spell_bytes(bytelevel.byte_of(), contents, size)
     outside = {t.content for t in added} | ({unk} if unk else set())
     names = {}
@@ -82,11 +85,11 @@ def character_fields(
             tokens[token.id], kinds[token.id], names[token.id] = token.content.encode(), Kind.ADDED, token.content
     fields["unk_id"] = None
     if unk is not None:
-        if unk not in vocab:
+        if not isinstance(unk, str) or unk not in vocab:
             raise TokenizerError(f"unk_token {shown(unk)} is not in the vocabulary")
-        at = vocab[str(unk)]
+        at = vocab[unk]
         fields["unk_id"] = at
-        tokens[at], kinds[at], names[at] = str(unk).encode(), Kind.ADDED, str(unk)
+        tokens[at], kinds[at], names[at] = unk.encode(), Kind.ADDED, unk
     fields["byte_ids"] = [vocab.get(name, NO_ID) if byte_fallback else NO_ID for name in BYTE_NAMES]
     return {**fields, "byte_level": False}
 

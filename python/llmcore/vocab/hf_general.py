@@ -181,11 +181,11 @@ def _unknown(model: dict[str, Any], kind: str, vocab: dict[str, int]) -> int | N
     unk = model.get("unk_token")
     if unk is None and kind == "BPE":
         return None
-    if unk not in vocab:
+    if not isinstance(unk, str) or unk not in vocab:
         if kind == "BPE":
             raise TokenizerError(f"unk_token {shown(unk)} is not in the vocabulary")
         return None
-    return vocab[str(unk)]
+    return vocab[unk]
 
 
 def _decoder(root: dict[str, Any]) -> tuple[Decoder, tuple[dict[str, Any], ...] | None]:

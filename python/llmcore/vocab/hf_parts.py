@@ -184,6 +184,6 @@ def _pre_tokenizer(part: dict[str, Any], spell_bytes: bool) -> PreTokenizerPart:
 
 def _behavior(part: dict[str, Any], where: str) -> int:
     behavior = part.get("behavior")
-    if behavior not in _BEHAVIORS:
+    if not isinstance(behavior, str) or behavior not in _BEHAVIORS:
         raise TokenizerError(f"{where}.behavior: {shown(behavior)} is none of {', '.join(_BEHAVIORS)}")
     return _BEHAVIORS[behavior]

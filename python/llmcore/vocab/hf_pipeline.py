@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmcore.errors import LimitError, TokenizerError
-from llmcore.vocab.fields import array, flag, obj, refuse, shown, token_id
+from llmcore.vocab.fields import array, flag, obj, refuse, shown, text, token_id
 from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
 from llmcore.vocab.spec import SpacePrefix
 
@@ -61,7 +61,7 @@ def flatten(value: object, children: str, where: str) -> list[dict[str, Any]]:
     while pending:
         item, depth = pending.pop()
         part = obj(item, where)
-        if part.get("type") != "Sequence":
+        if text(part.get("type"), f"{where}.type") != "Sequence":
             parts.append(part)
         elif depth == _MAX_DEPTH:
             raise LimitError(f"{where}: nested deeper than {_MAX_DEPTH}")
@@ -134,7 +134,7 @@ def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
     if scheme is None:
         scheme = "always" if part.get("add_prefix_space", True) else "never"
     schemes = {"always": SpacePrefix.EVERY_SEGMENT, "first": SpacePrefix.TEXT_START, "never": SpacePrefix.NEVER}
-    if scheme not in schemes:
+    if not isinstance(scheme, str) or scheme not in schemes:
         raise TokenizerError(f"pre_tokenizer.prepend_scheme: {shown(scheme)} is none of always, first, never")
     return schemes[scheme]
 
@@ -218,7 +218,7 @@ def _template(part: dict[str, Any]) -> tuple[list[int], list[int]]:
             seen_text += 1
             continue
         name = obj(piece.get("SpecialToken"), "post_processor.single").get("id")
-        if name not in special:
+        if not isinstance(name, str) or name not in special:
             raise TokenizerError(f"post_processor: {shown(name)} is not among its special tokens")
         ids = array(obj(special[name], "post_processor.special_tokens").get("ids"), "post_processor.ids")
         sides[min(seen_text, 1)].extend(token_id(at, "post_processor.ids") for at in ids)

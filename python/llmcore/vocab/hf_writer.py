@@ -25,7 +25,8 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
     if spec.source is not None:
         return spec.source
     names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
-    model_vocab = {name: at for at, name in names.items()}
+    size = _vocabulary_size(spec, merges)
+    model_vocab = {name: at for at, name in names.items() if at < size}
     return {
         "version": "1.0",
         "truncation": None,
@@ -59,6 +60,17 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
             "merges": [[names[int(a)], names[int(b)]] for a, b, _ in merges],
         },
     }
+
+
+def _vocabulary_size(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> int:
+    """How many ids the model has. Added tokens behind them stay outside, where they are found as a whole only: readers
+    number them on from the vocabulary's size, which therefore must have no gaps."""
+    inside = {spec.unk_id, *merges[:, :2].reshape(-1).tolist()}
+    outside = {token.id for token in spec.added} - inside
+    size = len(spec.kinds)
+    while size > 0 and size - 1 in outside and spec.kinds[size - 1] == Kind.ADDED:
+        size -= 1
+    return len(spec.kinds) if Kind.GAP in spec.kinds[:size] else size
 
 
 def _normalizer(spec: VocabSpec) -> dict[str, Any] | None:
@@ -132,6 +144,8 @@ def _post_processor(spec: VocabSpec, names: dict[int, str]) -> dict[str, Any] | 
 def _decoder(spec: VocabSpec) -> dict[str, Any]:
     if spec.byte_level:
         return _byte_level(True, True)
+    if spec.strip_first:
+        return {"type": "Metaspace", "replacement": _MARK, "prepend_scheme": "always", "split": True}
     parts: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
         {"type": "ByteFallback"},

@@ -176,7 +176,9 @@ class VocabSpec:
         """The bytes that `token` is looked for by; the core puts those of normalised tokens through the normalisers."""
         content = token.content
         if token.normalized and self.prefix_before_added and self.prefix_even_if_space:
-            content = " " + content.replace("\u2581", " ")
+            content = content.replace("\u2581", " ")
+            if self.space_prefix != SpacePrefix.NEVER:
+                content = " " + content
         return content.encode("utf-8")
 
     def _model_fields(self, model: ModelSpec) -> dict[str, Any]:
