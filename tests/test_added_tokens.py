@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import llmcore
 from llmcore import Tokenizer, TokenizerError
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -153,15 +150,3 @@ def test_a_part_of_the_wrong_type_is_named(name: str, tmp_path: Path) -> None:
         return
     with pytest.raises(TokenizerError):
         Tokenizer.load(path)
-
-
-def test_a_dropped_llm_is_gone() -> None:
-    llm = llmcore.LLM("tiny", max_model_len=64, max_batch_size=1)
-    llm.submit([1, 2], llmcore.SamplingParams(max_tokens=2)).result(60)
-    thread, alive = llm._thread, weakref.ref(llm)
-    del llm
-    gc.collect()
-    assert thread is not None
-    thread.join(60)
-    assert not thread.is_alive()
-    assert alive() is None

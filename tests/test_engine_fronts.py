@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import random
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -371,3 +373,18 @@ def test_a_guessing_model_must_fit(folder: Path, model: llmcore.Model, tmp_path:
 def test_wrong_speculation(model: llmcore.Model, wrong: Any) -> None:
     with pytest.raises(llmcore.ArgumentError, match="speculative"):
         llmcore.LLM(model, speculative=wrong)
+
+
+def test_a_dropped_llm_is_gone() -> None:
+    model = llmcore.load("tiny", progress=False)
+    llm = llmcore.LLM(model, max_model_len=64, max_batch_size=1)
+    assert model.memory_usage()["kv_cache"] > 0
+    llm.submit([1, 2], llmcore.SamplingParams(max_tokens=2)).result(60)
+    thread, alive = llm._thread, weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert thread is not None
+    thread.join(60)
+    assert not thread.is_alive()
+    assert alive() is None
+    assert model.memory_usage()["kv_cache"] == 0

@@ -175,7 +175,7 @@ class LLM:
         self._kv_bytes = self._engine.kv_bytes
         self.kv_dtype = kv
         self.enable_prefix_caching = enable_prefix_caching
-        self.model._kv_bytes += self._kv_bytes
+        self.model._llms.add(self)
 
     def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int | None) -> tuple[int, int]:
         """Pages of the KV cache, and tokens of one sequence."""
@@ -433,7 +433,7 @@ class LLM:
             self._thread.join()
         if self._masks is not None:
             self._masks.shutdown()
-        self.model._kv_bytes -= self._kv_bytes
+        self.model._llms.discard(self)
         if self._draft is not None and self._owns_draft:
             self._draft.close()
         if self._owns_model:

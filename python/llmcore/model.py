@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -80,7 +81,7 @@ class Model:
         self.kv_dtype = kv_dtype
         """Type of the keys and values that `auto` means for this model: f32 for f32 weights, else f16."""
         self._planned = (0, 0, 0)
-        self._kv_bytes = 0
+        self._llms: weakref.WeakSet[Any] = weakref.WeakSet()  # that are open
         self._capture: Capture | None = None
         self._weights: dict[str, Any] = {}
         self._config: Mapping[str, Any] = {}
@@ -108,7 +109,7 @@ class Model:
         """Bytes held now: `weights`, `kv_cache` (of the engines on this model), `activations`, `total`."""
         usage = {
             "weights": self.core.weight_bytes,
-            "kv_cache": self._kv_bytes,
+            "kv_cache": sum(llm._kv_bytes for llm in self._llms),
             "activations": self.core.activation_bytes,
         }
         return usage | {"total": sum(usage.values())}
