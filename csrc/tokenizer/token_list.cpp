@@ -7,11 +7,6 @@
 
 namespace llmcore {
 
-void TokenList::reserve(size_t tokens, size_t bytes) {
-  tokens_.reserve(tokens);
-  text_.reserve(bytes);
-}
-
 void TokenList::add(std::string_view text, uint32_t id) {
   tokens_.push_back({static_cast<uint32_t>(text_.size()), static_cast<uint32_t>(text.size()), id});
   text_ += text;

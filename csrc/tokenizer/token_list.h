@@ -18,7 +18,6 @@ class TokenList {
     uint32_t id;
   };
 
-  void reserve(size_t tokens, size_t bytes);
   /// All texts together must be below 4 GiB.
   void add(std::string_view text, uint32_t id);
   /// To be called after the last was added and before any is looked for. False if a text is there twice.

@@ -26,6 +26,11 @@ def _size(vocab: dict[str, int] | _core.TokenList, added: tuple[AddedToken, ...]
     return check_ids(np.concatenate([np.array(ids, np.int64), np.array(outside, np.int64)]), "vocabulary")
 
 
+def _apart(vocab: dict[str, int] | _core.TokenList, added: tuple[AddedToken, ...]) -> dict[int, str]:
+    """The added tokens that merging can't or mustn't make, by id."""
+    return {t.id: t.content for t in added if t.control or vocab.get(t.content) is None}
+
+
 def byte_level_fields(
     vocab: dict[str, int] | _core.TokenList, added: tuple[AddedToken, ...], unk: str | None
 ) -> dict[str, Any]:
@@ -33,8 +38,7 @@ def byte_level_fields(
     if isinstance(vocab, dict):
         vocab = _core.TokenList(vocab)
     size = _size(vocab, added)
-    # Added tokens that merging can't or mustn't make stand apart from the vocabulary.
-    apart = {t.id: t.content for t in added if t.control or vocab.get(t.content) is None}
+    apart = _apart(vocab, added)
     contents = {id: content.encode("utf-8") for id, content in apart.items()}
     for byte, char in enumerate(bytelevel.alphabet()):
         if vocab.get(char) in apart:
@@ -80,9 +84,8 @@ def character_fields(
         else:
             tokens[at] = (text.replace("\u2581", " ") if metaspace else text).encode()
             kinds[at] = Kind.NORMAL
-    for token in added:  # as in byte_level_fields
-        if token.control or kinds[token.id] == Kind.GAP:
-            tokens[token.id], kinds[token.id], names[token.id] = token.content.encode(), Kind.ADDED, token.content
+    for at, content in _apart(vocab, added).items():
+        tokens[at], kinds[at], names[at] = content.encode(), Kind.ADDED, content
     fields["unk_id"] = None
     if unk is not None:
         if not isinstance(unk, str) or unk not in vocab:

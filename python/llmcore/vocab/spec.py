@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -217,8 +218,8 @@ class VocabSpec:
 class LazyTokens(Sequence[bytes]):
     """Texts by id, each made when it is asked for."""
 
-    def _at(self, at: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, at: int) -> bytes: ...
 
     @overload
     def __getitem__(self, at: int) -> bytes: ...
