@@ -1,10 +1,9 @@
 #pragma once
-// How codes of 3, 5 or 6 bits lie: their low 2 or 4 bits as in quant/lines.h, followed by a line of their high bits.
+// How codes of 3 or 5 bits lie: their low 2 or 4 bits as in quant/lines.h, followed by a line of their high bits.
 //
 //   unit: 32 / high k: unit * low / 32 lines of low bits, then one line, in which byte 4 r + j of row r holds the high
 //   bits of k = 4 s + j at bits s * high, s = 0 ... 8 / high - 1.
 //
-//   6 bits: 16 k a unit  | low nibbles of k0..7 | of k8..15 | two high bits of k0..15 |            192 bytes
 //   5 bits: 32 k a unit  | low nibbles of k0..7 | ... | of k24..31 | the high bit of k0..31 |      320 bytes
 //   3 bits: 32 k a unit  | two low bits of k0..15 | of k16..31 | the high bit of k0..31 |          192 bytes
 //

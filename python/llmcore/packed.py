@@ -34,7 +34,7 @@ from llmcore.progress import Progress
 from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
 
 METHOD = "llmcore"
-VERSION = 1
+VERSION = 2
 _MAX_TOKENIZER_BYTES = 256 << 20
 _SCALES = ("f32", "f16", "bf16", "int8")
 _TOKENIZER_FILES = (

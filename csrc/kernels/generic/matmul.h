@@ -38,14 +38,42 @@ struct PlaneLines {
   static constexpr int kMaxCode = 2 * kZero - 1;
   static constexpr int64_t kUnit = 32 / kHigh, kLowBytes = kUnit * kLow * 2, kUnitBytes = kLowBytes + 64;
   static constexpr int64_t bytes(int64_t k) { return (k + kUnit - 1) / kUnit * kUnitBytes; }
+
+  // The codes of k = 4 part to 4 part + 3 of a unit.
+  template <int part>
+  static LLMCORE_INLINE U8x64 codes(const uint8_t* unit) {
+    constexpr int kPerLine = 8 / kLow, kLowMask = (1 << kLow) - 1, kHighMask = ((1 << kHigh) - 1) << kLow;
+    const U8x64 low = extract<part % kPerLine * kLow, kLowMask>(load_u8(unit + 64 * (part / kPerLine)));
+    return insert<kLow - part * kHigh, kHighMask>(low, load_u8(unit + kLowBytes));
+  }
 };
 using Int3Lines = PlaneLines<2, 1>;
 using Int5Lines = PlaneLines<4, 1>;
-using Int6Lines = PlaneLines<4, 2>;
+// quant/six_bits.h: the same.
+struct Int6Lines {
+  static constexpr int kParts = 4;
+  static constexpr int kStep = 16;
+  static constexpr int kZero = 32;
+  static constexpr int kMaxCode = 63;
+  static constexpr int64_t kUnit = 16, kUnitBytes = 3 * 64;
+  static constexpr int64_t bytes(int64_t k) { return (k + kUnit - 1) / kUnit * kUnitBytes; }
+
+  template <int part>
+  static LLMCORE_INLINE U8x64 codes(const uint8_t* unit) {
+    if constexpr (part < 3) {
+      return extract<0, 63>(load_u8(unit + 64 * part));
+    } else {
+      const U8x64 two = insert<-4, 3 << 2>(extract<6, 3>(load_u8(unit)), load_u8(unit + 64));
+      return insert<-2, 3 << 4>(two, load_u8(unit + 128));
+    }
+  }
+};
 template <class Lines>
-constexpr bool kIsPlanes = false;
+constexpr bool kInUnits = false;
 template <int low, int high>
-constexpr bool kIsPlanes<PlaneLines<low, high>> = true;
+constexpr bool kInUnits<PlaneLines<low, high>> = true;
+template <>
+constexpr bool kInUnits<Int6Lines> = true;
 // quant/ternary_dense.h
 struct DenseLines : TernaryLines {
   static constexpr int64_t kUnit = 384, kUnitBytes = 20 * 64;
@@ -56,15 +84,22 @@ constexpr bool kIsDense = false;
 template <>
 constexpr bool kIsDense<DenseLines> = true;
 
-// Values of k that all rows pass before the next: 16 KB of codes, and 64 of packed ones; multiples of all groups.
-constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024, kPackedBlock = 4 * kBlock;
+// Values of k that all rows pass before the next: 16 KB of codes, and up to 64 of packed ones; multiples of all groups.
+constexpr int64_t kBlock = kTilePanels >= 4 ? 256 : 1024;
+template <class Lines>
+constexpr int64_t kPackedBlock = kBlock * (4 * kBlock * 16 / Lines::bytes(kBlock));
 constexpr int64_t kDenseBlock = (kTilePanels >= 4 ? 2 : 4) * DenseLines::kUnit;
 static_assert(kBlock % llmcore::kMaxActivationGroup == 0 && kDenseBlock % llmcore::kMaxActivationGroup == 0);
 constexpr int64_t kBlockRows = 96;
 // So many rows pay for unpacking codes first: wide tiles take packed ones apart beside their products. Planes, which
 // take more doing, are worth unpacking from two tiles on.
+template <class Lines>
 constexpr int64_t kUnpackRows = kTilePanels >= 4 ? 192 : 2 * kTileRows;
-constexpr int64_t kSpan = 8;
+template <int low, int high>
+constexpr int64_t kUnpackRows<PlaneLines<low, high>> = 2 * kTileRows;
+// Lines, or steps of units, after which main memory is asked for more.
+template <class Lines>
+constexpr int64_t kSpan = kInUnits<Lines> ? 2 : 8;
 
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it. Formats share them, for
 // code size: what stands for 0 is known to the block.
@@ -78,15 +113,6 @@ LLMCORE_INLINE U8x64 part_of(U8x64 line) {
   const U8x64 codes = extract<part * Lines::kBits - unshifted, kMask>(line);
   if constexpr (Lines::kLevels != nullptr) return look_up(codes, Lines::kLevels);
   return codes;
-}
-
-// The codes of k = 4 part to 4 part + 3 of a unit.
-template <class Lines, int part>
-LLMCORE_INLINE U8x64 codes_of_unit(const uint8_t* unit) {
-  constexpr int kPerLine = 8 / Lines::kLow, kLowMask = (1 << Lines::kLow) - 1;
-  constexpr int kHighMask = ((1 << Lines::kHigh) - 1) << Lines::kLow;
-  const U8x64 low = extract<part % kPerLine * Lines::kLow, kLowMask>(load_u8(unit + 64 * (part / kPerLine)));
-  return insert<Lines::kLow - part * Lines::kHigh, kHighMask>(low, load_u8(unit + Lines::kLowBytes));
 }
 
 // Calls function.template operator()<first part>() for the step at k, which is the first or the second half of a unit.
@@ -173,7 +199,8 @@ template <class Lines, int part, int MR, int NP>
 LLMCORE_INLINE void multiply_unit_part(I32x16 (&acc)[MR][NP], const uint8_t* unit, int64_t panel_bytes, const int8_t* x,
                                        int64_t x_stride) {
   U8x64 codes[NP];
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = codes_of_unit<Lines, part>(unit + p * panel_bytes);
+  __asm__("" : "+r"(unit));  // lest lines be kept, and sums spilled, from one part to the next
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = Lines::template codes<part>(unit + p * panel_bytes);
   multiply_codes<Lines::kMaxCode>(acc, codes, x + part % 4 * 4, x_stride);
 }
 
@@ -224,7 +251,7 @@ struct TileSums {
   template <class Lines>
   LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
                                int64_t begin, int64_t end) {
-    if constexpr (kIsPlanes<Lines>) {
+    if constexpr (kInUnits<Lines>) {
       multiply_units<Lines>(acc, codes, panel_bytes, x, x_stride, begin, end);
     } else {
       multiply_lines<Lines>(acc, codes + Lines::bytes(begin), panel_bytes, x, x_stride,
@@ -257,10 +284,10 @@ struct TileSums<MR, NP> {
   LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
                                int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k += 16, x += 16) {
-      if constexpr (kIsPlanes<Lines>) {
+      if constexpr (kInUnits<Lines>) {
         const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
         with_half<Lines>(k, [&]<int part>() {
-          const auto codes_at = [&]<int i>(int p) { return codes_of_unit<Lines, part + i>(unit + p * panel_bytes); };
+          const auto codes_at = [&]<int i>(int p) { return Lines::template codes<part + i>(unit + p * panel_bytes); };
           multiply_sixteen<Lines::kMaxCode>(codes_at, x, x_stride);
         });
       } else {
@@ -335,7 +362,7 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     }
     const int8_t* x = a.x + m0 * a.x_stride;
     for (int64_t k = begin, span; k < end; k = span) {
-      span = k + kSpan * Lines::kStep < end ? k + kSpan * Lines::kStep : end;
+      span = k + kSpan<Lines> * Lines::kStep < end ? k + kSpan<Lines> * Lines::kStep : end;
       acc.template multiply<Lines>(b.codes, b.panel_bytes, x + k, a.x_stride, k - b.begin, span - b.begin);
       for (int64_t i = 0; i < b.next_lines; ++i, b.next += 64) {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
@@ -417,12 +444,12 @@ void integer_rows(const llmcore::MatmulArgs& a, Block& b) noexcept {
 
 template <class Lines, int part>
 LLMCORE_INLINE void unpack_unit(const uint8_t* unit, uint8_t* out) {
-  store_u8(out + 64 * part, codes_of_unit<Lines, part>(unit));
+  store_u8(out + 64 * part, Lines::template codes<part>(unit));
   if constexpr (4 * (part + 1) < Lines::kUnit) unpack_unit<Lines, part + 1>(unit, out);
 }
 
 template <class Lines>
-  requires kIsPlanes<Lines>
+  requires kInUnits<Lines>
 void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
   for (; count > 0; count -= Lines::kUnit, codes += Lines::kUnitBytes, out += Lines::kUnit * 16)
     unpack_unit<Lines, 0>(codes, out);
@@ -505,17 +532,17 @@ template <class Lines>
 LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int8_t*& x, int64_t begin, int64_t end) {
   const I32x16 zero = set1_i32(0);
   I32x16 acc[4] = {start, zero, zero, zero};
-  if constexpr (kIsPlanes<Lines>) {
+  if constexpr (kInUnits<Lines>) {
     for (int64_t k = begin; k < end; k += 16, x += 16) {
       const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
       if (k % Lines::kUnit == 0) {
         for (int64_t line = 0; line < Lines::kUnitBytes; line += 64) prefetch(unit + kAhead + line);
       }
       with_half<Lines>(k, [&]<int part>() {
-        acc[0] = dot4<Lines::kMaxCode>(acc[0], codes_of_unit<Lines, part>(unit), load_s8x4(x));
-        acc[1] = dot4<Lines::kMaxCode>(acc[1], codes_of_unit<Lines, part + 1>(unit), load_s8x4(x + 4));
-        acc[2] = dot4<Lines::kMaxCode>(acc[2], codes_of_unit<Lines, part + 2>(unit), load_s8x4(x + 8));
-        acc[3] = dot4<Lines::kMaxCode>(acc[3], codes_of_unit<Lines, part + 3>(unit), load_s8x4(x + 12));
+        acc[0] = dot4<Lines::kMaxCode>(acc[0], Lines::template codes<part>(unit), load_s8x4(x));
+        acc[1] = dot4<Lines::kMaxCode>(acc[1], Lines::template codes<part + 1>(unit), load_s8x4(x + 4));
+        acc[2] = dot4<Lines::kMaxCode>(acc[2], Lines::template codes<part + 2>(unit), load_s8x4(x + 8));
+        acc[3] = dot4<Lines::kMaxCode>(acc[3], Lines::template codes<part + 3>(unit), load_s8x4(x + 12));
       });
     }
     return add(add(acc[0], acc[1]), add(acc[2], acc[3]));
@@ -611,10 +638,10 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
 template <class Lines, int NP>
 void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   static_assert(dot4_zero<Lines::kMaxCode>() == dot4_zero<Unpacked<Lines>::kMaxCode>());
-  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= (kIsPlanes<Lines> ? 2 * kTileRows : kUnpackRows));
+  const bool unpack = kIsDense<Lines> || (Lines::kParts > 1 && a.M >= kUnpackRows<Lines>);
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows;
   const bool blocks = (tiles > 1 || kIsDense<Lines>) && a.M <= kBlockRows;
-  const int64_t code_block = unpack || Lines::kParts == 1 ? kBlock : kPackedBlock * Lines::kParts;
+  const int64_t code_block = unpack || Lines::kParts == 1 ? kBlock : kPackedBlock<Lines>;
   const int64_t size = !blocks ? a.K : kIsDense<Lines> ? kDenseBlock : code_block;
   const uint8_t* codes = a.codes + panel * a.panel_bytes;
   for (int64_t begin = 0; begin < a.K; begin += size) {
@@ -627,7 +654,8 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     prepare_groups<NP>(a, b, groups);
     if (blocks) {
       b.next += end < a.K ? bytes : bytes + (NP - 1) * a.panel_bytes;  // or the next panels' first block
-      const int64_t lines = unpack ? k / 4 : k / Lines::kStep, spans = tiles * ((lines + kSpan - 1) / kSpan);
+      const int64_t span = unpack ? kSpan<Unpacked<Lines>> : kSpan<Lines>;
+      const int64_t lines = unpack ? k / 4 : k / Lines::kStep, spans = tiles * ((lines + span - 1) / span);
       b.next_lines = (bytes / 64 + spans - 1) / spans;
     }
     codes += bytes;
