@@ -19,6 +19,7 @@ _LETTERS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"
 _LETTERS |= {"u64": "Q", "i64": "q", "f64": "d"}
 TYPES = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11}
 TYPES |= {"Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39}
+TYPES |= {"IQ1_S": 19, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ2_S": 22, "IQ3_XXS": 18, "IQ3_S": 21}
 
 # Weights and bytes of a block, and where its float16 numbers are.
 BLOCKS: dict[str, tuple[int, int, tuple[int, ...]]] = {
@@ -34,6 +35,12 @@ BLOCKS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "Q6_K": (256, 210, (208,)),
     "IQ4_NL": (32, 18, (0,)),
     "IQ4_XS": (256, 136, (0,)),
+    "IQ1_S": (256, 50, (0,)),
+    "IQ2_XXS": (256, 66, (0,)),
+    "IQ2_XS": (256, 74, (0,)),
+    "IQ2_S": (256, 82, (0,)),
+    "IQ3_XXS": (256, 98, (0,)),
+    "IQ3_S": (256, 110, (0,)),
     "TQ1_0": (256, 54, (52,)),
     "TQ2_0": (256, 66, (64,)),
 }
@@ -74,6 +81,7 @@ def build(
 # How far weights of random bits reach, in units of the block's number: roughly the deviation of a code times a scale's.
 _REACH = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74.0, "Q2_K": 12.0, "Q3_K": 42.0, "Q4_K": 200.0}
 _REACH |= {"Q5_K": 400.0, "Q6_K": 1360.0, "IQ4_NL": 66.0, "IQ4_XS": 1220.0, "TQ1_0": 0.8, "TQ2_0": 0.8}
+_REACH |= {"IQ1_S": 6.5, "IQ2_XXS": 46.0, "IQ2_XS": 46.0, "IQ2_S": 46.0, "IQ3_XXS": 166.0, "IQ3_S": 166.0}
 _MINIMUM = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 """The second number in units of the first, for weights around 0."""
 

@@ -30,15 +30,11 @@ enum WeightFormat : int {
   kInt6,
   kIq4,
   kFp4,
+  kIq2,
+  kIq3,
+  kIq3S,
   kNumWeightFormats
 };
-// What the codes of nf4 (quant/nf4.h), iq4 and fp4 (quant/float4.h) stand for, plus a constant.
-constexpr uint8_t kNf4Levels[16] = {0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254};
-constexpr int kNf4Zero = 127;
-constexpr uint8_t kIq4Levels[16] = {0, 23, 44, 62, 78, 92, 105, 117, 128, 140, 152, 165, 180, 196, 216, 240};
-constexpr int kIq4Zero = 127;
-constexpr uint8_t kFp4Levels[16] = {0, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 24};
-constexpr int kFp4Zero = 12;
 // The codes of the three weights in a field of ternary_dense (quant/ternary_dense.h), two bits each.
 constexpr uint8_t kTrits[32] = {0,  1,  2,  4,  5,  6,  8,  9,  10, 16, 17, 18, 20, 21, 22, 24,
                                 25, 26, 32, 33, 34, 36, 37, 38, 40, 41, 42, 0,  0,  0,  0,  0};
@@ -65,7 +61,10 @@ struct MatmulArgs {
   // minimum_units, float16 where those are null.
   const void* minima;
   const uint16_t* minimum_units;
-  int64_t K;  // padded to the format's step
+  int32_t zero;           // what stands for 0 and is taken off what codes are multiplied as; 0 with minima
+  const uint8_t* levels;  // [16]: what codes are multiplied as, where a format has levels
+  float factor;           // a power of two that scales of groups are to be multiplied by
+  int64_t K;              // padded to the format's step
   int64_t N;
   int64_t M;
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.

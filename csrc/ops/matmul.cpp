@@ -65,16 +65,7 @@ void update_largest(const float* products, int64_t n, int64_t first, int64_t col
 
 static_assert(kRowsPerPanel == kPanelRows && kMaxActivationGroup % kDefaultActivationGroup == 0);
 static_assert(static_cast<int>(Format::kNf4) == kNf4 && static_cast<int>(Format::kF32) == kF32);
-template <class Codec>
-constexpr bool has_levels(const uint8_t (&levels)[16], int zero) {
-  for (unsigned code = 0; code <= Codec::kMaxCode; ++code) {
-    if (Codec::level(code) != levels[code] - zero) return false;
-  }
-  return true;
-}
-static_assert(has_levels<Nf4>(kNf4Levels, kNf4Zero) && has_levels<Iq4>(kIq4Levels, kIq4Zero) &&
-              has_levels<Fp4>(kFp4Levels, kFp4Zero));
-static_assert(static_cast<int>(Format::kFp4) == kFp4 && static_cast<int>(Format::kInt2) == kInt2);
+static_assert(static_cast<int>(Format::kIq3S) == kIq3S && static_cast<int>(Format::kInt2) == kInt2);
 static_assert([] {
   for (unsigned field = 0; field < 27; ++field) {
     if (kTrits[field] != (field % 3 | field / 3 % 3 << 2 | field / 9 << 4)) return false;
@@ -259,6 +250,9 @@ class MatmulCall {
     a.scale_units = w.scale_units();
     a.minima = w.minima();
     a.minimum_units = w.minimum_units();
+    a.zero = w.zero();
+    a.levels = w.levels();
+    a.factor = w.factor();
     a.K = w.K_padded();
     a.N = w.N();
   }

@@ -7,9 +7,10 @@
 namespace llmcore {
 namespace {
 
-constexpr std::array<const char*, 14> kNames = {
+constexpr std::array<const char*, 17> kNames = {
     "f32",       "bf16",      "f16",       Int8::kName, Int4::kName, Ternary::kName, Nf4::kName, TernaryDense::kName,
-    Int2::kName, Int3::kName, Int5::kName, Int6::kName, Iq4::kName,  Fp4::kName};
+    Int2::kName, Int3::kName, Int5::kName, Int6::kName, Iq4::kName,  Fp4::kName,     Iq2::kName, Iq3::kName,
+    Iq3S::kName};
 
 }  // namespace
 

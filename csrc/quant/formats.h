@@ -7,6 +7,7 @@
 #include "quant/float4.h"
 #include "quant/int4.h"
 #include "quant/int8.h"
+#include "quant/iq_levels.h"
 #include "quant/nf4.h"
 #include "quant/small_int.h"
 #include "quant/ternary.h"
@@ -29,7 +30,10 @@ enum class Format : int {
   kInt5,
   kInt6,
   kIq4,
-  kFp4
+  kFp4,
+  kIq2,
+  kIq3,
+  kIq3S
 };
 
 /// Calls visitor.template operator()<Codec>() for the codec of an integer format.
@@ -56,16 +60,32 @@ auto visit_codec(Format format, Visitor&& visitor) {
       return visitor.template operator()<Iq4>();
     case Format::kFp4:
       return visitor.template operator()<Fp4>();
+    case Format::kIq2:
+      return visitor.template operator()<Iq2>();
+    case Format::kIq3:
+      return visitor.template operator()<Iq3>();
+    case Format::kIq3S:
+      return visitor.template operator()<Iq3S>();
     default:
       return visitor.template operator()<Int8>();
   }
 }
 
-/// What a code stands for, in scales.
+template <class Codec>
+constexpr bool kHasLevels = requires { Codec::level(0u); };
+
+/// What a code stands for, in scales of factor_of<Codec>().
 template <class Codec>
 constexpr int value_of(unsigned code) {
-  if constexpr (requires { Codec::level(code); }) return Codec::level(code);
+  if constexpr (kHasLevels<Codec>) return Codec::level(code);
   return static_cast<int>(code) - Codec::kZero;
+}
+
+/// A power of two that all scales of groups are multiplied by.
+template <class Codec>
+constexpr float factor_of() {
+  if constexpr (requires { Codec::kFactor; }) return Codec::kFactor;
+  return 1.0f;
 }
 
 inline bool is_integer(Format f) { return f >= Format::kInt8; }

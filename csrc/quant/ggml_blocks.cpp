@@ -1,9 +1,11 @@
 #include "quant/ggml_blocks.h"
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/checked.h"
+#include "quant/ggml_grids.h"
 #include "quant/half.h"
 
 namespace llmcore {
@@ -145,6 +147,128 @@ void iq4_xs(const uint8_t* block, BlockParts& p) {
   }
 }
 
+uint32_t word_at(const uint8_t* bytes) {
+  uint32_t word;
+  __builtin_memcpy(&word, bytes, 4);
+  return word;
+}
+
+// Codes of `count` values whose magnitudes a place of a grid numbers, `bits` each: of levels in ascending order, half
+// of them below 0 and `half` of them above.
+template <int count, int bits>
+void take_place(uint16_t place, unsigned signs, const uint8_t* above, int half, uint8_t* codes) {
+  for (int i = 0; i < count; ++i) {
+    const int code = above[place >> (bits * i) & ((1 << bits) - 1)];
+    codes[i] = static_cast<uint8_t>(signs >> i & 1 ? 2 * half - 1 - code : code);
+  }
+}
+
+// The codes of 8, 25 and 43 in iq2.
+constexpr uint8_t kIq2Above[4] = {8, 10, 11};
+static_assert(Iq2::kLevels[8] == 8 && Iq2::kLevels[10] == 25 && Iq2::kLevels[11] == 43 && Iq2::kZero == 6);
+void take_iq2(uint16_t place, unsigned signs, uint8_t* codes) {
+  take_place<8, 2>(place, signs, kIq2Above, Iq2::kZero, codes);
+}
+// The same of iq3 and iq3_s.
+void take_iq3(const uint16_t (&places)[2], unsigned signs, uint8_t* codes) {
+  static constexpr uint8_t kAbove[16] = {8, 9, 10, 11, 12, 13, 14, 15};
+  take_place<4, 4>(places[0], signs, kAbove, Iq3::kZero, codes);
+  take_place<4, 4>(places[1], signs >> 4, kAbove, Iq3::kZero, codes + 4);
+}
+// Eight signs in seven bits: the last makes their number even.
+unsigned even_signs(unsigned seven) { return seven | static_cast<unsigned>(std::popcount(seven) & 1) << 7; }
+
+void iq2_xxs(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  for (int g = 0; g < 8; ++g) {
+    const uint8_t* places = block + 2 + 8 * g;
+    const uint32_t rest = word_at(places + 4);
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (rest >> 28) + 1);
+    for (int i = 0; i < 4; ++i) {
+      take_iq2(kGridIq2Xxs[places[i]], even_signs(rest >> (7 * i) & 127), p.codes + 32 * g + 8 * i);
+    }
+  }
+}
+
+// Scales of 16 groups, four bits each.
+void take_odd_multiples(const uint8_t* bytes, BlockParts& p) {
+  for (int g = 0; g < 16; ++g) {
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (bytes[g / 2] >> (g % 2 * 4) & 15) + 1);
+  }
+}
+
+void iq2_xs(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  take_odd_multiples(block + 66, p);
+  for (int i = 0; i < 32; ++i) {
+    const unsigned place = half_at(block + 2 + 2 * i);
+    take_iq2(kGridIq2Xs[place & 511], even_signs(place >> 9), p.codes + 8 * i);
+  }
+}
+
+void iq2_s(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  take_odd_multiples(block + 74, p);
+  for (int i = 0; i < 32; ++i) {
+    const unsigned high = block[66 + i / 4] >> (i % 4 * 2) & 3;
+    take_iq2(kGridIq2S[block[2 + i] | high << 8], block[34 + i], p.codes + 8 * i);
+  }
+}
+
+void iq3_xxs(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  for (int g = 0; g < 8; ++g) {
+    const uint8_t* places = block + 2 + 8 * g;
+    const uint32_t rest = word_at(block + 66 + 4 * g);
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (rest >> 28) + 1);
+    for (int i = 0; i < 4; ++i) {
+      take_iq3({kGridIq3Xxs[places[2 * i]], kGridIq3Xxs[places[2 * i + 1]]}, even_signs(rest >> (7 * i) & 127),
+               p.codes + 32 * g + 8 * i);
+    }
+  }
+}
+
+void iq3_s(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  for (int g = 0; g < 8; ++g) {
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (block[106 + g / 2] >> (g % 2 * 4) & 15) + 1);
+  }
+  const auto place = [&](int i) { return kGridIq3S[block[2 + i] | (block[66 + i / 8] >> (i % 8) & 1) << 8]; };
+  for (int i = 0; i < 32; ++i) take_iq3({place(2 * i), place(2 * i + 1)}, block[74 + i], p.codes + 8 * i);
+}
+
+// Eight values of -1, 0 and 1, an eighth more or less: in iq2 -9, -1, 7 and -7, 1, 9 eighths.
+void take_iq1(uint16_t place, bool less, uint8_t* codes) {
+  static constexpr uint8_t kMore[4] = {4, 6, 9}, kLess[4] = {2, 5, 7};
+  static_assert(Iq2::kLevels[4] == -7 && Iq2::kLevels[6] == 1 && Iq2::kLevels[9] == 9);
+  static_assert(Iq2::kLevels[2] == -9 && Iq2::kLevels[5] == -1 && Iq2::kLevels[7] == 7);
+  take_place<8, 2>(place, 0, less ? kLess : kMore, Iq2::kZero, codes);
+}
+
+void iq1_s(const uint8_t* block, BlockParts& p) {
+  p.scale_unit = half_at(block);
+  for (int g = 0; g < 8; ++g) {
+    const unsigned rest = half_at(block + 34 + 2 * g);
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (rest >> 12 & 7) + 1);
+    for (int i = 4 * g; i < 4 * g + 4; ++i) {
+      take_iq1(kGridIq1[block[2 + i] | (rest >> (i % 4 * 3) & 7) << 8], rest >> 15, p.codes + 8 * i);
+    }
+  }
+}
+
+void iq1_m(const uint8_t* block, BlockParts& p) {
+  const auto scales = [&](int i) { return unsigned{half_at(block + 48 + 2 * i)}; };
+  p.scale_unit = 0;
+  for (int i = 0; i < 4; ++i) p.scale_unit |= static_cast<uint16_t>(scales(i) >> 12 << (4 * i));
+  for (int g = 0; g < 16; ++g) {
+    p.scale_multiples[g] = static_cast<int8_t>(2 * (scales(g / 4) >> (g % 4 * 3) & 7) + 1);
+  }
+  for (int i = 0; i < 32; ++i) {
+    const unsigned rest = block[32 + i / 2] >> (i % 2 * 4) & 15;
+    take_iq1(kGridIq1[block[i] | (rest & 7) << 8], rest >> 3, p.codes + 8 * i);
+  }
+}
+
 // From sign and magnitude to the order of Fp4.
 void order_fp4(int count, uint8_t* codes) {
   for (int i = 0; i < count; ++i) {
@@ -224,6 +348,13 @@ constexpr BlockType kBlockTypes[] = {
     {"Q6_K", 256, 210, kI6, 16, Element::kInt8, false, q6_k},
     {"IQ4_NL", 32, 18, Format::kIq4, 32, Element::kF16, false, q4_0},
     {"IQ4_XS", 256, 136, Format::kIq4, 32, Element::kInt8, false, iq4_xs},
+    {"IQ1_S", 256, 50, Format::kIq2, 32, Element::kInt8, false, iq1_s},
+    {"IQ1_M", 256, 56, Format::kIq2, 16, Element::kInt8, false, iq1_m},
+    {"IQ2_XXS", 256, 66, Format::kIq2, 32, Element::kInt8, false, iq2_xxs},
+    {"IQ2_XS", 256, 74, Format::kIq2, 16, Element::kInt8, false, iq2_xs},
+    {"IQ2_S", 256, 82, Format::kIq2, 16, Element::kInt8, false, iq2_s},
+    {"IQ3_XXS", 256, 98, Format::kIq3, 32, Element::kInt8, false, iq3_xxs},
+    {"IQ3_S", 256, 110, Format::kIq3S, 32, Element::kInt8, false, iq3_s},
     {"MXFP4", 32, 17, Format::kFp4, 32, Element::kBF16, false, mxfp4},
     {"NVFP4", 64, 36, Format::kFp4, 16, Element::kF16, false, nvfp4},
     {"TQ1_0", 256, 54, kT, 128, Element::kF16, false, tq1_0},

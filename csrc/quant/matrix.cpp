@@ -1,5 +1,6 @@
 #include "quant/matrix.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -61,7 +62,7 @@ float inverse_of(float scale) { return std::fabs(1.0f / scale) < 1e38f ? 1.0f / 
 // The codes nearest to w * inverse.
 template <class Codec>
 void choose_codes(const float* w, int64_t n, float inverse, int zero, uint8_t* codes) {
-  if constexpr (requires { Codec::level(0u); }) {
+  if constexpr (kHasLevels<Codec>) {
     float between[Codec::kMaxCode];  // twice the middle of two neighbouring levels
     for (unsigned i = 0; i < Codec::kMaxCode; ++i)
       between[i] = static_cast<float>(Codec::level(i) + Codec::level(i + 1));
@@ -186,15 +187,49 @@ float Matrix::store_multiple(Buffer& multiples, int64_t n, int64_t group, float 
 }
 
 float Matrix::scale(int64_t n, int64_t group) const {
-  if (has_units()) return multiple(scales_, n, group);
-  return element_at(scales_.data(), scale_type_, scale_index(n, group));
+  const float own =
+      has_units() ? multiple(scales_, n, group) : element_at(scales_.data(), scale_type_, scale_index(n, group));
+  return factor() * own;
+}
+
+const uint8_t* Matrix::levels() const {
+  if (!is_integer(format_)) return nullptr;
+  return visit_codec(format_, []<class Codec>() -> const uint8_t* {
+    if constexpr (kHasLevels<Codec>) {
+      static constexpr std::array<uint8_t, 16> kLevels = [] {
+        std::array<uint8_t, 16> levels{};
+        for (unsigned code = 0; code <= Codec::kMaxCode; ++code) {
+          levels[code] = static_cast<uint8_t>(Codec::level(code) - Codec::level(0));
+        }
+        return levels;
+      }();
+      return kLevels.data();
+    } else {
+      return nullptr;
+    }
+  });
+}
+
+int32_t Matrix::zero() const {
+  if (!is_integer(format_) || has_minima()) return 0;
+  return visit_codec(format_, []<class Codec>() {
+    if constexpr (kHasLevels<Codec>) return -Codec::level(0);
+    return Codec::kZero;
+  });
+}
+
+float Matrix::factor() const {
+  if (!is_integer(format_) || per_row()) return 1.0f;
+  return visit_codec(format_, []<class Codec>() { return factor_of<Codec>(); });
 }
 
 float Matrix::store_scale(int64_t n, int64_t group, float value) {
   const int64_t i = scale_index(n, group);
+  value /= factor();
   switch (scale_type_) {
     case Element::kInt8:
-      return store_multiple(scales_, n, group, value);
+      store_multiple(scales_, n, group, value);
+      break;
     case Element::kF32:
       scales_.as<float>()[i] = value;
       break;
@@ -238,7 +273,7 @@ void Matrix::choose_units(int64_t n, const float* w) {
       poison += r.poison;
     }
     const int64_t i = unit_index(n, first);
-    units(scales_)[i] = half_from(top_scale / 127.0f + poison);
+    units(scales_)[i] = half_from(top_scale / (127.0f * factor()) + poison);
     if (has_minima()) units(shifts_)[i] = half_from(top_minimum / 127.0f);
   }
 }
@@ -404,7 +439,7 @@ void Matrix::set_codes(int64_t first_row, int64_t rows, const int8_t* codes, con
       }
       for (int64_t k = 0; k < K_; ++k) {
         int code = codes[r * K_ + k] + Codec::kZero;
-        if constexpr (requires { Codec::level(0u); }) {
+        if constexpr (kHasLevels<Codec>) {
           code = 0;
           while (code <= Codec::kMaxCode && Codec::level(static_cast<unsigned>(code)) != codes[r * K_ + k]) ++code;
         }

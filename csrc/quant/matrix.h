@@ -5,7 +5,7 @@
 //            16 elements (floats: element r of line k is w[row r, k]).
 //   scales:  per row: float32 [N padded to 16]. Per group: float16 (or bfloat16 or float32, for checkpoints that hold
 //            such) [panel][group][16 rows]. Double quantisation: int8 [panel][group][16], then float16 units
-//            [panel][ceil(groups / 8)][16], and scale = int8 * unit.
+//            [panel][ceil(groups / 8)][16], and scale = int8 * unit. A format's factor belongs to the scale of a group.
 //   shifts:  with zero points, float16 integers laid out as the scales: weight = scale * (code - zero code + shift).
 //            Or minima instead, float16 or with double quantisation laid out as the scales: weight = scale * code -
 //            minimum, for code 0 up.
@@ -91,6 +91,11 @@ class Matrix {
   bool has_units() const { return scale_type_ == Element::kInt8; }
   bool has_minima() const { return has_zero_points() && (has_units() || minima_); }
   int64_t nbytes() const { return codes_.size() + scales_.size() + shifts_.size() + order_.size(); }
+  /// What a code is multiplied as: itself (null), or the level of that number, [16] from 0 up; of which zero() stands
+  /// for 0. And what the scales of groups are to be multiplied by.
+  const uint8_t* levels() const;
+  int32_t zero() const;
+  float factor() const;
   const uint8_t* codes() const { return codes_.data(); }
   const void* scales() const { return scales_.data(); }
   const uint16_t* shifts() const { return has_zero_points() && !has_minima() ? shifts_.as<uint16_t>() : nullptr; }

@@ -31,7 +31,7 @@ from llmcore.models.registry import describe
 from llmcore.models.spec import DecoderSpec
 from llmcore.packing import Weight, matrices_of
 from llmcore.progress import Progress
-from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, INTEGER_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
+from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, KEPT_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
 
 METHOD = "llmcore"
 VERSION = 2
@@ -180,14 +180,14 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
         and min(sizes) >= 1
         and sizes[1] <= 1 << 24
         and isinstance(format, str)
-        and (format in INTEGER_FORMATS or (format in FLOAT_FORMATS and group == 0))
+        and (format in KEPT_FORMATS or (format in FLOAT_FORMATS and group == 0))
         and group in GROUP_SIZES
         and scales in _SCALES
         and isinstance(zero_points, bool)
         and isinstance(ordered, bool)
-        and (not ordered or format in INTEGER_FORMATS)
+        and (not ordered or format in KEPT_FORMATS)
         and (not zero_points or format in ZERO_POINT_FORMATS)
-        and (scales != "int8" or (group != 0 and format in INTEGER_FORMATS))
+        and (scales != "int8" or (group != 0 and format in KEPT_FORMATS))
         and isinstance(minima, bool)
         and (not minima or (zero_points and group != 0))
     )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 ZERO_POINT_FORMATS = ("int8", "int6", "int5", "int4", "int3", "int2")
 INTEGER_FORMATS = (*ZERO_POINT_FORMATS, "nf4", "iq4", "fp4", "ternary", "ternary_dense")
+"""What weights may be rounded to."""
+KEPT_FORMATS = (*INTEGER_FORMATS, "iq2", "iq3", "iq3_s")
+"""And what values of .gguf files are kept as."""
 FLOAT_FORMATS = ("f32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmcore import _core
 from llmcore.errors import ArgumentError
-from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, KV_DTYPES
+from llmcore.quantization import FLOAT_FORMATS, KEPT_FORMATS, KV_DTYPES
 
 
 def isa() -> str:
@@ -22,7 +22,7 @@ def features() -> dict[str, object]:
     return {
         "isa": isa(),
         "available_isas": _core.available_isas(),
-        "formats": [*FLOAT_FORMATS, *INTEGER_FORMATS],
+        "formats": [*FLOAT_FORMATS, *KEPT_FORMATS],
         "kv_dtypes": list(KV_DTYPES),
         "backends": ["cpu"],
         "compiler": _core.compiler,

@@ -457,11 +457,11 @@ def test_tensors_that_do_not_fit_the_model(llama: Path, tmp_path: Path) -> None:
 
 
 def test_types_without_a_home_are_named(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(g.TYPES, "IQ2_XS", 17)
+    monkeypatch.setitem(g.TYPES, "Q8_K", 15)
     metadata, tensors = g.converted(llama)
     rows, columns = tensors["blk.0.ffn_up.weight"][1]
-    tensors["blk.0.ffn_up.weight"] = ("IQ2_XS", (rows, columns), bytes(rows * columns // 256 * 74))
-    assert "IQ2_XS" in refused(write(tmp_path, metadata, tensors), UnsupportedModelError)
+    tensors["blk.0.ffn_up.weight"] = ("Q8_K", (rows, columns), bytes(rows * columns // 256 * 292))
+    assert "Q8_K" in refused(write(tmp_path, metadata, tensors), UnsupportedModelError)
 
 
 def test_scales_that_are_not_finite_load(llama: Path, tmp_path: Path) -> None:

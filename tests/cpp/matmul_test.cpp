@@ -76,7 +76,11 @@ constexpr WeightType kWeightTypes[] = {{Format::kF32, 0, Element::kF32},
                                        {Format::kInt6, 0, Element::kF32},
                                        {Format::kInt6, 128, Element::kF16, true},
                                        {Format::kIq4, 32, Element::kInt8},
-                                       {Format::kFp4, 32, Element::kBF16}};
+                                       {Format::kFp4, 32, Element::kBF16},
+                                       {Format::kIq2, 16, Element::kInt8},
+                                       {Format::kIq2, 0, Element::kF32},
+                                       {Format::kIq3, 32, Element::kInt8},
+                                       {Format::kIq3S, 32, Element::kF16}};
 
 // Codes of all values, for what no weights are rounded to.
 void set_random_codes(Matrix& w, Random& random) {
@@ -175,6 +179,9 @@ class Product {
       a.minima = shifts_.data();
       if (w_.has_units()) a.minimum_units = reinterpret_cast<const uint16_t*>(shifts_.data() + multiples);
     }
+    a.zero = w_.zero();
+    a.levels = w_.levels();
+    a.factor = w_.factor();
     a.K = w_.K_padded();
     a.N = w_.N();
     a.M = M_;

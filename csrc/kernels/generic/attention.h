@@ -34,7 +34,7 @@ struct KvBF16 {
 };
 struct KvInt8 {
   using Lines = Int8Lines;
-  static constexpr int kLineBytes = 16;
+  static constexpr int kLineBytes = 16, kZero = 128;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -127.0f, kHighest = 127.0f;
   // The scale for elements between low <= 0 and high >= 0.
@@ -42,7 +42,7 @@ struct KvInt8 {
 };
 struct KvInt4 {
   using Lines = Int4Lines;
-  static constexpr int kLineBytes = 8;
+  static constexpr int kLineBytes = 8, kZero = 8;
   static constexpr bool kScaled = true;
   static constexpr float kLowest = -8.0f, kHighest = 7.0f;
   // The element of largest magnitude becomes -8, as in the int4 weights.
@@ -84,20 +84,21 @@ LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t pad
 }
 
 // Puts the code at k of a panel's row.
-template <class Lines>
+template <class Kv>
 LLMCORE_INLINE void put_code(uint8_t* panel, int64_t row, int64_t k, int32_t code) {
+  using Lines = typename Kv::Lines;
   constexpr int kMask = (1 << Lines::kBits) - 1;
   const int shift = static_cast<int>(k % Lines::kStep / 4 * Lines::kBits);
   uint8_t& byte = panel[k / Lines::kStep * 64 + row * 4 + k % 4];
-  byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Lines::kZero) << shift);
+  byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Kv::kZero) << shift);
 }
 
 template <class Kv>
 void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept {
   if constexpr (Kv::kScaled) {
     const int64_t padded = key_dim<Kv>(head_dim);
-    const float scale = quantize_head<Kv>(
-        key, head_dim, padded, [&](int64_t d, int32_t code) { put_code<typename Kv::Lines>(page, lane, d, code); });
+    const float scale =
+        quantize_head<Kv>(key, head_dim, padded, [&](int64_t d, int32_t code) { put_code<Kv>(page, lane, d, code); });
     __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
     using Element = typename Kv::Element;
@@ -116,7 +117,7 @@ void store_value_kernel(const float* value, int64_t head_dim, int lane, uint8_t*
   if constexpr (Kv::kScaled) {
     using Lines = typename Kv::Lines;
     const float scale = quantize_head<Kv>(value, head_dim, padded, [&](int64_t d, int32_t code) {
-      put_code<Lines>(page + d / 16 * Lines::bytes(16), d % 16, lane, code);
+      put_code<Kv>(page + d / 16 * Lines::bytes(16), d % 16, lane, code);
     });
     __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
@@ -266,7 +267,7 @@ void score_pages(const float* const* queries, const Page* pages, int64_t head_di
 template <class Kv, int R, int P>
 void score_codes(const Split& s, int row, const Page* pages) noexcept {
   using Lines = typename Kv::Lines;
-  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  constexpr int kOffset = Kv::kZero - dot4_zero<Lines::kMaxCode>();
   const int8_t* x = s.a.query_codes + row * s.padded;
   I32x16 acc[R][P];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
@@ -430,7 +431,7 @@ LLMCORE_INLINE void add_codes_to_group(const Split& s, const RowGroup& g, const 
 template <class Kv>
 LLMCORE_INLINE void finish_codes(const Split& s, int row) {
   using Lines = typename Kv::Lines;
-  constexpr int kOffset = Lines::kZero - dot4_zero<Lines::kMaxCode>();
+  constexpr int kOffset = Kv::kZero - dot4_zero<Lines::kMaxCode>();
   const I32x16 offset = set1_i32(-kOffset * s.sums[row]);
   const F32x16 scale = set1(s.scales[row]);
   float* out = s.a.outputs + row * s.padded;

@@ -9,33 +9,30 @@ namespace {
 
 // How codes of `kBits` lie in a line of 64 bytes: lane r holds bytes 4 r to 4 r + 3; part s of each byte (bits s *
 // kBits and up) belongs to k = 4 s + byte % 4. So a line covers kStep values of k.
-// With `levels`, a code is the number of a level, and what is multiplied is the level.
-template <int kBits_, int kZero_, int kMaxCode_, const uint8_t* levels = nullptr>
+// With levels, a code is the number of one, and what is multiplied is the level, up to kMaxCode: MatmulArgs::levels.
+template <int kBits_, int kMaxCode_, bool has_levels = false>
 struct CodeLines {
-  static constexpr const uint8_t* kLevels = levels;
+  static constexpr bool kHasLevels = has_levels;
   static constexpr int kBits = kBits_;
   static constexpr int kParts = 8 / kBits;
   static constexpr int kStep = 4 * kParts;
-  static constexpr int kZero = kZero_;
   static constexpr int kMaxCode = kMaxCode_;
   // Bytes of k values, a multiple of kStep.
   static constexpr int64_t bytes(int64_t k) { return k / kStep * 64; }
 };
-using Int8Lines = CodeLines<8, 128, 255>;
-using Int4Lines = CodeLines<4, 8, 15>;
-using TernaryLines = CodeLines<2, 1, 2>;
-using Nf4Lines = CodeLines<4, llmcore::kNf4Zero, 254, llmcore::kNf4Levels>;
-using Iq4Lines = CodeLines<4, llmcore::kIq4Zero, 240, llmcore::kIq4Levels>;
-using Fp4Lines = CodeLines<4, llmcore::kFp4Zero, 24, llmcore::kFp4Levels>;
-using Int2Lines = CodeLines<2, 2, 3>;
+using Int8Lines = CodeLines<8, 255>;
+using Int4Lines = CodeLines<4, 15>;
+using TernaryLines = CodeLines<2, 2>;
+using LevelLines = CodeLines<4, 255, true>;
+using SmallLevelLines = CodeLines<4, 127, true>;
+using Int2Lines = CodeLines<2, 3>;
 // quant/planes.h: a step of 16 k is a part of a unit.
 template <int kLow_, int kHigh_>
 struct PlaneLines {
   static constexpr int kLow = kLow_, kHigh = kHigh_;
   static constexpr int kParts = 4;
   static constexpr int kStep = 16;
-  static constexpr int kZero = 1 << (kLow + kHigh - 1);
-  static constexpr int kMaxCode = 2 * kZero - 1;
+  static constexpr int kMaxCode = (1 << (kLow + kHigh)) - 1;
   static constexpr int64_t kUnit = 32 / kHigh, kLowBytes = kUnit * kLow * 2, kUnitBytes = kLowBytes + 64;
   static constexpr int64_t bytes(int64_t k) { return (k + kUnit - 1) / kUnit * kUnitBytes; }
 
@@ -53,7 +50,6 @@ using Int5Lines = PlaneLines<4, 1>;
 struct Int6Lines {
   static constexpr int kParts = 4;
   static constexpr int kStep = 16;
-  static constexpr int kZero = 32;
   static constexpr int kMaxCode = 63;
   static constexpr int64_t kUnit = 16, kUnitBytes = 3 * 64;
   static constexpr int64_t bytes(int64_t k) { return (k + kUnit - 1) / kUnit * kUnitBytes; }
@@ -102,16 +98,16 @@ template <class Lines>
 constexpr int64_t kSpan = kInUnits<Lines> ? 2 : 8;
 
 // The same codes, one per byte: what a block of panels is unpacked to when many rows share it. Formats share them, for
-// code size: what stands for 0 is known to the block.
+// code size.
 template <class Lines>
-using Unpacked = CodeLines<8, 128, (Lines::kMaxCode > 127 ? 255 : 127)>;
+using Unpacked = CodeLines<8, (Lines::kMaxCode > 127 ? 255 : 127)>;
 
 /// Part `part` of a line as it is multiplied, shifted down to bit `unshifted`.
 template <class Lines, int part, int unshifted = 0>
-LLMCORE_INLINE U8x64 part_of(U8x64 line) {
+LLMCORE_INLINE U8x64 part_of(U8x64 line, const uint8_t* levels) {
   constexpr int kMask = ((1 << Lines::kBits) - 1) << unshifted;
   const U8x64 codes = extract<part * Lines::kBits - unshifted, kMask>(line);
-  if constexpr (Lines::kLevels != nullptr) return look_up(codes, Lines::kLevels);
+  if constexpr (Lines::kHasLevels) return look_up(codes, levels);
   return codes;
 }
 
@@ -140,6 +136,11 @@ LLMCORE_INLINE F32x16 load_scales(const llmcore::MatmulArgs& a, int64_t panel, i
   return load_multiples(a, static_cast<const int8_t*>(a.scales), a.scale_units, panel, g);
 }
 
+// What the sum of all groups is multiplied by.
+LLMCORE_INLINE F32x16 final_scale(const llmcore::MatmulArgs& a, int64_t panel) {
+  return a.per_row ? load(static_cast<const float*>(a.scales) + panel * 16) : set1(a.factor);
+}
+
 LLMCORE_INLINE void store_outputs(const llmcore::MatmulArgs& a, int64_t m, int64_t panel, F32x16 y) {
   const int64_t n = panel * 16;
   if (a.bias) y = add(y, load_first(a.bias + n, a.N - n));
@@ -161,10 +162,10 @@ LLMCORE_INLINE GroupOffset load_offset(const llmcore::MatmulArgs& a, int64_t pan
   return {false, true, load_f16(static_cast<const uint16_t*>(a.minima) + (panel * a.x_groups + g) * 16)};
 }
 
-// What is taken off each code that is summed, beyond dot4's own: the zero code, where there are no minima.
+// What is taken off each code that is summed, beyond dot4's own.
 template <class Lines>
 LLMCORE_INLINE int32_t code_offset(const llmcore::MatmulArgs& a) {
-  return (a.minima ? 0 : Lines::kZero) - dot4_zero<Lines::kMaxCode>();
+  return a.zero - dot4_zero<Lines::kMaxCode>();
 }
 
 // sum + a group's products of one row and one panel: `total` with what each code is shifted by, an integer below 2^24,
@@ -188,9 +189,10 @@ LLMCORE_INLINE void multiply_codes(I32x16 (&acc)[MR][NP], const U8x64 (&codes)[N
 }
 
 template <class Lines, int part, int MR, int NP>
-LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride) {
+LLMCORE_INLINE void multiply_part(I32x16 (&acc)[MR][NP], const U8x64 (&line)[NP], const int8_t* x, int64_t x_stride,
+                                  const uint8_t* levels = nullptr) {
   U8x64 codes[NP];
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = part_of<Lines, part>(line[p]);
+  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) codes[p] = part_of<Lines, part>(line[p], levels);
   multiply_codes<Lines::kMaxCode>(acc, codes, x + 4 * part, x_stride);
 }
 
@@ -222,15 +224,15 @@ LLMCORE_INLINE void multiply_units(I32x16 (&acc)[MR][NP], const uint8_t* codes, 
 // acc += the products of `count` lines.
 template <class Lines, int MR, int NP>
 LLMCORE_INLINE void multiply_lines(I32x16 (&acc)[MR][NP], const uint8_t* codes, int64_t panel_bytes, const int8_t* x,
-                                   int64_t x_stride, int64_t count) {
+                                   int64_t x_stride, int64_t count, const uint8_t* levels) {
   for (; count > 0; --count) {
     U8x64 line[NP];
     _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) line[p] = load_u8(codes + p * panel_bytes);
-    multiply_part<Lines, 0>(acc, line, x, x_stride);
-    if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, x_stride);
+    multiply_part<Lines, 0>(acc, line, x, x_stride, levels);
+    if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, x_stride, levels);
     if constexpr (Lines::kParts > 2) {
-      multiply_part<Lines, 2>(acc, line, x, x_stride);
-      multiply_part<Lines, 3>(acc, line, x, x_stride);
+      multiply_part<Lines, 2>(acc, line, x, x_stride, levels);
+      multiply_part<Lines, 3>(acc, line, x, x_stride, levels);
     }
     x += Lines::kStep;
     codes += 64;
@@ -250,12 +252,12 @@ struct TileSums {
   // Adds k from `begin` to `end` of panels that begin at `codes`.
   template <class Lines>
   LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
-                               int64_t begin, int64_t end) {
+                               int64_t begin, int64_t end, const uint8_t* levels) {
     if constexpr (kInUnits<Lines>) {
       multiply_units<Lines>(acc, codes, panel_bytes, x, x_stride, begin, end);
     } else {
       multiply_lines<Lines>(acc, codes + Lines::bytes(begin), panel_bytes, x, x_stride,
-                            (end - begin + Lines::kStep - 1) / Lines::kStep);
+                            (end - begin + Lines::kStep - 1) / Lines::kStep, levels);
     }
   }
 };
@@ -282,7 +284,7 @@ struct TileSums<MR, NP> {
 
   template <class Lines>
   LLMCORE_INLINE void multiply(const uint8_t* codes, int64_t panel_bytes, const int8_t* x, int64_t x_stride,
-                               int64_t begin, int64_t end) {
+                               int64_t begin, int64_t end, const uint8_t* levels) {
     for (int64_t k = begin; k < end; k += 16, x += 16) {
       if constexpr (kInUnits<Lines>) {
         const uint8_t* unit = codes + k / Lines::kUnit * Lines::kUnitBytes;
@@ -293,7 +295,8 @@ struct TileSums<MR, NP> {
       } else {
         const uint8_t* step = codes + Lines::bytes(k);
         const auto codes_at = [&]<int i>(int p) {
-          return part_of<Lines, i % Lines::kParts>(load_u8(step + p * panel_bytes + 64 * (i / Lines::kParts)));
+          const U8x64 line = load_u8(step + p * panel_bytes + 64 * (i / Lines::kParts));
+          return part_of<Lines, i % Lines::kParts>(line, levels);
         };
         multiply_sixteen<Lines::kMaxCode>(codes_at, x, x_stride);
       }
@@ -363,7 +366,7 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     const int8_t* x = a.x + m0 * a.x_stride;
     for (int64_t k = begin, span; k < end; k = span) {
       span = k + kSpan<Lines> * Lines::kStep < end ? k + kSpan<Lines> * Lines::kStep : end;
-      acc.template multiply<Lines>(b.codes, b.panel_bytes, x + k, a.x_stride, k - b.begin, span - b.begin);
+      acc.template multiply<Lines>(b.codes, b.panel_bytes, x + k, a.x_stride, k - b.begin, span - b.begin, a.levels);
       for (int64_t i = 0; i < b.next_lines; ++i, b.next += 64) {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
@@ -402,9 +405,9 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
     return;
   }
   _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-    const F32x16 row_scale = a.per_row ? load(static_cast<const float*>(a.scales) + (b.panel + p) * 16) : set1(1.0f);
+    const F32x16 scale = final_scale(a, b.panel + p);
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      store_outputs(a, m0 + m, b.panel + p, a.per_row ? mul(sums[m][p], row_scale) : sums[m][p]);
+      store_outputs(a, m0 + m, b.panel + p, mul(sums[m][p], scale));
     }
   }
 }
@@ -450,20 +453,20 @@ LLMCORE_INLINE void unpack_unit(const uint8_t* unit, uint8_t* out) {
 
 template <class Lines>
   requires kInUnits<Lines>
-void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out, const uint8_t* /*levels*/) noexcept {
   for (; count > 0; count -= Lines::kUnit, codes += Lines::kUnitBytes, out += Lines::kUnit * 16)
     unpack_unit<Lines, 0>(codes, out);
 }
 
 template <class Lines>
-void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+void unpack_lines(const uint8_t* codes, int64_t count, uint8_t* out, const uint8_t* levels) noexcept {
   for (int64_t k = 0; k < count; k += Lines::kStep, codes += 64) {
     const U8x64 line = load_u8(codes);
-    store_u8(out, part_of<Lines, 0>(line));
-    if constexpr (Lines::kParts > 1) store_u8(out + 64, part_of<Lines, 1>(line));
+    store_u8(out, part_of<Lines, 0>(line, levels));
+    if constexpr (Lines::kParts > 1) store_u8(out + 64, part_of<Lines, 1>(line, levels));
     if constexpr (Lines::kParts > 2) {
-      store_u8(out + 128, part_of<Lines, 2>(line));
-      store_u8(out + 192, part_of<Lines, 3>(line));
+      store_u8(out + 128, part_of<Lines, 2>(line, levels));
+      store_u8(out + 192, part_of<Lines, 3>(line, levels));
     }
     out += 64 * Lines::kParts;
   }
@@ -486,11 +489,11 @@ LLMCORE_INLINE void unpack_field(const uint8_t* lines, U8x64 high, uint8_t* out)
 }
 
 template <>
-void unpack_lines<DenseLines>(const uint8_t* codes, int64_t count, uint8_t* out) noexcept {
+void unpack_lines<DenseLines>(const uint8_t* codes, int64_t count, uint8_t* out, const uint8_t* levels) noexcept {
   for (; count >= DenseLines::kUnit; count -= DenseLines::kUnit, out += DenseLines::kUnit * 16) {
     for (int q = 0; q < 4; ++q, codes += 5 * 64) unpack_field<0>(codes, load_u8(codes), out + q * 8 * 64);
   }
-  unpack_lines<TernaryLines>(codes, count, out);
+  unpack_lines<TernaryLines>(codes, count, out, levels);
 }
 
 // A part of a line need not be shifted down where dot4 takes the larger codes: its sum is then 2^shift times as large,
@@ -498,14 +501,14 @@ void unpack_lines<DenseLines>(const uint8_t* codes, int64_t count, uint8_t* out)
 template <class Lines, int part>
 constexpr int unshifted_bits() {
   constexpr int kShift = part * Lines::kBits;
-  return Lines::kLevels == nullptr && kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
+  return !Lines::kHasLevels && kShift && dot4_zero<(Lines::kMaxCode << kShift)>() == 0 ? kShift : 0;
 }
 
 // acc[i] += the products of the i-th four of sixteen k.
 template <class Lines, int i>
-LLMCORE_INLINE void multiply_four(I32x16 (&acc)[4], const uint8_t* codes, const int8_t* x) {
+LLMCORE_INLINE void multiply_four(I32x16 (&acc)[4], const uint8_t* codes, const int8_t* x, const uint8_t* levels) {
   constexpr int kPart = i % Lines::kParts, kUnshifted = unshifted_bits<Lines, kPart>();
-  const U8x64 part = part_of<Lines, kPart, kUnshifted>(load_u8(codes + 64 * (i / Lines::kParts)));
+  const U8x64 part = part_of<Lines, kPart, kUnshifted>(load_u8(codes + 64 * (i / Lines::kParts)), levels);
   acc[i] = dot4<(Lines::kMaxCode << kUnshifted)>(acc[i], part, load_s8x4(x + 4 * i));
 }
 
@@ -529,7 +532,8 @@ LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int
 // but for planes, whose `codes` is the panel. Packed lines are asked for early, for the hardware's prefetching stops at
 // each page. Four sums hide the latency of the products.
 template <class Lines>
-LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int8_t*& x, int64_t begin, int64_t end) {
+LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int8_t*& x, int64_t begin, int64_t end,
+                                  const uint8_t* levels) {
   const I32x16 zero = set1_i32(0);
   I32x16 acc[4] = {start, zero, zero, zero};
   if constexpr (kInUnits<Lines>) {
@@ -552,10 +556,10 @@ LLMCORE_INLINE I32x16 group_total(I32x16 start, const uint8_t*& codes, const int
       if constexpr (Lines::kParts > 1) {
         for (int line = 0; line < kBytes; line += 64) prefetch(codes + kAhead + line);
       }
-      multiply_four<Lines, 0>(acc, codes, x);
-      multiply_four<Lines, 1>(acc, codes, x);
-      multiply_four<Lines, 2>(acc, codes, x);
-      multiply_four<Lines, 3>(acc, codes, x);
+      multiply_four<Lines, 0>(acc, codes, x, levels);
+      multiply_four<Lines, 1>(acc, codes, x, levels);
+      multiply_four<Lines, 2>(acc, codes, x, levels);
+      multiply_four<Lines, 3>(acc, codes, x, levels);
       x += 16;
       codes += kBytes;
     }
@@ -573,7 +577,7 @@ LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel,
   const int8_t* x = a.x + k;
   for (int64_t g = k / a.x_group; g < a.x_groups; ++g) {
     const int64_t end = (g + 1) * a.x_group < a.K ? (g + 1) * a.x_group : a.K;
-    total = group_total<Lines>(add(total, set1_i32(-offset * a.x_sums[g])), codes, x, k, end);
+    total = group_total<Lines>(add(total, set1_i32(-offset * a.x_sums[g])), codes, x, k, end, a.levels);
     sum = add_group(a, panel, g, total, sum);
     total = set1_i32(0);
     k = end;
@@ -629,8 +633,7 @@ void integer_vector(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
   } else {
     sum = vector_groups<Lines>(a, panel, codes, 0, set1_i32(0), set1(0.0f));
   }
-  if (a.per_row) sum = mul(sum, load(static_cast<const float*>(a.scales) + panel * 16));
-  store_outputs(a, 0, panel, sum);
+  store_outputs(a, 0, panel, mul(sum, final_scale(a, panel)));
 }
 
 // NP panels times all rows. Up to kBlockRows rows pass by blocks of codes that stay in the nearest caches, while the
@@ -662,7 +665,8 @@ void integer_block(const llmcore::MatmulArgs& a, int64_t panel) noexcept {
     if constexpr (Lines::kParts > 1) {
       if (unpack) {
         uint8_t* unpacked = reinterpret_cast<uint8_t*>(groups + (k / 16 + 1) * NP * 32);
-        for (int p = 0; p < NP; ++p) unpack_lines<Lines>(b.codes + p * a.panel_bytes, k, unpacked + p * 16 * k);
+        for (int p = 0; p < NP; ++p)
+          unpack_lines<Lines>(b.codes + p * a.panel_bytes, k, unpacked + p * 16 * k, a.levels);
         b.codes = unpacked;
         b.panel_bytes = 16 * k;
         integer_rows<Unpacked<Lines>, NP>(a, b);
