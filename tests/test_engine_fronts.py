@@ -380,7 +380,7 @@ def test_a_dropped_llm_is_gone() -> None:
     llm = llmcore.LLM(model, max_model_len=64, max_batch_size=1)
     assert model.memory_usage()["kv_cache"] > 0
     llm.submit([1, 2], llmcore.SamplingParams(max_tokens=2)).result(60)
-    thread, alive = llm._thread, weakref.ref(llm)
+    thread, alive = llm._loop._thread, weakref.ref(llm)
     del llm
     gc.collect()
     assert thread is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import bits_hash
 import llmcore
 from llmcore import SamplingParams
+from llmcore.model import random_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 PROMPT = "The prince"
@@ -498,3 +499,44 @@ def test_control_c_stops_within_200_ms_and_leaves_all_usable() -> None:
     assert done.returncode == 0, done.stderr
     assert all(float(delay) < 0.2 for delay in done.stdout.split()), done.stdout
     assert len(done.stdout.split()) == 3
+
+
+S = SamplingParams()
+WRONG: dict[str, Callable[[llmcore.LLM], object]] = {
+    "params of ints": lambda llm: llm.generate("a", [5]),  # type: ignore[list-item]
+    "params of text": lambda llm: llm.generate("a", "x"),  # type: ignore[arg-type]
+    "params as a dict": lambda llm: llm.generate("a", {"temperature": 0}),  # type: ignore[arg-type]
+    "params as an int": lambda llm: llm.generate("a", 5),  # type: ignore[arg-type]
+    "params of chat": lambda llm: llm.chat([{"role": "user", "content": "a"}], [5], chat_format="chatml"),  # type: ignore[list-item]
+    "beams": lambda llm: llm.beam_search("a", S),  # type: ignore[arg-type]
+    "two streams": lambda llm: llm.stream(["a", "b"]),  # type: ignore[list-item]
+    "no stream": lambda llm: llm.stream([]),
+    "session params": lambda llm: llm.session().generate("a", 5),  # type: ignore[arg-type]
+    "session prompt": lambda llm: llm.session().generate(None),  # type: ignore[arg-type]
+    "session message": lambda llm: llm.session().chat(5),  # type: ignore[arg-type]
+    "restore": lambda llm: llm.restore(None),  # type: ignore[arg-type]
+    "context": lambda llm: llm.loglikelihood([(None, "b")]),  # type: ignore[list-item]
+    "pairs": lambda llm: llm.loglikelihood(5),  # type: ignore[arg-type]
+    "documents": lambda llm: llm.rerank("a", None),  # type: ignore[arg-type]
+    "normalize": lambda llm: llm.embed("a", normalize="x"),  # type: ignore[arg-type]
+    "prefix caching": lambda llm: llmcore.LLM(llm.model, enable_prefix_caching="x"),  # type: ignore[arg-type]
+    "stop ids": lambda llm: SamplingParams(stop_token_ids=np.array(1)),  # type: ignore[arg-type]
+    "ignore_eos": lambda llm: llmcore.BeamSearchParams(beam_width=1, max_tokens=1, ignore_eos="no"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_of_the_wrong_type_are_named(tiny: llmcore.LLM, name: str) -> None:
+    with pytest.raises(llmcore.ArgumentError) as caught:
+        WRONG[name](tiny)
+    assert len(str(caught.value)) < 300
+
+
+def test_max_memory_counts_the_guessing_model() -> None:
+    with llmcore.load("tiny", progress=False) as model, random_model(model.spec, "int8") as draft:
+        limit = 40_000_000
+        with llmcore.LLM(model, max_memory=limit, speculative=draft):
+            assert model.memory_usage()["total"] + draft.memory_usage()["total"] <= limit
+        with pytest.raises(llmcore.OutOfMemoryError, match="max_memory") as caught:
+            llmcore.LLM(model, max_memory=1_000_000)
+        assert caught.value.available == 1_000_000 < caught.value.needed

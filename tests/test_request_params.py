@@ -116,7 +116,7 @@ def test_a_failing_processor_ends_its_own_request(llm: llmcore.LLM) -> None:
         == llm.generate(PROMPT, SamplingParams(max_tokens=5, temperature=0))[0].token_ids
     )
     assert llm.stats()["requests_running"] == 0
-    assert not llm._editing
+    assert not llm._loop._editing
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3, np.float32), "text"])

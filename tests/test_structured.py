@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llmcore
@@ -231,3 +232,24 @@ def test_r12_a_catastrophic_expression_is_an_ordinary_one(llm: llmcore.LLM) -> N
 def test_only_its_own_class_is_taken() -> None:
     with pytest.raises(TypeError):
         SamplingParams(structured_outputs={"regex": "a"})  # type: ignore[arg-type]
+
+
+def test_deep_chains_of_rules(llm: llmcore.LLM) -> None:
+    """Which llguidance goes down by recursion: an ordinary stack holds a thousand."""
+    depth = 3000
+    rules = {f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(depth)}
+    schema = {"$defs": rules | {f"d{depth}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
+    assert llm.generate(PROMPT, params(4, json=schema))[0].text.startswith("[")
+    lark = "start: r0\n" + "".join(f'r{i}: "x" r{i + 1}\n' for i in range(depth)) + f'r{depth}: "y"\n'
+    assert set(llm.generate(PROMPT, params(4, grammar=lark))[0].text) == {"x"}
+
+
+def test_wrong_types_of_flags() -> None:
+    for wrong in (
+        {"json_object": "yes"},
+        {"regex": "a", "disable_any_whitespace": "false"},
+        {"choice": np.array(["a", "b"])},
+    ):
+        with pytest.raises(TypeError) as caught:
+            StructuredOutputsParams(**wrong)  # type: ignore[arg-type]
+        assert isinstance(caught.value, ArgumentError)

@@ -5,6 +5,7 @@
 
 namespace llmcore {
 
+void bind_exit(pybind11::module_& m);
 void bind_errors(pybind11::module_& m);
 void bind_tokenizer(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);

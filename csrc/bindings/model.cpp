@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -11,6 +12,7 @@
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "bindings/sampler_params.h"
+#include "bindings/turn_mutex.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
 
@@ -56,7 +58,7 @@ DecoderSpec spec_from_dict(const py::dict& d) {
 // The decoder and the lock that its users, the engine and forward(), share.
 struct Model {
   std::shared_ptr<Decoder> decoder;
-  std::mutex mutex;
+  TurnMutex mutex;
 };
 
 std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads, bool float_activations) {
@@ -99,7 +101,7 @@ py::list forward_model(Model& model, const std::vector<IdArray>& sequences, cons
   Probe native_probe;
   if (!probe.is_none()) {
     native_probe = [&probe](const std::string& name, const float* data, int64_t rows, int64_t columns) {
-      const py::gil_scoped_acquire acquire;
+      const GilAcquire acquire;
       probe(name, py::array_t<float>({rows, columns}, data));
     };
   }
@@ -151,6 +153,10 @@ struct PyEngine {
   std::shared_ptr<Model> model;
   std::unique_ptr<Engine> engine;
   std::shared_ptr<Model> draft;  // null: none
+  std::atomic<bool> interrupted = false;
+
+  PyEngine(std::shared_ptr<Model> m, std::unique_ptr<Engine> e, std::shared_ptr<Model> d)
+      : model(std::move(m)), engine(std::move(e)), draft(std::move(d)) {}
 };
 
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
@@ -160,7 +166,7 @@ std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_
   const EngineLimits limits{max_model_len, max_batch_size, max_step_tokens, pages, kv_type_from_name(kv_dtype),
                             drawable,      prefix_cache,   draft_tokens};
   auto engine = std::make_unique<Engine>(model->decoder, limits, draft ? draft->decoder : nullptr);
-  return std::make_unique<PyEngine>(PyEngine{std::move(model), std::move(engine), std::move(draft)});
+  return std::make_unique<PyEngine>(std::move(model), std::move(engine), std::move(draft));
 }
 
 int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
@@ -184,34 +190,43 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
 
 py::tuple scored(const SampledToken& token) { return py::make_tuple(token.id, token.logprob, token.top); }
 
-// [(request, token or None, logprob, [(id, logprob)], finish, error, queue_time, preemptions, cached_tokens, scores)]
+// [(request, token or None, logprob, [(id, logprob)], finish, error, queue_time, preemptions, cached_tokens, scores)],
+// or nothing where interrupt() was called since resume(): the step is undone then.
 py::list step(PyEngine& e, const py::object& editor) {
   std::vector<Output> outputs;
   LogitsEditor native_editor;
   if (!editor.is_none()) {
     native_editor = [&](int64_t request, const std::vector<int32_t>& tokens, int64_t prompt, float* logits) {
       const int64_t vocab = e.model->decoder->spec().vocab_size;
-      const py::gil_scoped_acquire acquire;
+      const GilAcquire acquire;
       try {
-        const py::array_t<float> row(vocab, logits);  // a copy, which Python may keep
+        const py::array_t<float> copy(vocab, logits);  // which Python may keep, but not resize through what it gets
+        const py::array_t<float> row(vocab, copy.data(), copy);
         editor(request, py::array_t<int32_t>(static_cast<int64_t>(tokens.size()), tokens.data()), prompt, row);
-        std::memcpy(logits, row.data(), static_cast<size_t>(vocab) * sizeof(float));
+        check_argument(copy.size() == vocab, "the row of logits was resized");
+        std::memcpy(logits, copy.data(), static_cast<size_t>(vocab) * sizeof(float));
       } catch (const py::error_already_set& error) {
         throw ArgumentError(error.what());
       }
     };
   }
   {
-    NativeCall call;
+    const NativeCall call;
     std::unique_lock lock(e.model->mutex, std::defer_lock);
-    std::unique_lock<std::mutex> draft_lock;
+    std::unique_lock<TurnMutex> draft_lock;
     if (e.draft) {
       draft_lock = std::unique_lock(e.draft->mutex, std::defer_lock);
       std::lock(lock, draft_lock);
     } else {
       lock.lock();
     }
-    outputs = e.engine->step([&call] { call.poll(); }, native_editor);
+    const auto poll = [&e] {
+      if (e.interrupted.load(std::memory_order_relaxed)) throw Interrupted();
+    };
+    try {
+      outputs = e.engine->step(poll, native_editor);
+    } catch (const Interrupted&) {
+    }
   }
   py::list results;
   for (const Output& o : outputs) {
@@ -302,6 +317,8 @@ void bind_model(py::module_& m) {
           },
           py::arg("request"))
       .def("step", step, py::arg("editor") = py::none())
+      .def("interrupt", [](PyEngine& e) { e.interrupted = true; })
+      .def("resume", [](PyEngine& e) { e.interrupted = false; })
       .def("export_prefix", export_prefix, py::arg("tokens"), py::arg("salt"))
       .def("import_prefix", import_prefix, py::arg("tokens"), py::arg("salt"), py::arg("data").noconvert())
       .def_property_readonly("page_bytes", [](const PyEngine& e) { return e.engine->page_bytes(); })

@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "llmcore's native core; use the llmcore package, not this module.";
+  llmcore::bind_exit(m);
   llmcore::bind_errors(m);
   llmcore::bind_runtime(m);
   llmcore::bind_tokenizer(m);

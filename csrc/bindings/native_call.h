@@ -11,6 +11,31 @@
 
 namespace llmcore {
 
+/// The GIL released. Once Python is at its end (bind_exit), a thread that would take it again waits for the end of the
+/// process instead: Python would unwind its stack, which ends the process badly.
+class GilRelease {
+ public:
+  GilRelease() noexcept;
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+/// The GIL taken again for a while, with the same care.
+class GilAcquire {
+ public:
+  GilAcquire() = default;
+
+ private:
+  struct Wait {
+    Wait() noexcept;
+  } wait_;
+  pybind11::gil_scoped_acquire acquire_;
+};
+
 class NativeCall {
  public:
   NativeCall() = default;
@@ -20,12 +45,12 @@ class NativeCall {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::milliseconds(20)) return;
     last_ = now;
-    const pybind11::gil_scoped_acquire acquire;
+    const GilAcquire acquire;
     if (PyErr_CheckSignals() != 0) throw Interrupted();
   }
 
  private:
-  pybind11::gil_scoped_release release_;
+  GilRelease release_;
   FloatEnvironment environment_;
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };

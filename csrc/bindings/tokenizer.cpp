@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "bindings/native_call.h"
 #include "tokenizer/json_vocabulary.h"
 #include "tokenizer/train.h"
 
@@ -219,11 +220,11 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
   spec.prefix_before_added = fields["prefix_before_added"].cast<bool>();
   spec.metaspace = fields["metaspace"].cast<bool>();
   if (archive.is_none()) {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     return std::make_shared<Tokenizer>(std::move(spec));
   }
   const py::buffer_info saved = archive.cast<py::buffer>().request();
-  const py::gil_scoped_release release;
+  const GilRelease release;
   const std::string_view data(static_cast<const char*>(saved.ptr), static_cast<size_t>(saved.size * saved.itemsize));
   return std::make_shared<Tokenizer>(std::move(spec), data);
 }
@@ -231,7 +232,7 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
 std::vector<uint32_t> encode(const Tokenizer& self, const py::object& value, bool add_special, bool allow_control) {
   const Text text(value);
   std::vector<uint32_t> ids;
-  const py::gil_scoped_release release;
+  const GilRelease release;
   self.encode(text.view(), add_special, allow_control, ids);
   return ids;
 }
@@ -242,7 +243,7 @@ py::tuple encode_spans(const Tokenizer& self, const py::object& value, bool add_
   std::vector<uint32_t> ids;
   std::vector<Span> spans;
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     self.encode(text.view(), add_special, allow_control, ids, &spans, guarded);
   }
   py::list places(spans.size());
@@ -255,7 +256,7 @@ py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_spe
   const std::vector<std::string_view> views = views_of(owners);
   std::vector<std::vector<uint32_t>> ids;
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     ids = self.encode_batch(views, add_special, allow_control, threads);
   }
   py::list result(ids.size());
@@ -269,7 +270,7 @@ py::bytes decode(const Tokenizer& self, const py::array_t<uint32_t, py::array::c
   for (const uint32_t id : skip_ids) skip.at(id) = true;
   std::string out;
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     self.decode(ids.data(), static_cast<size_t>(ids.size()), skip, out);
   }
   return out;
@@ -277,7 +278,7 @@ py::bytes decode(const Tokenizer& self, const py::array_t<uint32_t, py::array::c
 
 Progress to_progress(const py::object& progress) {
   return [&progress](size_t done, size_t total) {
-    const py::gil_scoped_acquire acquire;
+    const GilAcquire acquire;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (!progress.is_none()) progress(done, total);
   };
@@ -289,7 +290,7 @@ py::dict train(const PieceCounter& counter, size_t vocab_size, int64_t min_frequ
   TrainResult result;
   {
     const Progress told = to_progress(progress);
-    const py::gil_scoped_release release;
+    const GilRelease release;
     result = train_bpe(counter.counts(), options, told);
   }
   py::list tokens;
@@ -309,7 +310,7 @@ py::list train_unigram_pieces(const PieceCounter& counter, size_t size, std::vec
   std::vector<ScoredPiece> result;
   {
     const Progress told = to_progress(progress);
-    const py::gil_scoped_release release;
+    const GilRelease release;
     result = train_unigram(counter.counts(), options, told);
   }
   py::list pieces;
@@ -400,7 +401,7 @@ py::object json_vocabulary(const py::bytes& json, size_t max_tokens, size_t max_
   const std::string_view data = json;
   JsonVocabulary read;
   const auto parse = [&] {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     return read_json_vocabulary(data, max_tokens, max_merges, read);
   };
   if (!parse() || !all_utf8(read.tokens)) return py::none();
@@ -485,7 +486,7 @@ void bind_tokenizer(py::module_& m) {
              std::vector<uint32_t> ids;
              Dropout dropout{rate, std::mt19937_64(seed)};
              {
-               const py::gil_scoped_release release;
+               const GilRelease release;
                self.encode(text.view(), add_special, allow_control, ids, nullptr, nullptr, &dropout);
              }
              return to_list(ids);
@@ -495,7 +496,7 @@ void bind_tokenizer(py::module_& m) {
              const std::string_view view = utf8(text);
              std::string changed;
              {
-               const py::gil_scoped_release release;
+               const GilRelease release;
                changed = self.normalized(view);
              }
              return py::str(changed);
@@ -505,7 +506,7 @@ void bind_tokenizer(py::module_& m) {
              const Text text(value);
              std::vector<uint32_t> ids;
              {
-               const py::gil_scoped_release release;
+               const GilRelease release;
                self.encode(text.view(), false, true, ids, nullptr, &guarded);
              }
              return to_list(ids);
@@ -616,7 +617,7 @@ void bind_tokenizer(py::module_& m) {
              check_argument(unit >= 0 && unit <= static_cast<int>(TextUnit::kSentences), "unit: must be 0, 1 or 2");
              const std::vector<Text> owners(texts.begin(), texts.end());
              const std::vector<std::string_view> views = views_of(owners);
-             const py::gil_scoped_release release;
+             const GilRelease release;
              self.add(views, static_cast<TextUnit>(unit), threads);
            })
       .def_property_readonly("size", [](const PieceCounter& self) { return self.counts().size(); })

@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmcore.errors import ClosedError
-from llmcore.llm import LLM, Prompt, Request
+from llmcore.llm import LLM
 from llmcore.outputs import RequestOutput, StreamChunk
+from llmcore.prompts import Prompt
+from llmcore.request import Request
 from llmcore.sampling import SamplingParams
 
 __all__ = ["AsyncLLM"]
@@ -75,7 +77,7 @@ class AsyncLLM:
             while not request.done:
                 await more.wait()
                 more.clear()
-            return request.output(self.llm.model.fingerprint)
+            return request.output()
         finally:
             await _cancel(request)
 
@@ -103,8 +105,8 @@ class AsyncLLM:
             raise
 
     def stats(self) -> dict[str, int]:
-        """As `LLM.stats`."""
-        return self.llm.stats()
+        """As `LLM.stats`, after the last step."""
+        return self.llm._loop.stats(wait=False)
 
     async def __aenter__(self) -> Self:
         args, kwargs = self._arguments
@@ -119,7 +121,7 @@ class AsyncLLM:
 
 
 def _stop(llm: LLM) -> None:
-    for request in list(llm._submitted):
+    for request in llm._loop.running():
         request.cancel()
     llm.close()
 

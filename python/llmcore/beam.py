@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
 from llmcore.progress import Progress
+from llmcore.prompts import Prompt, token_ids
 from llmcore.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from llmcore.llm import LLM, Prompt
+    from llmcore.llm import LLM
     from llmcore.outputs import Logprob
 
 MAX_BEAM_WIDTH = 64
@@ -44,6 +45,9 @@ class BeamSearchParams:
                 raise ArgumentTypeError(f"{name} must be an integer, got {type(value).__name__}")
             if not 1 <= value <= most:
                 raise ArgumentError(f"{name} must be from 1 to {most}, got {value}"[:200])
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} must be True or False, got {type(getattr(self, name)).__name__}")
         penalty = self.length_penalty
         if isinstance(penalty, bool) or not isinstance(penalty, int | float):
             raise ArgumentTypeError(f"length_penalty must be a number, got {type(penalty).__name__}")
@@ -83,6 +87,8 @@ def beam_search(
     llm: LLM, prompts: Sequence[Prompt], params: BeamSearchParams, progress: bool
 ) -> list[BeamSearchOutput]:
     """See LLM.beam_search."""
+    if not isinstance(params, BeamSearchParams):
+        raise ArgumentTypeError(f"params must be BeamSearchParams, got {type(params).__name__}")
     tokenizer = llm.model.tokenizer
     ends = (
         frozenset()
@@ -109,12 +115,10 @@ def beam_search(
 
 class _Search:
     def __init__(self, llm: LLM, prompt: Prompt, params: BeamSearchParams, ends: frozenset[int]) -> None:
-        from llmcore.llm import _token_ids
-
         self.llm = llm
         self.params = params
         self.ends = ends
-        self.prompt = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt, llm.max_model_len)
+        self.prompt = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, llm.max_model_len)
         if len(self.prompt) + params.max_tokens > llm.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {len(self.prompt)} tokens and max_tokens is {params.max_tokens}, but the context "

@@ -99,7 +99,8 @@ class SamplingParams:
     max_tokens: int | None = None
     """At least 1. Neutral: until the context is full, which also bounds any larger value."""
     min_tokens: int | None = None
-    """No stop token and no stop text ends the answer before it has this many tokens. Neutral: 0."""
+    """No stop token and no stop text ends the answer before it has this many tokens; a structured output ends where it
+    is complete. Neutral: 0."""
     logprobs: int | None = None
     """None: no log-probabilities. 0: of the chosen token. k: of the k likeliest tokens too, up to 256."""
     prompt_logprobs: int | None = None
@@ -366,7 +367,8 @@ def takes_prompt(processor: LogitsProcessor) -> bool:
 def _token_ids(name: str, ids: object, limit: int | None = MAX_TOKEN_LIST) -> tuple[int, ...]:
     if ids is None:
         return ()
-    if isinstance(ids, str | bytes | bytearray | Mapping) or not isinstance(ids, Iterable):
+    scalar = getattr(ids, "shape", None) == ()
+    if isinstance(ids, str | bytes | bytearray | Mapping) or not isinstance(ids, Iterable) or scalar:
         raise ArgumentTypeError(f"{name} must be a list of token ids, got {_shown(ids)}")
     out: list[int] = []
     for i in ids:

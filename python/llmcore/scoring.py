@@ -13,10 +13,12 @@ import numpy.typing as npt
 from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
 from llmcore.model import STEP_TOKENS
 from llmcore.progress import Progress
+from llmcore.prompts import Prompt, token_ids
 from llmcore.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from llmcore.llm import LLM, Prompt, Request
+    from llmcore.llm import LLM
+    from llmcore.request import Request
 
 _EMBED_TOKENS = 4096  # whose keys and values are held at once
 _QUERY_INSTRUCTION = "Please write a question based on this passage."
@@ -53,6 +55,8 @@ def embed(
     llm: LLM, prompts: Sequence[Prompt], pooling: str, normalize: bool, progress: bool
 ) -> npt.NDArray[np.float32]:
     """See LLM.embed."""
+    if not isinstance(normalize, bool):
+        raise ArgumentTypeError(f"normalize must be True or False, got {type(normalize).__name__}")
     if pooling not in ("mean", "last", "cls"):
         raise ArgumentError(f"pooling must be mean, last or cls, got {pooling!r}"[:200])
     model = llm.model
@@ -66,9 +70,8 @@ def embed(
     rows = np.empty((len(sequences), model.spec.hidden_size), np.float32)
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
-            with llm._lock:  # the plan of the engine's steps serves
-                llm._require_engine()
-                rows[begin:end] = model.core.embed(sequences[begin:end], model.kv_dtype, pooling, normalize)
+            llm._loop.require()  # the plan of the engine's steps serves
+            rows[begin:end] = model.core.embed(sequences[begin:end], model.kv_dtype, pooling, normalize)
             bar.update(end)
     return rows
 
@@ -87,6 +90,8 @@ def _portions(lengths: Sequence[int]) -> list[tuple[int, int]]:
 def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bool) -> list[Loglikelihood]:
     """See LLM.loglikelihood."""
     work = []
+    if not isinstance(pairs, Sequence):
+        raise ArgumentTypeError(f"pairs must be a list of (context, continuation), got {type(pairs).__name__}")
     for i, pair in enumerate(pairs):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ArgumentTypeError(f"pairs[{i}] must be (context, continuation)")
@@ -102,18 +107,13 @@ def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bo
         seen.add(tuple(context))
     results: dict[int, Loglikelihood] = {}
     for wave in waves:
-        requests: list[Request] = []
-        try:
-            for i in wave:
-                context, ids = work[i]
-                params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
-                requests.append(llm._submit([*context, *ids], params, score_from=len(context)))
-            llm._finish(requests, progress)
-            for i, request in zip(wave, requests, strict=True):
-                request.raise_error()
-                results[i] = _likelihood(work[i][1], request)
-        finally:
-            llm._drop(requests)
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
+        requests = [
+            llm._request([*context, *ids], params, score_from=len(context)) for context, ids in (work[i] for i in wave)
+        ]
+        llm._run(requests, progress)
+        for i, request in zip(wave, requests, strict=True):
+            results[i] = _likelihood(work[i][1], request)
     return [results[i] for i in range(len(work))]
 
 
@@ -149,9 +149,7 @@ def _split(llm: LLM, context: Prompt, continuation: Prompt) -> tuple[list[int], 
 def _ids(llm: LLM, prompt: Prompt, *, special: bool) -> list[int]:
     if isinstance(prompt, str):
         return llm.tokenizer.encode(prompt, add_special_tokens=special)
-    from llmcore.llm import _token_ids
-
-    return _token_ids(prompt, llm.model.spec.max_position_embeddings)
+    return token_ids(prompt, llm.model.spec.max_position_embeddings)
 
 
 def rerank(
@@ -164,7 +162,8 @@ def rerank(
     progress: bool,
 ) -> list[Reranked]:
     """See LLM.rerank."""
-    if not isinstance(query, str) or isinstance(documents, str) or not all(isinstance(d, str) for d in documents):
+    several = isinstance(documents, Sequence) and not isinstance(documents, str)
+    if not isinstance(query, str) or not several or not all(isinstance(d, str) for d in documents):
         raise ArgumentTypeError("rerank takes a query and a list of documents, all of them texts")
     if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
         raise ArgumentError(f"top_n must be at least 1, got {top_n!r}"[:200])

@@ -10,22 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.write import save_safetensors
-from llmcore.errors import ArgumentError, CheckpointError
+from llmcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, escape
+from llmcore.prompts import Prompt, params_list, salt_bits, token_ids
 
 if TYPE_CHECKING:
-    from llmcore.llm import LLM, Prompt
+    from llmcore.llm import LLM
     from llmcore.outputs import RequestOutput
     from llmcore.sampling import SamplingParams
 
 _FORMAT = "llmcore-session"
-_VERSION = "3"
+_VERSION = "4"
 
 
 class Session:
@@ -62,6 +65,8 @@ class Session:
 
         Raises as `LLM.chat`; the session is then as it was.
         """
+        if not isinstance(message, str | Mapping):
+            raise ArgumentTypeError(f"message must be a text or a message, got {type(message).__name__}")
         said = {"role": "user", "content": message} if isinstance(message, str) else dict(message)
         messages = [*self.messages, said]
         ids = cast("list[int]", self._llm.tokenizer.apply_chat_template(messages, **template))
@@ -78,47 +83,47 @@ class Session:
 
         For `LLM.restore` of the same model with the same kv_dtype. Raises StorageError, ClosedError.
         """
-        from llmcore.llm import _salt
-
-        llm = self._llm
-        with llm._lock:
-            engine = llm._require_engine()
-            pages = engine.export_prefix(self.token_ids, _salt(self._cache_salt))
-            page_bytes = engine.page_bytes
+        llm, salt = self._llm, salt_bits(self._cache_salt)
+        tokens = token_ids(self.token_ids, llm.max_model_len)
+        pages, page_bytes = llm._loop.call(lambda engine: (engine.export_prefix(tokens, salt), engine.page_bytes))
         about = {
             "format": _FORMAT,
             "version": _VERSION,
             "model": llm.model.fingerprint,
             "kv_dtype": llm.kv_dtype,
-            "sha256": hashlib.sha256(pages.data).hexdigest(),
-            "messages": json.dumps(self.messages, ensure_ascii=True),
-            "cache_salt": json.dumps(self._cache_salt),
+            "messages": self._messages_text(),
         }
-        ids = np.asarray(self.token_ids, np.int32)
+        ids = np.asarray(tokens, np.int32)
+        about["sha256"] = _digest(about, ids, pages)
         save_safetensors(path, {"token_ids": ids, "pages": pages.reshape(-1, page_bytes)}, about)
+
+    def _messages_text(self) -> str:
+        try:
+            return json.dumps(self.messages, ensure_ascii=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ArgumentError(f"a message can't be saved as JSON: {escape(str(error), 200)}") from None
 
     def __repr__(self) -> str:
         return f"<llmcore.Session of {len(self.token_ids)} tokens>"
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        from llmcore.llm import _token_ids
-
         if isinstance(prompt, str):
             return self._llm.tokenizer.encode(prompt, add_special_tokens=not self.token_ids)
-        return _token_ids(prompt, self._llm.max_model_len)
+        return token_ids(prompt, self._llm.max_model_len)
 
     def _answer(self, ids: list[int], params: SamplingParams | None) -> RequestOutput:
-        if params is not None and params.n != 1:
-            raise ArgumentError(f"a session goes on with one answer, got n={params.n}; fork it for several")
-        (out,) = self._llm.generate(ids, params, cache_salt=self._cache_salt)
+        (one,) = params_list(params, 1)
+        if one.n != 1:
+            raise ArgumentError(f"a session goes on with one answer, got n={one.n}; fork it for several")
+        (out,) = self._llm.generate(ids, one, cache_salt=self._cache_salt)
         self.token_ids = [*ids, *out.token_ids]
         return out
 
 
 def restore(llm: LLM, path: str | os.PathLike[str]) -> Session:
     """See LLM.restore."""
-    from llmcore.llm import _salt
-
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"path must be a path, got {type(path).__name__}")
     with SafetensorsFile.open(path) as file:
         about = file.metadata
         if about.get("format") != _FORMAT or about.get("version") != _VERSION:
@@ -127,7 +132,7 @@ def restore(llm: LLM, path: str | os.PathLike[str]) -> Session:
             if about.get(key) != mine:
                 raise CheckpointError(f"was saved with another {what}", file=path, value=about.get(key), allowed=mine)
         ids, pages = (file.tensors.get(name) for name in ("token_ids", "pages"))
-        engine = llm._require_engine()
+        engine = llm._loop.require()
         known = (
             ids is not None
             and ids.dtype == "I32"
@@ -142,20 +147,29 @@ def restore(llm: LLM, path: str | os.PathLike[str]) -> Session:
             raise CheckpointError("does not hold the tokens and pages of a session of this model", file=path)
         token_ids = cast("list[int]", file.read("token_ids").tolist())
         data = file.read("pages")
-    if hashlib.sha256(data.data).hexdigest() != about.get("sha256"):
-        raise CheckpointError("its keys and values are not those that were saved", file=path)
+    if _digest(about, np.asarray(token_ids, np.int32), data) != about.get("sha256"):
+        raise CheckpointError("is not as it was saved", file=path)
     if not all(0 <= id < llm.model.spec.vocab_size for id in token_ids):
         raise CheckpointError("holds a token outside the vocabulary", file=path)
-    messages, salt = _json(about.get("messages"), path), _json(about.get("cache_salt"), path)
-    valid = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-    if not valid or not (salt is None or isinstance(salt, str)):
+    messages = _json(about.get("messages"), path)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise CheckpointError("its messages can't be read", file=path)
+    # A salt of its own: no file can put keys and values where others' prompts would find them.
+    salt = secrets.token_hex(16)
     session = Session(llm, cache_salt=salt, token_ids=token_ids, messages=messages)
     if llm.enable_prefix_caching and len(data):
-        with llm._lock:
-            native = np.ascontiguousarray(data, np.uint8).reshape(-1)
-            llm._require_engine().import_prefix(token_ids, _salt(salt), native)
+        native = np.ascontiguousarray(data, np.uint8).reshape(-1)
+        llm._loop.call(lambda engine: engine.import_prefix(token_ids, salt_bits(salt), native))
     return session
+
+
+def _digest(about: Mapping[str, str], ids: npt.NDArray[np.int32], pages: npt.NDArray[Any]) -> str:
+    """Over all that a file holds."""
+    rest = {name: value for name, value in about.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    digest.update(ids.tobytes())
+    digest.update(np.ascontiguousarray(pages).data)
+    return digest.hexdigest()
 
 
 def _json(text: str | None, path: str | os.PathLike[str]) -> Any:

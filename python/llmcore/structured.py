@@ -7,7 +7,8 @@ each place of an answer a mask of the tokens that may come, computed on a thread
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_BYTES = 256 << 10
 MAX_CHOICES = 4096
+_DEEP_STACK = 512 << 20  # of address space: memory is taken as it is used
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -52,7 +54,10 @@ class StructuredOutputsParams:
     """With `json`: a regular expression for the white space between its parts."""
 
     def __post_init__(self) -> None:
-        given = [name for name in _KINDS if getattr(self, name) not in (None, False)]
+        given = [name for name in _KINDS if getattr(self, name) is not None and getattr(self, name) is not False]
+        for name in ("json_object", "disable_any_whitespace"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise ArgumentTypeError(f"{name} must be True or False, got {type(getattr(self, name)).__name__}")
         if len(given) != 1:
             raise ArgumentError(f"structured outputs need exactly one of {', '.join(_KINDS)}, got {len(given)}")
         for name in ("regex", "grammar", "whitespace_pattern"):
@@ -106,18 +111,48 @@ def guide(params: StructuredOutputsParams, tokenizer: Tokenizer | None, vocab_si
 @lru_cache(maxsize=32)
 def _matcher(params: StructuredOutputsParams, tokenizer: Tokenizer, vocab_size: int, ends: frozenset[int]) -> Any:
     library = _library()
+
+    def make() -> Any:
+        try:
+            grammar = _grammar(params, library)
+            vocabulary = _vocabulary(tokenizer, vocab_size, ends)
+            failed, messages = library.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
+        except ValueError as error:
+            failed, messages = True, [str(error)]
+        if failed:
+            raise ArgumentError(f"structured outputs: {_first_line(messages[0])}")
+        matcher = library.LLMatcher(vocabulary, grammar, log_level=0)
+        if matcher.is_error():
+            raise ArgumentError(f"structured outputs: {_first_line(matcher.get_error())}")
+        return matcher
+
+    return _on_a_deep_stack(make)
+
+
+def _on_a_deep_stack(make: Callable[[], Any]) -> Any:
+    """What it returns or raises. llguidance goes down a chain of rules by recursion, and the largest grammar that is
+    taken may be one chain: an ordinary stack ends the process."""
+    made: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except BaseException as error:
+            errors.append(error)
+
+    before = threading.stack_size(_DEEP_STACK)
     try:
-        grammar = _grammar(params, library)
-        vocabulary = _vocabulary(tokenizer, vocab_size, ends)
-        failed, messages = library.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
-    except ValueError as error:
-        failed, messages = True, [str(error)]
-    if failed:
-        raise ArgumentError(f"structured outputs: {_first_line(messages[0])}")
-    matcher = library.LLMatcher(vocabulary, grammar, log_level=0)
-    if matcher.is_error():
-        raise ArgumentError(f"structured outputs: {_first_line(matcher.get_error())}")
-    return matcher
+        thread = threading.Thread(target=run, name="llmcore-grammar", daemon=True)
+        thread.start()
+    except RuntimeError as error:
+        raise LimitError(f"structured outputs: no memory for a thread to read the grammar on: {error}") from None
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]
 
 
 def _first_line(message: str) -> str:
@@ -220,4 +255,6 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise LimitError(f"structured outputs: {_first_line(self._matcher.get_error())}")
+            problem = self._matcher.get_error()
+            where = "no token may come here: " if "NoExtension" in problem else ""
+            raise LimitError(f"structured outputs: {where}{_first_line(problem)}")

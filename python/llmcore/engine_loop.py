@@ -1,0 +1,315 @@
+"""The engine's thread. Nothing else touches the native engine and the answers that grow on it.
+
+Other threads hand it work, which it does between two steps, and wait for what comes of it. None of them ever holds a
+lock that it needs: an exception that arrives anywhere in a caller, as Ctrl-C does, ends that call and nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmcore.errors import BusyError, ClosedError, LlmcoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llmcore import _core
+    from llmcore.request import Answer, Request
+
+Result = TypeVar("Result")
+Work = Callable[[], Any]
+_FINISH = (None, "stop", "length", "error")
+_LOOK_SECONDS = 1.0
+"""So often a caller that waits looks whether the thread is there."""
+_EXIT_SECONDS = 5.0
+
+
+class EngineLoop:
+    """Runs one native engine."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self._engine: _core.Engine | None = engine
+        self._sequences: dict[int, Answer] = {}
+        self._editing = 0  # of them, those whose logits Python changes
+        self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
+        self._forked = False
+        self._stats = engine.stats()
+        self._set_up()
+        _loops.add(self)
+
+    def _set_up(self) -> None:
+        self._work: SimpleQueue[Work | None] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._serving = threading.Lock()  # held by the thread
+        self._thread: threading.Thread | None = None
+        self._thread_id = 0
+        self._idle = True
+
+    # --- for all threads ----------------------------------------------------------------------------------------------
+
+    def require(self) -> _core.Engine:
+        """The engine. Raises ClosedError."""
+        if self._engine is None:
+            raise ClosedError("the LLM was closed")
+        if self._forked:
+            raise ClosedError("the process was forked while the LLM was at work: make a new one here")
+        return self._engine
+
+    def call(self, function: Callable[[_core.Engine], Result]) -> Result:
+        """What `function` returns or raises on the engine's thread. Raises BusyError on that thread itself."""
+        self._check_thread()
+        reply: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+
+        def work() -> None:
+            answer: tuple[bool, Any]
+            try:
+                answer = (True, function(self.require()))
+                self._note_stats()
+            except BaseException as error:
+                answer = (False, error)
+            reply.put(answer)
+
+        self.require()
+        self._start()
+        self._work.put(work)
+        well, result = self.wait(reply)
+        if not well:
+            raise result
+        return result  # type: ignore[no-any-return]
+
+    def wait(self, queue: SimpleQueue[Result], timeout: float | None = None) -> Result:
+        """The next of a queue that the engine's thread fills. Raises Empty, BusyError on that thread itself, and
+        ClosedError if it is gone."""
+        self._check_thread()
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, max(end - time.monotonic(), 0.0))
+            try:
+                return queue.get(timeout=left)
+            except Empty:
+                if end is not None and time.monotonic() >= end:
+                    raise
+                thread = self._thread
+                if thread is None or not (thread.is_alive() or thread.ident is None):
+                    try:
+                        return queue.get_nowait()
+                    except Empty:
+                        raise ClosedError("the LLM was closed") from None
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() == self._thread_id:
+            raise BusyError("the LLM is in the middle of a step: it can't be asked from inside of it")
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Submits requests, all of them before the next step. Raises what is wrong with the first that is refused."""
+        self.call(lambda engine: self._add(engine, requests))
+
+    def stats(self, wait: bool = True) -> dict[str, int]:
+        """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
+        own thread, those after the last step."""
+        self.require()
+        if wait and self._thread is not None and threading.get_ident() != self._thread_id:
+            return self.call(lambda engine: engine.stats())
+        return dict(self._stats)
+
+    def drop(self, requests: Iterable[Request]) -> None:
+        """Cancels what is still running of `requests`, and returns at once; from any thread, a finaliser's too."""
+        running = [request for request in requests if not request.done]
+        if not running or self._engine is None:
+            return
+        self._work.put(lambda: self._drop(running))
+        engine = self._engine
+        if engine is not None and sum(len(request.sequences) for request in running) >= len(self._sequences):
+            engine.interrupt()  # the step is nobody else's
+
+    def cancel(self, request: Request) -> None:
+        """The same, and waits until it is so, unless that is asked for on the engine's thread."""
+        self.drop([request])
+        if threading.get_ident() != self._thread_id and not request.done:
+            request.wait()
+
+    def close(self) -> None:
+        """Lets the engine go. Raises BusyError while requests run."""
+        if self._engine is None:
+            return
+        if self._forked or (self._thread is None and not self._sequences):
+            self._engine = None
+            return
+        self.call(self._close)
+        self.stop()
+        self._join(None)
+
+    def stop(self) -> None:
+        """Ends the thread after the work that it was handed before."""
+        self._work.put(None)
+
+    def running(self) -> list[Request]:
+        """The requests that aren't answered yet."""
+        return list({id(s.request): s.request for s in list(self._sequences.values())}.values())
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None or not (self._thread.is_alive() or self._thread.ident is None):
+                self._thread = threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True)
+                self._thread.start()
+
+    def _join(self, seconds: float | None) -> None:
+        thread = self._thread
+        if thread is not None and thread.ident is not None and thread.ident != threading.get_ident():
+            thread.join(seconds)
+
+    def _turn(self) -> bool:
+        """The work there is, then a step; False when told to stop."""
+        if self._engine is not None:
+            self._engine.resume()
+        while not self._sequences or not self._work.empty():
+            self._idle = not self._sequences
+            work = self._work.get()
+            self._idle = False
+            if work is None:
+                return False
+            work()
+            del work  # while it waits, this thread keeps nothing alive
+        self._step()
+        return True
+
+    def _add(self, engine: _core.Engine, requests: Iterable[Request]) -> None:
+        for request in requests:
+            request.begin(engine.submit(request.ids, request.native))
+            for sequence in request.sequences:
+                self._sequences[sequence.handle] = sequence
+                self._editing += sequence.edits
+                self._prepare(sequence)
+
+    def _prepare(self, sequence: Answer) -> None:
+        """Begins to compute what its next token may be."""
+        if sequence.guide is None:
+            return
+        if self._masks is None:
+            self._masks = ThreadPoolExecutor(1, "llmcore-masks")
+        sequence.guide.prepare(self._masks)
+
+    def _drop(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            for sequence in request.sequences:
+                if not sequence.done:
+                    self._forget(sequence)
+                    sequence.abort()
+        self._note_stats()
+        for request in requests:
+            request.tell()
+
+    def _forget(self, sequence: Answer) -> None:
+        if self._sequences.pop(sequence.handle, None) is None:
+            return
+        self._editing -= sequence.edits
+        if self._engine is not None:
+            self._engine.cancel(sequence.handle)
+
+    def _note_stats(self) -> None:
+        if self._engine is not None:
+            self._stats = self._engine.stats()
+
+    def _close(self, _: _core.Engine) -> None:
+        if self._sequences:
+            raise BusyError(f"{len(self._sequences)} requests are running: finish or leave them before close()")
+        self._engine = None
+        if self._masks is not None:
+            self._masks.shutdown()
+
+    def _step(self) -> None:
+        told: dict[int, Request] = {}
+        try:
+            engine = self.require()
+            for handle, token, logprob, top, finish, error, *timing, scores in engine.step(
+                self._edit if self._editing else None
+            ):
+                sequence = self._sequences.get(handle)
+                if sequence is None:
+                    continue
+                if scores:
+                    sequence.request.note_scores(scores)
+                if token is None and not error:
+                    continue
+                sequence.queue_time, sequence.preemptions, sequence.cached_tokens = timing  # type: ignore[assignment]
+                sequence.take(token or 0, logprob, top, _FINISH[finish], error)
+                if sequence.done:
+                    self._forget(sequence)
+                else:
+                    self._prepare(sequence)
+                told[id(sequence.request)] = sequence.request
+        except BaseException as error:  # whoever waits for an answer raises it
+            known = error if isinstance(error, Exception) else LlmcoreError(f"a step ended by {error!r}")
+            told |= self._fail_all(known)
+        self._note_stats()
+        for request in told.values():
+            request.tell()
+
+    def _fail_all(self, error: Exception) -> dict[int, Request]:
+        """Ends what runs by an error; the requests, to be told."""
+        failed = list(self._sequences.values())
+        for sequence in failed:
+            self._forget(sequence)
+            sequence.fail(error)
+        return {id(sequence.request): sequence.request for sequence in failed}
+
+    def _edit(self, handle: int, tokens: npt.NDArray[np.int32], prompt: int, row: npt.NDArray[np.float32]) -> None:
+        self._sequences[handle].edit(tokens, prompt, row)
+
+    def _after_fork(self) -> None:
+        """In a child process, which has none of its parent's threads."""
+        inherited, self._sequences = list(self._sequences.values()), {}
+        self._forked = self._forked or not self._idle or bool(inherited)
+        self._masks = None
+        self._set_up()
+        for sequence in inherited:
+            sequence.fail(ClosedError("the process was forked: the answer comes in its parent"))
+            sequence.request.tell()
+
+
+def _serve(loop: EngineLoop) -> None:
+    if not loop._serving.acquire(blocking=False):
+        return  # a second thread
+    loop._thread_id = threading.get_ident()
+    try:
+        while loop._turn():
+            pass
+    finally:
+        for request in loop._fail_all(ClosedError("the LLM was closed")).values():
+            request.tell()
+        loop._thread_id = 0
+        loop._serving.release()
+
+
+_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    """Before Python ends: a thread that comes back from native code after that ends the process badly."""
+    for loop in list(_loops):
+        loop.stop()
+        if loop._engine is not None:
+            loop._engine.interrupt()
+    for loop in list(_loops):
+        loop._join(_EXIT_SECONDS)
+
+
+def _after_fork() -> None:
+    for loop in list(_loops):
+        loop._after_fork()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

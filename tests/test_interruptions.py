@@ -1,0 +1,246 @@
+"""What comes in between: Ctrl-C anywhere, garbage collection, calls from inside of calls, forks and the end of Python.
+
+The engine has a thread of its own, so that none of these may stop it, or take a token from somebody else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import llmcore
+from llmcore import ArgumentError, BusyError, ClosedError, LlmcoreError, SamplingParams
+
+PROMPT = "The prince"
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+Row = npt.NDArray[np.float32]
+
+
+@pytest.fixture
+def llm() -> Iterator[llmcore.LLM]:
+    with llmcore.LLM("tiny", progress=False) as one:
+        yield one
+
+
+@contextmanager
+def interrupted(seconds: float) -> Iterator[None]:
+    """KeyboardInterrupt after so long, wherever the main thread is."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no timer signals here")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def all_free(llm: llmcore.LLM) -> bool:
+    stats = llm.stats()
+    busy = stats["requests_running"] + stats["requests_waiting"]
+    return busy == 0 and stats["kv_pages_free"] == stats["kv_pages_total"]
+
+
+def test_interrupts_take_nothing_from_other_threads(llm: llmcore.LLM) -> None:
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=40, ignore_eos=True, logprobs=1)
+    expected = llm.generate(PROMPT, params)[0].token_ids
+    answers: list[list[int]] = []
+    enough = threading.Event()
+
+    def work() -> None:
+        while not enough.is_set():
+            answers.append(llm.generate(PROMPT, params)[0].token_ids)
+
+    others = [threading.Thread(target=work) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    rng, interrupts = random.Random(0), 0
+    try:
+        end = time.monotonic() + 60
+        while (interrupts < 100 or len(answers) < 6) and time.monotonic() < end:
+            try:
+                with interrupted(rng.uniform(0.0005, 0.02)):
+                    llm.generate([PROMPT] * 4, LONG)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        enough.set()
+    for thread in others:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert interrupts >= 100
+    assert len(answers) >= 6
+    assert all(answer == expected for answer in answers)
+    assert all_free(llm)
+
+
+def test_an_interrupt_in_a_processor_is_the_callers(llm: llmcore.LLM) -> None:
+    def slow(output: list[int], row: Row) -> None:
+        time.sleep(0.005)
+
+    with pytest.raises(KeyboardInterrupt), interrupted(0.1):
+        llm.generate([PROMPT] * 4, SamplingParams(max_tokens=400, ignore_eos=True, logits_processors=[slow]))
+    assert all_free(llm)
+
+
+def test_what_a_processor_raises_is_its_requests_error(llm: llmcore.LLM) -> None:
+    def leave(output: list[int], row: Row) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(ArgumentError, match="SystemExit"):
+        llm.generate(PROMPT, SamplingParams(logits_processors=[leave]))
+    assert llm.generate(PROMPT, GREEDY)[0].finish_reason == "length"
+
+
+def test_a_processor_cannot_resize_its_row(llm: llmcore.LLM) -> None:
+    def shrink(output: list[int], row: Row) -> None:
+        row.resize(5, refcheck=False)
+
+    def shrink_below(output: list[int], row: Row) -> None:
+        assert isinstance(row.base, np.ndarray)
+        row.base.resize(5, refcheck=False)
+
+    for bad in (shrink, shrink_below):
+        with pytest.raises(LlmcoreError, match="resize"):
+            llm.generate(PROMPT, SamplingParams(logits_processors=[bad]))
+
+
+def test_calls_from_inside_of_a_step(llm: llmcore.LLM) -> None:
+    request = llm.submit(PROMPT, LONG)
+    inside: list[Callable[[], Any]] = [
+        request.result,
+        lambda: llm.generate(PROMPT),
+        lambda: next(llm.stream(PROMPT)),
+        lambda: llm.submit(PROMPT),
+        lambda: llm.embed(PROMPT),
+        lambda: llm.model.forward([1, 2]),
+        llm.close,
+    ]
+
+    def calling(call: Callable[[], Any]) -> Callable[[list[int], Row], None]:
+        return lambda output, row: call()
+
+    for call in inside:
+        with pytest.raises(ArgumentError, match="BusyError") as caught:
+            llm.generate(PROMPT, SamplingParams(max_tokens=2, logits_processors=[calling(call)]))
+        assert isinstance(caught.value.__cause__, BusyError)
+    seen = []
+
+    def allowed(output: list[int], row: Row) -> None:
+        seen.append(llm.stats()["requests_running"])
+        request.cancel()
+
+    llm.generate(PROMPT, SamplingParams(max_tokens=2, logits_processors=[allowed]))
+    assert len(seen) == 2
+    assert request.result(60).finish_reason in ("abort", "length")
+    assert all_free(llm)
+
+
+def test_a_probe_that_asks_its_own_model(llm: llmcore.LLM) -> None:
+    model = llm.model
+
+    def probe(name: str, values: Row) -> None:
+        model.core.forward([np.array([1], np.int32)], "f32")
+
+    with pytest.raises(BusyError):
+        model.core.forward([np.array([1, 2], np.int32)], "f32", probe=probe)
+    assert model.forward([1, 2]).shape[0] == 2
+
+
+def test_streams_that_are_left_to_the_garbage_collector(llm: llmcore.LLM) -> None:
+    class Box:
+        me: Box
+        stream: Any
+
+    def leave() -> None:
+        box = Box()
+        box.me = box
+        box.stream = llm.stream(PROMPT, LONG)
+        next(box.stream)
+
+    def collect(output: list[int], row: Row) -> None:
+        gc.collect()
+
+    for _ in range(20):
+        leave()
+        llm.generate(PROMPT, SamplingParams(max_tokens=4, logits_processors=[collect]))
+    gc.collect()
+    assert all_free(llm)
+
+
+def test_streams_that_are_never_read(llm: llmcore.LLM) -> None:
+    stream = llm.stream(PROMPT, LONG)
+    stream.close()
+    assert next(stream, None) is None
+    llm.stream(PROMPT, LONG)
+    assert all_free(llm)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
+    expected = llm.submit(PROMPT, GREEDY).result(60).token_ids
+
+    def in_child(check: Callable[[], bool]) -> bool:
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if check() else 1)
+            except BaseException:
+                os._exit(2)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    assert in_child(lambda: llm.submit(PROMPT, GREEDY).result(60).token_ids == expected)
+    assert in_child(lambda: llm.generate(PROMPT, GREEDY)[0].token_ids == expected)
+    request = llm.submit(PROMPT, LONG)
+
+    def refused() -> bool:
+        for call in (request.result, lambda: llm.generate(PROMPT)):
+            with pytest.raises(ClosedError, match="forked"):
+                call()
+        return True
+
+    assert in_child(refused)
+    assert len(request.result(60).token_ids) == 400
+
+
+EXITS = {
+    "submitted": """
+llm = llmcore.LLM("tiny", progress=False)
+requests = [llm.submit("The prince", llmcore.SamplingParams(max_tokens=400, ignore_eos=True)) for _ in range(8)]
+""",
+    "threads": """
+llm = llmcore.LLM("tiny", progress=False)
+model = llmcore.load("tiny", progress=False)
+def forever(call):
+    while True: call()
+for call in (lambda: llm.generate("The prince"), lambda: model.forward(list(range(1, 300))),
+             lambda: model.tokenizer.encode("hello there world " * 2000)):
+    threading.Thread(target=forever, args=(call,), daemon=True).start()
+""",
+}
+
+
+@pytest.mark.parametrize("name", EXITS)
+@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.1])
+def test_python_ends_while_work_is_done(name: str, seconds: float) -> None:
+    code = f"import threading, time, llmcore\n{EXITS[name]}\ntime.sleep({seconds})"
+    environment = os.environ | {"PYTHONPATH": str(Path(llmcore.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
