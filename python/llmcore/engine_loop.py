@@ -49,8 +49,7 @@ class EngineLoop:
     def _set_up(self) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._starting = threading.Lock()
-        self._serving = threading.Lock()  # held by the thread
-        self._thread: threading.Thread | None = None
+        self._serving = threading.Lock()  # held by the thread as long as it is there
         self._thread_id = 0
         self._idle = True
 
@@ -98,8 +97,7 @@ class EngineLoop:
             except Empty:
                 if end is not None and time.monotonic() >= end:
                     raise
-                thread = self._thread
-                if thread is None or not (thread.is_alive() or thread.ident is None):
+                if not self._serving.locked():
                     try:
                         return queue.get_nowait()
                     except Empty:
@@ -117,7 +115,7 @@ class EngineLoop:
         """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
         own thread, those after the last step."""
         self.require()
-        if wait and self._thread is not None and threading.get_ident() != self._thread_id:
+        if wait and self._serving.locked() and threading.get_ident() != self._thread_id:
             return self.call(lambda engine: engine.stats())
         return dict(self._stats)
 
@@ -141,16 +139,23 @@ class EngineLoop:
         """Lets the engine go. Raises BusyError while requests run."""
         if self._engine is None:
             return
-        if self._forked or (self._thread is None and not self._sequences):
+        if self._forked or not self._serving.locked():
             self._engine = None
             return
         self.call(self._close)
         self.stop()
-        self._join(None)
+        self.join()
 
     def stop(self) -> None:
         """Ends the thread after the work that it was handed before."""
         self._work.put(None)
+
+    def join(self, timeout: float = -1) -> bool:
+        """Waits for the end of the thread; whether it came."""
+        if threading.get_ident() == self._thread_id or not self._serving.acquire(timeout=timeout):
+            return False
+        self._serving.release()
+        return True
 
     def running(self) -> list[Request]:
         """The requests that aren't answered yet."""
@@ -160,14 +165,8 @@ class EngineLoop:
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None or not (self._thread.is_alive() or self._thread.ident is None):
-                self._thread = threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True)
-                self._thread.start()
-
-    def _join(self, seconds: float | None) -> None:
-        thread = self._thread
-        if thread is not None and thread.ident is not None and thread.ident != threading.get_ident():
-            thread.join(seconds)
+            if not self._serving.locked():
+                threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True).start()
 
     def _turn(self) -> bool:
         """The work there is, then a step; False when told to stop."""
@@ -280,7 +279,7 @@ class EngineLoop:
 
 def _serve(loop: EngineLoop) -> None:
     if not loop._serving.acquire(blocking=False):
-        return  # a second thread
+        return  # one is there
     loop._thread_id = threading.get_ident()
     try:
         while loop._turn():
@@ -302,7 +301,7 @@ def _stop_all() -> None:
         if loop._engine is not None:
             loop._engine.interrupt()
     for loop in list(_loops):
-        loop._join(_EXIT_SECONDS)
+        loop.join(_EXIT_SECONDS)
 
 
 def _after_fork() -> None:
