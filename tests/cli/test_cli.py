@@ -170,6 +170,41 @@ def test_options_are_not_abbreviated(run: Callable[..., Any], monkeypatch: pytes
     assert run("fail", "--num", "3").code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--", "--foo"], ["--foo"]),
+        (["--", "-hello"], ["-hello"]),  # not -h with a value
+        (["a", "--number", "3", "--", "--number", "--"], ["a", "--number", "--"]),
+        (["--", "-1"], ["-1"]),
+        (["a", "--"], ["a"]),
+    ],
+)
+def test_after_two_dashes_there_are_only_words(
+    arguments: list[str], words: list[str], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Module:
+        HELP = "See"
+
+        def add_arguments(self, parser: Any) -> None:
+            parser.add_argument("words", nargs="*")
+            parser.add_argument("--number", type=int)
+
+        def run(self, args: Any) -> int:
+            seen.append(args.words)
+            return 0
+
+    monkeypatch.setattr(cli, "commands", lambda: ["see"])
+    monkeypatch.setattr(cli, "_load", lambda name: Module())
+    assert (run("see", *arguments).code, seen) == (0, [words])
+
+
+def test_one_word_too_many_after_two_dashes_is_named(run: Callable[..., Any]) -> None:
+    assert "unrecognized arguments: -b (" in run("plan", "--", "tiny", "-b").err
+
+
 def test_reader_of_a_pipe_leaves(tmp_path: Any) -> None:
     (tmp_path / "shout.py").write_text(
         'HELP = "Shout"\ndef add_arguments(p): pass\ndef run(args):\n    while True: print("x" * 1000)\n'

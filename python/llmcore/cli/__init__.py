@@ -50,11 +50,28 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
+_WORD = "\0"  # begins what comes after `--`, while argparse sees it; no argument of a process can hold it
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument as an ArgumentError instead of printing the usage and leaving."""
 
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Options and words in any order; after `--` there are only words.
+
+        Before Python 3.12 argparse forgets the `--` of intermixed arguments, so the words after it are marked.
+        """
+        end = arguments.index("--") + 1 if "--" in arguments else len(arguments)
+        args = self.parse_intermixed_args([*arguments[:end], *(_WORD + word for word in arguments[end:])])
+        for name, value in vars(args).items():
+            if isinstance(value, list):
+                setattr(args, name, [item.removeprefix(_WORD) if isinstance(item, str) else item for item in value])
+            elif isinstance(value, str):
+                setattr(args, name, value.removeprefix(_WORD))
+        return args
+
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise ArgumentError(f"{message} ({self.prog} --help shows the arguments)")
+        raise ArgumentError(f"{message.replace(_WORD, '')} ({self.prog} --help shows the arguments)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    return command.run(parser.parse_intermixed_args(arguments[1:]))
+    return command.run(parser.parse(arguments[1:]))
 
 
 def _load(name: str) -> Command:
