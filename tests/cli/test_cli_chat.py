@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import Engine
+from fake_engine import Engine, Pipe
 
+from llmcore import cli
 from llmcore.cli import chat
 from llmcore.errors import ContextLengthError, NumericError, TemplateError
 
@@ -90,6 +91,36 @@ def test_message_of_several_lines(run: Run, engine: Engine) -> None:
     run("chat", stdin='"""one\n\n  two"""\n"""three"""\n')
     assert prompts(engine)[0] == "<user>one\n\n  two"
     assert prompts(engine)[1].endswith("<user>three")
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_end_of_the_input_ends_a_message_of_several_lines(end: str, run: Run, engine: Engine) -> None:
+    assert run("chat", stdin='"""one\ntwo' + end).code == 0
+    assert prompts(engine) == ["<user>one\ntwo"]
+
+
+def test_piped_lines_may_end_as_on_windows(run: Run, engine: Engine) -> None:
+    run("chat", stdin='"""one\r\ntwo"""\r\nthree\r\n')
+    assert prompts(engine)[0] == "<user>one\ntwo"
+    assert prompts(engine)[1].endswith("<user>three")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # as in a UTF-8 and in the C locale
+def test_piped_bytes_must_be_utf8(
+    errors: str, run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = Pipe("Hé\n".encode() + b"caf\xe9\n")
+    stdin.reconfigure(errors=errors)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert cli.main(["chat"]) == 2
+    assert prompts(engine) == ["<user>Hé"]
+    assert "a line of standard input' is not UTF-8 (byte 3)" in capsys.readouterr().err
+
+
+def test_closed_standard_input(engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert (cli.main(["chat"]), engine.loads) == (2, [])
+    assert capsys.readouterr().err == "llmcore: error: no text: standard input is closed\n"
 
 
 def test_stats(run: Run, engine: Engine) -> None:
@@ -177,6 +208,21 @@ def test_ctrl_c_at_the_prompt_goes_on(run: Run, engine: Engine, typed: list[Any]
     result = run("chat")
     assert "/exit or Ctrl-D leaves" in result.err
     assert prompts(engine) == ["<user>Hi"]
+
+
+def test_typed_bytes_must_be_utf8(run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter([UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "caf\udce9", "Hi", EOFError()])
+
+    def type_line(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    result = run("chat")
+    assert (result.code, prompts(engine)) == (0, ["<user>Hi"])
+    assert "llmcore: error: this line is not utf-8\nllmcore: error: 'this line' is not UTF-8 (byte 3)" in result.err
 
 
 def test_failed_question_is_taken_back(run: Run, engine: Engine, typed: list[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from llmcore.errors import ArgumentError, StorageError, escape
 from llmcore.progress import is_terminal
@@ -137,12 +137,25 @@ _MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer.gguf")
 
 def read_stdin(*, required: bool) -> str:
     """All of standard input, less one newline at its end."""
-    if sys.stdin is None:
-        raise ArgumentError("no text: standard input is closed")
-    text = decode(sys.stdin.buffer.read(_TEXT_LIMIT + 1), "standard input")
+    text = decode(standard_input().read(_TEXT_LIMIT + 1), "standard input")
     if required and not text:
         raise ArgumentError("no text: standard input is empty")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_line(source: BinaryIO) -> str:
+    """The next line of `source`, without its end. Raises EOFError after the last, ArgumentError as `decode`."""
+    line = source.readline(_TEXT_LIMIT + 1)
+    if not line:
+        raise EOFError
+    return decode(line, "a line of standard input").removesuffix("\n").removesuffix("\r")
+
+
+def standard_input() -> BinaryIO:
+    """The bytes of standard input: what they mean must not depend on the locale. Raises ArgumentError if closed."""
+    if sys.stdin is None:
+        raise ArgumentError("no text: standard input is closed")
+    return sys.stdin.buffer
 
 
 def read_file(path: str) -> str:
@@ -152,6 +165,11 @@ def read_file(path: str) -> str:
             return decode(file.read(_TEXT_LIMIT + 1), path)
     except OSError as error:
         raise StorageError(f"can't read {escape(path, 200)}: {error.strerror}; check the path") from error
+
+
+def check_utf8(text: str, name: str) -> str:
+    """`text`, from the command line or a terminal. Raises ArgumentError where Python kept its bytes as surrogates."""
+    return decode(text.encode("utf-8", "surrogatepass"), name)
 
 
 def decode(data: bytes, name: str) -> str:

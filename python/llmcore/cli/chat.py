@@ -15,13 +15,16 @@ from llmcore.cli._arguments import (
     MODEL_HELP,
     add_loading,
     add_sampling,
+    check_utf8,
     load_model,
     read_file,
+    read_line,
     sampling_params,
+    standard_input,
 )
 from llmcore.cli._stream import streaming
 from llmcore.cli._terminal import Output, note
-from llmcore.errors import ContextLengthError, LlmcoreError, TemplateError, TokenizerError
+from llmcore.errors import ArgumentError, ContextLengthError, LlmcoreError, TemplateError, TokenizerError
 from llmcore.progress import is_terminal
 
 if TYPE_CHECKING:
@@ -93,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     template, stops = _template(args.template)
     args.stop = [*args.stop, *stops]
     params = sampling_params(args)
+    interactive = is_terminal(sys.stdin)
+    read = _reader(interactive)
     import llmcore
 
     model = load_model(args.model, args)
@@ -100,11 +105,10 @@ def run(args: argparse.Namespace) -> int:
         raise TokenizerError("this checkpoint has no tokenizer, so it can't chat; put its tokenizer files beside it")
     conversation = Conversation(model.tokenizer, template, args.system)
     _check_template(conversation)
-    interactive = is_terminal(sys.stdin)
     if interactive:
         note(f"{args.model}: /help lists what you can do, Ctrl-D leaves")
     with llmcore.LLM(model) as llm:
-        return _Chat(llm, conversation, params, interactive, args.stats).talk(_reader(interactive))
+        return _Chat(llm, conversation, params, interactive, args.stats).talk(read)
 
 
 def _template(name: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -128,27 +132,32 @@ def _check_template(conversation: Conversation) -> None:
 def _reader(interactive: bool) -> Callable[[], str]:
     """A function that returns the next line and raises EOFError at the end."""
     if not interactive:
-        return _read_piped_line
+        source = standard_input()
+        return lambda: read_line(source)
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  (importing it gives input() its editing and history)
-    return lambda: input("> ")
+    return _read_typed_line
 
 
-def _read_piped_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
+def _read_typed_line() -> str:
+    try:
+        return check_utf8(input("> "), "this line")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"this line is not {error.encoding}") from None
 
 
 def _read_message(read: Callable[[], str]) -> str:
+    """A line, or the lines between three quotes; the end of the input ends such a message, too."""
     line = read()
     if not line.startswith('"""'):
         return line
     lines, line = [], line[3:]
     while not line.endswith('"""'):
         lines.append(line)
-        line = read()
+        try:
+            line = read()
+        except EOFError:
+            return "\n".join(lines)
     return "\n".join([*lines, line[:-3]])
 
 
@@ -198,6 +207,11 @@ class _Chat:
                     raise
                 print()
                 note("/exit or Ctrl-D leaves")
+                continue
+            except ArgumentError as error:
+                if not self.interactive:
+                    raise
+                note(f"llmcore: error: {error}")
                 continue
             if message in ("/exit", "/quit"):
                 return 0
