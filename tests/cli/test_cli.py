@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import subprocess
@@ -256,12 +257,26 @@ def test_json_has_neither_nan_nor_a_second_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5], "3": "\\u00fc\\n"}\n'
 
 
-def test_text_the_encoding_lacks_is_escaped() -> None:
-    import io
-
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    _terminal.Output(stream).write("aé")
-    assert stream.buffer.getvalue() == b"a\\xe9"
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["tokenize", "--help"], b"Guten Tag, \\u4f60\\u597d"),
+        (["tokenize", "你好", "--compare", "tiny"], b"\\u4f60"),
+        (["tokenize", "--decode", "0"], b"\\u4f60\\u597d\n"),
+        (["run", "-q", "x"], b"\\u4f60\n"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_text_the_encoding_lacks_is_escaped(
+    arguments: list[str], shown: bytes, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.pieces = ("你",)
+    monkeypatch.setattr("llmcore.Tokenizer.decode", lambda self, ids: "你好")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stdout)
+    assert cli.main(arguments) == 0
+    stdout.flush()
+    assert shown in stdout.buffer.getvalue()
 
 
 def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:

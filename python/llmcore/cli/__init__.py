@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
-from llmcore.cli._terminal import one_line, silence_stdout
+from llmcore.cli._terminal import one_line, prepare_streams, silence_stdout
 from llmcore.errors import ArgumentError, LlmcoreError, escape
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -77,6 +77,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line, sys.argv's if `argv` is None, and returns its exit code. Raises nothing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
     try:
         with _logging():
             code = _dispatch(arguments)

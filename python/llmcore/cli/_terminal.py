@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from llmcore.progress import is_terminal
 
@@ -33,17 +34,16 @@ def one_line(text: str) -> str:
 class Output:
     """Standard output for a model's text: flushed at each piece, harmless on a terminal, untouched in a pipe."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = sys.stdout if stream is None else stream
+    def __init__(self) -> None:
+        self.stream = sys.stdout
         self.terminal = is_terminal(self.stream)
         self._at_line_start = True
 
     def write(self, text: str) -> None:
-        """Writes `text`; characters that the stream's encoding lacks become escapes."""
+        """Writes `text`."""
         if not text:
             return
-        shown = harmless(text) if self.terminal else text
-        self.stream.write(encodable(shown, self.stream))
+        self.stream.write(harmless(text) if self.terminal else text)
         self.stream.flush()
         self._at_line_start = text.endswith("\n")
 
@@ -53,7 +53,7 @@ class Output:
 
     def write_styled(self, text: str, code: str) -> None:
         """Writes the caller's own text in a style."""
-        self.stream.write(encodable(self.style(text, code), self.stream))
+        self.stream.write(self.style(text, code))
         self.stream.flush()
         self._at_line_start = text.endswith("\n")
 
@@ -66,12 +66,6 @@ class Output:
 def colours() -> bool:
     """Whether the user wants colours (https://no-color.org) and the terminal has them."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def encodable(text: str, stream: TextIO) -> str:
-    """`text` with escapes for what `stream` can't encode, so that printing never fails."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_json(value: Any) -> None:
@@ -98,7 +92,7 @@ def print_table(rows: Iterable[Sequence[str]], *, right: str = "") -> None:
             cell.rjust(width) if right[i : i + 1] == "r" else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print(encodable("  ".join(cells).rstrip(), sys.stdout))
+        print("  ".join(cells).rstrip())
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -108,7 +102,14 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 def note(text: str) -> None:
     """A line for people on standard error, beside the output proper."""
-    print(encodable(one_line(text), sys.stderr), file=sys.stderr)
+    print(one_line(text), file=sys.stderr)
+
+
+def prepare_streams() -> None:
+    """Before anything is printed: what a standard stream's encoding lacks becomes an escape instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def silence_stdout() -> None:
