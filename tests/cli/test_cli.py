@@ -279,6 +279,34 @@ def test_text_the_encoding_lacks_is_escaped(
     assert shown in stdout.buffer.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["run", "x"], 0, " was not amused.\n", "3 tokens"),
+        (["run", "--help"], 0, "usage: llmcore run", ""),
+        (["nonsense"], 2, "", "llmcore: error: no command"),
+    ],
+    ids=["answer", "help", "error"],
+)
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_takes_nothing(
+    closed: str,
+    arguments: list[str],
+    code: int,
+    out: str,
+    err: str,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, closed, None)
+    assert cli.main(arguments) == code
+    getattr(sys, closed).close()
+    expected = {"stdout": out, "stderr": err} | {closed: ""}
+    for shown, beginning in zip(capsys.readouterr(), expected.values(), strict=True):
+        assert shown.startswith(beginning) if beginning else shown == ""
+
+
 def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     _terminal.print_table([["a", "1"], ["bcd", "22"]], right="lr")
     assert capsys.readouterr().out == "a     1\nbcd  22\n"

@@ -106,7 +106,9 @@ def note(text: str) -> None:
 
 
 def prepare_streams() -> None:
-    """Before anything is printed: what a standard stream's encoding lacks becomes an escape instead of an error."""
+    """Before anything is printed: a closed stream takes nothing, and what an encoding lacks becomes an escape."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
