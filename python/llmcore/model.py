@@ -332,7 +332,7 @@ def plan(
     """Bytes that loading and running a checkpoint will take, from its headers alone.
 
     max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once;
-    kv_dtype: as for LLM. Raises as `load`.
+    kv_dtype: as for LLM. Raises as `load`, and ArgumentError.
     """
     from llmcore.checkpoint.readers import open_checkpoint
     from llmcore.models.binding import bind
@@ -352,9 +352,12 @@ def plan(
             spec, weights = binding.spec, sum(packer.nbytes(slot) for slot in binding.slots.values())
             formats = {form.format for slot in binding.slots.values() for form in packer.formats(slot)}
         kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
-    length = spec.max_position_embeddings if max_model_len is None else max_model_len
-    if length < 1 or max_batch_size < 1:
-        raise ArgumentError("max_model_len and max_batch_size must be at least 1")
+    longest = spec.max_position_embeddings
+    length = longest if max_model_len is None else max_model_len
+    if not 1 <= length <= longest:
+        raise ArgumentError(f"max_model_len must be from 1 to the model's {longest} positions, got {length}")
+    if max_batch_size < 1:
+        raise ArgumentError(f"max_batch_size must be at least 1, got {max_batch_size}")
     return Plan(
         weights=weights,
         kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,

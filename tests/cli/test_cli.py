@@ -166,6 +166,17 @@ def test_wrong_argument_names_the_help(run: Callable[..., Any], monkeypatch: pyt
     )
 
 
+@pytest.mark.parametrize("name", ["LLMCORE_ISA", "LLMCORE_NUM_THREADS"])
+def test_environment_that_is_no_text(
+    name: str, run: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "avx\udce9")
+    assert run("run", "--help").code == 0
+    result = run("run", "x")
+    assert (result.code, engine.loads) == (2, [])
+    assert result.err == f"llmcore: error: {name} must be ASCII text, got 'avx\\udce9'\n"
+
+
 def test_options_are_not_abbreviated(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, AssertionError("not reached"))
     assert run("fail", "--num", "3").code == 2

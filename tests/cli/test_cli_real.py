@@ -142,6 +142,29 @@ def test_quantize_and_plan(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--context", "0"), "--context must be from 1 to the model's 512 positions, got 0"),
+        (("--context", "513"), "--context must be from 1 to the model's 512 positions, got 513"),
+        (("--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (("--context", "9" * 400), "argument --context: must be an integer of 32 bits, got '9999"),
+    ],
+)
+def test_plan_refuses_what_no_model_could_do(arguments: tuple[str, ...], message: str, run: Run) -> None:
+    result = run("plan", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"llmcore: error: {message}")
+
+
+def test_quantize_refuses_an_immense_calibration(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The prince")
+    options = ("--format", "int4", "--calibrate", str(tmp_path / "text.txt"), "--calibration-tokens", "9" * 20)
+    result = run("quantize", "tiny", "-o", str(tmp_path / "packed"), *options)
+    assert result.code == 2
+    assert "argument --calibration-tokens: must be an integer of 32 bits" in result.err
+
+
 def test_missing_model_is_one_line() -> None:
     done = llmcore("run", "no/such/model", "x")
     assert (done.returncode, done.stdout) == (1, "")

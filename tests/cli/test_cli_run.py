@@ -88,6 +88,7 @@ def test_options_between_the_words(run: Run, engine: Engine) -> None:
         (("--temperature", "-1", "y"), None, "temperature must be a number from 0"),
         (("--n", "0", "y"), None, "n must be an integer from 1 to 16"),
         (("--threads", "0", "y"), None, "--threads must be at least 1"),
+        (("--max-tokens", "9" * 400, "y"), None, "argument --max-tokens: must be an integer of 32 bits, got 999"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], stdin: str | None, message: str, run: Run, engine: Engine) -> None:

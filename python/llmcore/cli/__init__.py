@@ -124,7 +124,17 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    return command.run(parser.parse(arguments[1:]))
+    args = parser.parse(arguments[1:])
+    _check_environment()
+    return command.run(args)
+
+
+def _check_environment() -> None:
+    """The native core reads these, and quotes in a message what it doesn't know: cut anywhere, that must stay text."""
+    for name in ("LLMCORE_ISA", "LLMCORE_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if not value.isascii():
+            raise ArgumentError(f"{name} must be ASCII text, got {escape(value)}")
 
 
 def _load(name: str) -> Command:

@@ -19,6 +19,14 @@ MODEL_HELP = "checkpoint folder or .gguf file, a name in the local Hugging Face 
 _TEXT_LIMIT = 64 << 20
 
 
+def integer(text: str) -> int:
+    """The type of an option that counts. Beyond 32 bits no count means anything, but sums of it may overflow."""
+    number = int(text)
+    if abs(number) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"must be an integer of 32 bits, got {escape(text, 24)}")
+    return number
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the option --model, for commands whose other argument is a text."""
     parser.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
@@ -32,7 +40,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help="int8 to int2, nf4, iq4, fp4, ternary or ternary_dense: pack the weights so at load (default: as stored)",
     )
-    group.add_argument("--threads", type=int, metavar="N", help="threads (default: the cores this process may use)")
+    group.add_argument("--threads", type=integer, metavar="N", help="threads (default: the cores this process may use)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None) -> None:
@@ -41,10 +49,12 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int | None) -> Non
         "sampling", "What isn't given comes from the checkpoint's generation_config.json, else from neutral values."
     )
     limit = "until the context is full" if max_tokens is None else str(max_tokens)
-    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help=f"at most N (default: {limit})")
+    group.add_argument(
+        "--max-tokens", type=integer, default=max_tokens, metavar="N", help=f"at most N (default: {limit})"
+    )
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; higher is more surprising")
     group.add_argument("--top-p", type=float, metavar="P", help="among the fewest tokens that hold probability P")
-    group.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest tokens (0: all)")
+    group.add_argument("--top-k", type=integer, metavar="K", help="among the K likeliest tokens (0: all)")
     group.add_argument("--min-p", type=float, metavar="P", help="none less likely than P times the likeliest")
     group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 repeats less")
     group.add_argument(

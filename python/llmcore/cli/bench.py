@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmcore.cli._arguments import BUILT_IN, MODEL_HELP, add_loading, load_model
+from llmcore.cli._arguments import BUILT_IN, MODEL_HELP, add_loading, integer, load_model
 from llmcore.cli._shapes import SHAPES
 from llmcore.cli._terminal import note, print_facts, print_json
 from llmcore.errors import ArgumentError, escape
@@ -49,12 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", metavar="SHAPE", help="random weights of a named shape, instead of a checkpoint")
     add_loading(parser)
     group = parser.add_argument_group("measurement")
-    group.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (512)")
-    group.add_argument("--decode-tokens", type=int, metavar="N", help="tokens of an answer (64)")
-    group.add_argument("--depth", type=int, default=0, metavar="N", help="tokens before an answer, in the cache (0)")
+    group.add_argument("--prompt-tokens", type=integer, metavar="N", help="tokens of a prompt (512)")
+    group.add_argument("--decode-tokens", type=integer, metavar="N", help="tokens of an answer (64)")
+    group.add_argument(
+        "--depth", type=integer, default=0, metavar="N", help="tokens before an answer, in the cache (0)"
+    )
     group.add_argument("--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int8, int4")
-    group.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at the same time (1)")
-    group.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count (5)")
+    group.add_argument("--batch-size", type=integer, default=1, metavar="N", help="prompts at the same time (1)")
+    group.add_argument("--rounds", type=integer, default=5, metavar="N", help="rounds that count (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with the figures of every round")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmcore.cli._arguments import BUILT_IN, MODEL_HELP
+from llmcore.cli._arguments import BUILT_IN, MODEL_HELP, integer
 from llmcore.cli._terminal import print_facts, print_json, print_table
 from llmcore.errors import ArgumentError, CheckpointError, LlmcoreError, UnsupportedModelError
 from llmcore.progress import quantity
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", default=BUILT_IN, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--quantize", metavar="FORMAT", help="show the memory with the weights in this format")
-    parser.add_argument("--context", type=int, metavar="N", help=f"... and one text of N tokens ({DEFAULT_CONTEXT})")
+    parser.add_argument(
+        "--context", type=integer, metavar="N", help=f"... and one text of N tokens ({DEFAULT_CONTEXT})"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every tensor")
 

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from llmcore.cli._arguments import MODEL_HELP
+from llmcore.cli._arguments import MODEL_HELP, integer
 from llmcore.cli._terminal import print_facts, print_json
 from llmcore.progress import quantity
 from llmcore.quantization import SMOOTHINGS
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="int8 (default) to int2, nf4, iq4, fp4, ternary, ternary_dense, or none: as stored",
     )
     parser.add_argument(
-        "--group-size", type=int, metavar="N", help="weights of a row that share a scale: 16, 32, 64, 128"
+        "--group-size", type=integer, metavar="N", help="weights of a row that share a scale: 16, 32, 64, 128"
     )
     parser.add_argument(
         "--head", metavar="FORMAT", help="format of embedding and head (default: int8, below 8 bits int6)"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--smoothing", choices=SMOOTHINGS, default="none", help="scale columns as AWQ or SmoothQuant do, on that text"
     )
     parser.add_argument(
-        "--calibration-tokens", type=int, default=16384, metavar="N", help="tokens of it that are looked at (16384)"
+        "--calibration-tokens", type=integer, default=16384, metavar="N", help="tokens of it that are looked at (16384)"
     )
     parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="as stored; * matches any text")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -7,7 +7,15 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
-from llmcore.cli._arguments import add_loading, add_model, add_sampling, load_model, model_and_text, sampling_params
+from llmcore.cli._arguments import (
+    add_loading,
+    add_model,
+    add_sampling,
+    integer,
+    load_model,
+    model_and_text,
+    sampling_params,
+)
 from llmcore.cli._pieces import piece
 from llmcore.cli._stream import streaming
 from llmcore.cli._terminal import Output, note, print_json, print_table
@@ -44,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_loading(parser)
     add_sampling(parser, max_tokens=256)
-    parser.add_argument("--n", type=int, default=1, metavar="N", help="N different answers (default: 1)")
-    parser.add_argument("--logprobs", type=int, metavar="K", help="log-probabilities, and the K likeliest tokens")
+    parser.add_argument("--n", type=integer, default=1, metavar="N", help="N different answers (default: 1)")
+    parser.add_argument("--logprobs", type=integer, metavar="K", help="log-probabilities, and the K likeliest tokens")
     parser.add_argument("--chat", action="store_true", help="the prompt is a message: use the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
     parser.add_argument(
