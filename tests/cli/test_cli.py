@@ -268,6 +268,11 @@ def test_json_has_neither_nan_nor_a_second_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5], "3": "\\u00fc\\n"}\n'
 
 
+def test_json_escapes_bytes_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    _terminal.print_json({"model": "caf\udce9"})
+    assert capsys.readouterr().out == '{"model": "caf\\\\udce9"}\n'
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [

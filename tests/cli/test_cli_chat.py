@@ -54,6 +54,11 @@ def test_system_message(run: Run, engine: Engine) -> None:
     assert prompts(engine) == ["<system>Be brief.<user>Hi"]
 
 
+def test_system_message_must_be_utf8(run: Run, engine: Engine) -> None:
+    assert run("chat", "--system", "caf\udce9", stdin="Hi").code == 2
+    assert engine.loads == []
+
+
 def test_reset_forgets(run: Run, engine: Engine) -> None:
     run("chat", stdin="Hi\n/reset\nHo\n")
     assert prompts(engine)[1] == "<user>Ho"

@@ -81,6 +81,11 @@ def test_tokenize_and_back(run: Run) -> None:
     assert run("tokenize", "--decode", "-", stdin=ids).out == text + "\n"
 
 
+def test_tokenize_takes_utf8_in_any_locale() -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert llmcore("tokenize", "--ids", "café", **ascii_only).stdout == llmcore("tokenize", "--ids", "café").stdout
+
+
 def test_tokenize_shows_parts_of_characters(run: Run) -> None:
     report = run("tokenize", "--json", "--no-special-tokens", "🙂").json
     assert "".join(report["pieces"]) == "\\xf0\\x9f\\x99\\x82"

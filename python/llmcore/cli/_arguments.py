@@ -76,7 +76,7 @@ def sampling_params(args: argparse.Namespace, *, n: int = 1, logprobs: int | Non
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
         seed=_seed(args.seed),
-        stop=args.stop,
+        stop=[as_utf8(text, "--stop") for text in args.stop],
         max_tokens=args.max_tokens,
         logprobs=logprobs,
         ignore_eos=args.ignore_eos,
@@ -110,7 +110,7 @@ def model_and_text(words: list[str], model: str | None, verb: str) -> tuple[str,
     does for "-" or without any text if standard input is not a terminal. `verb` is for the message.
 
     Raises:
-        ArgumentError: there is no text, or too many words.
+        ArgumentError: there is no text, too many words, or the text is not UTF-8.
     """
     if len(words) > (2 if model is None else 1):
         raise ArgumentError(
@@ -126,8 +126,8 @@ def model_and_text(words: list[str], model: str | None, verb: str) -> tuple[str,
     if text is None and is_terminal(sys.stdin):
         raise ArgumentError(f'no text: write llmcore {verb} [MODEL] "some text", or give it on standard input')
     if text is None or text == "-":
-        text = read_stdin(required=text is None)
-    return model or BUILT_IN, text
+        return model or BUILT_IN, read_stdin(required=text is None)
+    return model or BUILT_IN, as_utf8(text, "the text")
 
 
 def is_checkpoint(word: str) -> bool:
@@ -177,9 +177,16 @@ def read_file(path: str) -> str:
         raise StorageError(f"can't read {escape(path, 200)}: {error.strerror}; check the path") from error
 
 
-def check_utf8(text: str, name: str) -> str:
-    """`text`, from the command line or a terminal. Raises ArgumentError where Python kept its bytes as surrogates."""
-    return decode(text.encode("utf-8", "surrogatepass"), name)
+def as_utf8(text: str, name: str) -> str:
+    """`text`, an argument or a typed line; where the locale had no characters for its bytes, as UTF-8 after all.
+
+    Raises ArgumentError where they aren't.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # surrogates stand for those bytes
+        return decode(os.fsencode(text), name)
+    return text
 
 
 def decode(data: bytes, name: str) -> str:

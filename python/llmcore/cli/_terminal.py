@@ -69,17 +69,22 @@ def colours() -> bool:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output, in ASCII, on one line. NaN and infinity, which JSON lacks, become null."""
-    print(json.dumps(_finite(value), allow_nan=False))
+    """One JSON object on standard output, in ASCII, on one line.
+
+    What JSON lacks: NaN and infinity become null, bytes of a file's name that are no UTF-8 become escapes.
+    """
+    print(json.dumps(_plain(value), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return value
 
 

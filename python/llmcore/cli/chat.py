@@ -15,7 +15,7 @@ from llmcore.cli._arguments import (
     MODEL_HELP,
     add_loading,
     add_sampling,
-    check_utf8,
+    as_utf8,
     load_model,
     read_file,
     read_line,
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     template, stops = _template(args.template)
     args.stop = [*args.stop, *stops]
     params = sampling_params(args)
+    system = args.system and as_utf8(args.system, "--system")
     interactive = is_terminal(sys.stdin)
     read = _reader(interactive)
     import llmcore
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, args)
     if model.tokenizer is None:
         raise TokenizerError("this checkpoint has no tokenizer, so it can't chat; put its tokenizer files beside it")
-    conversation = Conversation(model.tokenizer, template, args.system)
+    conversation = Conversation(model.tokenizer, template, system)
     _check_template(conversation)
     if interactive:
         note(f"{args.model}: /help lists what you can do, Ctrl-D leaves")
@@ -141,7 +142,7 @@ def _reader(interactive: bool) -> Callable[[], str]:
 
 def _read_typed_line() -> str:
     try:
-        return check_utf8(input("> "), "this line")
+        return as_utf8(input("> "), "this line")
     except UnicodeDecodeError as error:
         raise ArgumentError(f"this line is not {error.encoding}") from None
 

@@ -11,6 +11,7 @@ from llmcore.cli._arguments import (
     add_loading,
     add_model,
     add_sampling,
+    as_utf8,
     integer,
     load_model,
     model_and_text,
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, n=args.n, logprobs=args.logprobs)  # before the model is loaded: it may be wrong
     if args.system is not None and not args.chat:
         raise ArgumentError("--system needs --chat, for only a chat template has a place for it")
+    system = args.system and as_utf8(args.system, "--system")
     name, text = model_and_text(args.words, args.model, "run")
     import llmcore
 
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(name, args)
     with llmcore.LLM(model) as llm:
         loaded = time.perf_counter() - start
-        prompt = _chat_prompt(model.tokenizer, text, args.system) if args.chat else text
+        prompt = _chat_prompt(model.tokenizer, text, system) if args.chat else text
         if args.json:
             output = llm.generate(prompt, params, progress=False)[0]
             print_json(_as_json(name, text, params, output, loaded))

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         print(*ids)
     else:
         pieces = [piece(tokenizer, i) for i in ids]
-        size = len(text.encode("utf-8", "surrogatepass"))
+        size = len(text.encode())
         if args.json:
             print_json({"ids": ids, "pieces": pieces, "tokens": len(ids), "characters": len(text), "bytes": size})
         else:
