@@ -157,6 +157,14 @@ def test_ctrl_c(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Non
     assert (result.code, result.err) == (130, "\nllmcore: interrupted\n")
 
 
+def test_ctrl_c_while_the_native_core_is_imported(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    failing(monkeypatch, error)
+    result = run("fail")
+    assert (result.code, result.err) == (130, "\nllmcore: interrupted\n")
+
+
 def test_wrong_argument_names_the_help(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, AssertionError("not reached"))
     result = run("fail", "--number", "x")

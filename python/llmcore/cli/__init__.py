@@ -84,16 +84,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a broken pipe can still be handled
             return code
     except KeyboardInterrupt:
-        print("\nllmcore: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         silence_stdout()
         return EXIT_PIPE
     except SystemExit as stop:  # argparse, after it has printed a help or a version
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a native module is imported
+            return _interrupted()
         _report(error)
         return EXIT_USAGE if isinstance(error, ArgumentError) else EXIT_FAILED
+
+
+def _interrupted() -> int:
+    print("\nllmcore: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def commands() -> list[str]:
