@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import llmcore as llmcore_package
 from llmcore.model import load
 from llmcore.runtime import get_num_threads
 
@@ -168,6 +169,40 @@ def test_quantize_refuses_an_immense_calibration(run: Run, tmp_path: Path) -> No
     result = run("quantize", "tiny", "-o", str(tmp_path / "packed"), *options)
     assert result.code == 2
     assert "argument --calibration-tokens: must be an integer of 32 bits" in result.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--group-size 32",
+        "--head int8",
+        "--asymmetric",
+        "--double-quant",
+        "--scale mse",
+        "--skip lm_head",
+        "--calibrate x",
+    ],
+)
+def test_quantize_as_stored_refuses_how_to_quantise(options: str, run: Run, tmp_path: Path) -> None:
+    result = run("quantize", "tiny", "-o", str(tmp_path / "packed"), "--format", "none", *options.split())
+    assert result.code == 2
+    assert f"{options.split()[0]} needs a format to quantise to" in result.err
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("arguments", [("run", "x"), ("plan",), ("inspect",), ("bench",)])
+def test_model_that_is_quantised_already_names_the_option(arguments: tuple[str, ...], run: Run) -> None:
+    result = run(*arguments, "--quantize", "int4")
+    assert result.code == 2
+    assert "keeps its exact values: leave --quantize out (llmcore quantize: --format none)\n" in result.err
+
+
+def test_weights_are_no_tokenizer(run: Run) -> None:
+    weights = Path(llmcore_package.__file__).parent / "assets/tiny/model.safetensors"
+    result = run("tokenize", "-m", str(weights), "hi")
+    assert result.err == (
+        "llmcore: error: model.safetensors: not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model\n"
+    )
 
 
 def test_missing_model_is_one_line() -> None:

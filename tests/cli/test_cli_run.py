@@ -154,6 +154,13 @@ def test_chat_without_a_tokenizer(run: Run, engine: Engine) -> None:
     assert "this checkpoint has none" in result.err
 
 
+def test_chat_without_a_template_names_the_options(run: Run, engine: Engine) -> None:
+    engine.model.tokenizer.chat_template = None
+    result = run("run", "--chat", "Hi")
+    assert (result.code, engine.requests) == (1, [])
+    assert "--chat needs a chat template, and this model has none" in result.err
+
+
 # --- what is printed ---
 
 

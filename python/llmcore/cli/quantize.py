@@ -62,6 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
+_OF_A_FORMAT: dict[str, object] = {
+    "group_size": None,
+    "head": None,
+    "asymmetric": False,
+    "double_quant": False,
+    "scale": "max",
+    "calibrate": None,
+    "skip": [],
+}
+"""The options that say how to quantise, and what they are when not given."""
+
+
 def _beginning(args: argparse.Namespace) -> list[int]:
     """The first tokens of the calibration text."""
     import llmcore
@@ -103,8 +115,13 @@ def run(args: argparse.Namespace) -> int:
             rounding="gptq" if args.calibrate else "nearest",
             smoothing=args.smoothing,
         )
-    elif args.calibrate:
-        raise llmcore.ArgumentError("--calibrate needs a format to quantise to, not none")
+    else:
+        for name, default in _OF_A_FORMAT.items():
+            if getattr(args, name) != default:
+                option = name.replace("_", "-")
+                raise llmcore.ArgumentError(
+                    f"--{option} needs a format to quantise to: leave it out with --format none"
+                )
     if args.smoothing != "none" and not args.calibrate:
         raise llmcore.ArgumentError("--smoothing needs --calibrate FILE")
     texts = [_beginning(args)] if args.calibrate else None

@@ -20,7 +20,7 @@ from llmcore.cli._arguments import (
 from llmcore.cli._pieces import piece
 from llmcore.cli._stream import streaming
 from llmcore.cli._terminal import Output, note, print_json, print_table
-from llmcore.errors import ArgumentError, TokenizerError
+from llmcore.errors import ArgumentError, TemplateError, TokenizerError
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM, CompletionOutput, RequestOutput
@@ -95,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
 def _chat_prompt(tokenizer: Tokenizer | None, text: str, system: str | None) -> list[int]:
     if tokenizer is None:
         raise TokenizerError("--chat needs a tokenizer, and this checkpoint has none; put its files beside the weights")
+    if tokenizer.chat_template is None:
+        raise TemplateError(
+            "--chat needs a chat template, and this model has none: leave it out to continue the text, or choose one "
+            "with llmcore chat MODEL --template NAME"
+        )
     messages = [] if system is None else [{"role": "system", "content": system}]
     return cast("list[int]", tokenizer.apply_chat_template([*messages, {"role": "user", "content": text}]))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore import _core
+from llmcore.checkpoint.containers import HEAD_BYTES, identify
 from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.hf_dir import TOKENIZER_FILES
 from llmcore.checkpoint.strict_json import load_json
@@ -149,6 +150,11 @@ def _parse(data: bytes, path: Path, pattern: str | None, config: dict[str, Any])
         if isinstance(root.get("model"), dict) or not (root and all(type(at) is int for at in root.values())):
             return from_json(root)
         return read_vocab_and_merges(root, path)
+    looks = identify(data[:HEAD_BYTES])
+    if looks is not None:
+        raise TokenizerError(f"not a tokenizer, but {looks}")
+    if data[:1] not in sentencepiece.FIRST_BYTES:
+        raise TokenizerError("not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model")
     return sentencepiece.read_model(data, config)
 
 

@@ -20,6 +20,8 @@ from llmcore.vocab.hf_parts import NormalizerCode
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
 
 _MAX_PIECES = 1 << 20
+FIRST_BYTES = (b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a")
+"""What a model begins with: the key of one of its five fields, all of them messages."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _UNIGRAM, _BPE = 1, 2
