@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from llmcore import _core
 from llmcore.calibration import Calibration, column_scales, gptq
-from llmcore.errors import ArgumentError, NumericError, UnsupportedModelError, escape
+from llmcore.checkpoint.quantized import PackedTensor
+from llmcore.errors import ArgumentError, NumericError, QuantError, UnsupportedModelError, escape
 from llmcore.models.binding import Binding, BlockTensor, BoundSlot, DenseTensor, Part
 from llmcore.quantization import MatrixFormat, QuantConfig
 
@@ -179,21 +181,37 @@ class Packer:
         step = max(1, _CHUNK_BYTES // (4 * part.shape[1]))
         for row in range(0, part.shape[0], step):
             stop = min(part.shape[0], row + step)
-            if isinstance(part, BlockTensor):
-                blocks = part.read(row, stop)
-                self._check_blocks(part, blocks)
-                matrix.set_blocks(at + row, blocks, part.dtype)
-            elif not isinstance(part, DenseTensor):
-                scales = part.scales(row, stop)
-                self._check(scales, part.module)
-                zeros = part.zero_points(row, stop)
-                if part.has_zero_points:
-                    matrix.set_codes(at + row, part.codes(row, stop), scales, zeros)
-                else:
-                    matrix.set_codes(at + row, part.codes(row, stop), scales)
-            else:
+            if isinstance(part, DenseTensor):
                 matrix.set_rows(at + row, self._read(part, row, stop), search=search)
+            else:
+                self._keep_rows(matrix, at + row, part, row, stop)
         return part.shape[0]
+
+    def _keep_rows(
+        self, matrix: _core.Matrix, at: int, part: BlockTensor | PackedTensor, start: int, stop: int
+    ) -> None:
+        """Packs some rows that are quantised already, from row `at` on."""
+        if isinstance(part, BlockTensor):
+            blocks = part.read(start, stop)
+            self._check_blocks(part, blocks)
+            with self._naming(part.name):
+                matrix.set_blocks(at, blocks, part.dtype)
+            return
+        scales, zeros, codes = part.scales(start, stop), part.zero_points(start, stop), part.codes(start, stop)
+        self._check(scales, part.module)
+        with self._naming(part.module):
+            if part.has_zero_points:
+                matrix.set_codes(at, codes, scales, zeros)
+            else:
+                matrix.set_codes(at, codes, scales)
+
+    @contextmanager
+    def _naming(self, tensor: str) -> Iterator[None]:
+        """Adds file and tensor to what the native core says of its values."""
+        try:
+            yield
+        except QuantError as error:
+            raise QuantError(str(error), file=self.binding.file, field=tensor) from None
 
     def _read(self, part: Part, start: int, stop: int) -> npt.NDArray[Any]:
         assert isinstance(part, DenseTensor)  # packed tensors are matrices, never transposed: binding sees to it

@@ -479,6 +479,15 @@ def test_scales_that_are_not_finite_load(llama: Path, tmp_path: Path) -> None:
                     llmcore.load(path, progress=False, check_finite=True)
 
 
+def test_a_tensor_with_codes_that_cannot_be_is_named(llama: Path, tmp_path: Path) -> None:
+    metadata, tensors, _ = quantised(llama, lambda name: "TQ2_0")
+    form, shape, body = tensors["blk.0.ffn_up.weight"]
+    path = write(tmp_path, metadata, tensors | {"blk.0.ffn_up.weight": (form, shape, b"\xff" * len(body))})
+    with pytest.raises(llmcore.QuantError, match="TQ2_0") as caught:
+        llmcore.load(path, progress=False)
+    assert (caught.value.file, caught.value.field) == (str(path), "model.layers.0.mlp.up_proj.weight")
+
+
 def test_every_truncation_is_refused(llama: Path, tmp_path: Path) -> None:
     metadata, tensors = g.converted(llama)
     data = g.build(metadata, tensors)

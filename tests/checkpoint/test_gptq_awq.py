@@ -151,8 +151,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         save_safetensors(
             tmp_path / "model.safetensors", changed | ({f"{module}.{name}": value} if value is not None else {})
         )
-        with pytest.raises(error, match="down_proj"):
+        with pytest.raises(error, match="down_proj") as caught:
             load()
+        assert caught.value.file == str(tmp_path)
     save_safetensors(tmp_path / "model.safetensors", tensors)
     load()
     for change, error in (
@@ -169,6 +170,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         ({"sym": True}, QuantError),
         ({"format": "marlin"}, UnsupportedModelError),
         ({"dynamic": {"+:.*": {"bits": 8}}}, UnsupportedModelError),
+        ({"desc_act": 1}, QuantError),
         ({"quant_method": "awq", "zero_point": True}, QuantError),
         ({"quant_method": "awq", "version": "gemv"}, UnsupportedModelError),
         ({"quant_method": "aqlm"}, UnsupportedModelError),
@@ -177,6 +179,20 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         save_json(tmp_path / "config.json", config | {"quantization_config": section})
         with pytest.raises(error):
             load()
+
+
+def test_an_order_that_is_declared_must_be_there(tmp_path: Path) -> None:
+    for desc_act, group_size in ((True, 32), (True, -1), (False, 32)):
+        write(tmp_path, "gptq", {"bits": 4, "group_size": group_size, "sym": False, "desc_act": desc_act})
+        tensors = load_file(tmp_path / "model.safetensors")
+        save_safetensors(
+            tmp_path / "model.safetensors", {name: t for name, t in tensors.items() if not name.endswith(".g_idx")}
+        )
+        if not desc_act or group_size == -1:
+            llmcore.load(tmp_path, progress=False).close()
+            continue
+        with pytest.raises(QuantError, match=r"missing.*g_idx"):
+            llmcore.load(tmp_path, progress=False)
 
 
 def test_a_bias_of_zeros_is_no_weight(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import tiny_model
 
+import llmcore
 from llmcore.checkpoint.compressed_tensors import PackedTensor
 from llmcore.checkpoint.readers import open_checkpoint
 from llmcore.checkpoint.write import save_json, save_safetensors
 from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError
 from llmcore.models.binding import bind, num_parameters
 from llmcore.packing import Packer
+from llmcore.quantization import GROUP_SIZES
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 QUANTIZABLE = sorted(name for name, value in tiny_model.tensors().items() if value.ndim == 2 and "layers" in name)
@@ -204,6 +206,12 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.array(rows, np.uint32).view(np.int32)
 
 
+@pytest.fixture(autouse=True)
+def _groups_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's rows are too short for several groups of those that can be run."""
+    monkeypatch.setattr("llmcore.models.binding.GROUP_SIZES", (*GROUP_SIZES, 8))
+
+
 def quantized(
     folder: Path, *, bits: int, group_size: int | None, form: str, scale: str = "<f4", symmetric: bool = True
 ) -> dict[str, Any]:
@@ -285,11 +293,14 @@ def test_quantised_weights_are_read_without_loss(
         assert seen == set(truth)
 
 
+GROUPS = np.arange(16) // 8
+
+
 def test_groups_of_columns_that_are_not_side_by_side(tmp_path: Path) -> None:
-    """actorder: a g_idx names each column's group; a -1 stands for none. Parts of the same order are one matrix."""
+    """actorder: a g_idx names each column's group; all -1 stand for none. Parts of the same order are one matrix."""
     truth = quantized(tmp_path / "m", bits=4, group_size=8, form="pack-quantized")
     index = np.random.default_rng(5).permutation(np.arange(16) // 8).astype(np.int32)
-    for value, order in ((index, np.argsort(index, kind="stable")), (index - 1, None), (np.arange(16) // 8, None)):
+    for value, order in ((index, np.argsort(index, kind="stable")), (np.full(16, -1), None), (GROUPS, None)):
         spoil(tmp_path / "m", Q + ".weight_g_idx", value.astype(np.int32))
         with open_checkpoint(tmp_path / "m") as checkpoint:
             part = bind(checkpoint).slots["layers.0.qkv"].parts[0]
@@ -307,6 +318,37 @@ def test_groups_of_columns_that_are_not_side_by_side(tmp_path: Path) -> None:
                 continue
             with pytest.raises(QuantError, match="sizes"):
                 packer.formats(slot)
+
+
+@pytest.mark.parametrize("index", [np.where(GROUPS == 1, -1, 0), np.where(np.arange(16) == 3, -1, GROUPS), GROUPS + 1])
+def test_an_order_that_names_no_group_is_refused(index: np.ndarray, tmp_path: Path) -> None:
+    quantized(tmp_path / "m", bits=4, group_size=8, form="pack-quantized")
+    spoil(tmp_path / "m", Q + ".weight_g_idx", index.astype(np.int32))
+    with open_checkpoint(tmp_path / "m") as checkpoint:
+        packer = Packer(bind(checkpoint), None, None, True)
+        with pytest.raises(QuantError, match="not there") as caught:
+            packer.formats(packer.binding.slots["layers.0.qkv"])
+    assert (caught.value.file, caught.value.field) == (str(tmp_path / "m"), Q + ".weight_g_idx")
+
+
+@pytest.mark.parametrize("actorder", ["group", True, "static", "weight", None])
+def test_an_order_that_is_declared_must_be_there(actorder: str | bool | None, tmp_path: Path) -> None:
+    quantized(tmp_path / "m", bits=4, group_size=8, form="pack-quantized")
+    weights = {"num_bits": 4, "strategy": "group", "group_size": 8, "actorder": actorder}
+    spoil(tmp_path / "m", "x", None, config_groups={"group_0": {"targets": ["Linear"], "weights": weights}})
+    if actorder not in ("group", True):
+        assert tiny_model.bound(tmp_path / "m").scheme is not None
+        return
+    with pytest.raises(QuantError, match=r"missing.*q_proj\.weight_g_idx"):
+        tiny_model.bound(tmp_path / "m")
+
+
+def test_groups_that_no_kernel_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    quantized(tmp_path / "m", bits=4, group_size=8, form="pack-quantized")
+    for use in (lambda: llmcore.load(tmp_path / "m", progress=False), lambda: llmcore.plan(tmp_path / "m")):
+        with pytest.raises(UnsupportedModelError, match=r"/m: groups of 8 in .*supported: 16, 32, 64, 128"):
+            use()
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 9, 33])

@@ -4,7 +4,7 @@
     pack-quantized    X.weight_packed I32 [N, ceil(K * b / 32)], X.weight_scale [N, G], X.weight_shape I64 [2] = [N, K]
 
 A value is scale * code, or scale * (code - zero) with X.weight_zero_point: I8 [N, G], or packed along N into I32
-[ceil(N * b / 32), G]. X.weight_g_idx I32 [K], if at all, names the group of each column; a -1 says that groups lie
+[ceil(N * b / 32), G]. X.weight_g_idx I32 [K], if at all, names the group of each column; if all are -1, groups lie
 side by side. Packed codes and zeros are stored as code + 2^(b-1), in one stream of bits, lowest first.
 Source: the compressed-tensors project's description of its formats.
 """
@@ -47,6 +47,8 @@ class Scheme:
     ignore: tuple[str, ...]
     """Module names that must not be quantised; entries beginning with "re:" are not evaluated."""
     symmetric: bool = True
+    ordered: bool = False
+    """Groups are of columns that needn't lie side by side, so a g_idx must say which (actorder "group")."""
 
     def tensor_names(self, module: str, source: Source) -> tuple[str, ...]:
         """The tensors that a quantised module has."""
@@ -109,6 +111,7 @@ def _group(groups: Config, name: str, config: Config, ignore: tuple[str, ...]) -
     group.require_neutral({"output_activations": (None,)})
     form = (group if group.has("format") else config).choice("format", FORMATS, error=UnsupportedModelError)
     bits, group_size = _weights(weights)
+    weights.require_neutral({"actorder": (None, False, "weight", "static", "group", True)})
     if form == "int-quantized" and bits != 8:
         raise weights.error("num_bits", "does not fit the format int-quantized", allowed="8")
     return Scheme(
@@ -118,6 +121,7 @@ def _group(groups: Config, name: str, config: Config, ignore: tuple[str, ...]) -
         dynamic_activations=_activations(group.section("input_activations")),
         ignore=ignore,
         symmetric=weights.boolean("symmetric", default=True),
+        ordered=weights.get("actorder") in ("group", True),
     )
 
 
@@ -128,7 +132,6 @@ def _weights(weights: Config) -> tuple[int, int | None]:
         raise UnsupportedModelError(str(weights.error("num_bits", "is not supported", allowed="4, 8")))
     if weights.has("dynamic") and weights.boolean("dynamic"):
         raise weights.error("dynamic", "weights can't have scales made at run time", allowed="false")
-    weights.require_neutral({"actorder": (None, False, "weight", "static", "group", True)})
     strategies = {"channel": False, "group": True}
     if weights.choice("strategy", strategies, error=UnsupportedModelError):
         return bits, weights.integer("group_size", minimum=1, maximum=1 << 20)
@@ -179,10 +182,9 @@ class PackedTensor:
     def order(self) -> npt.NDArray[np.int32] | None:
         """int32 [K]: the columns, those of a group side by side; None: as they are. Raises QuantError."""
         name = self.module + ORDER
-        if name not in self.source.tensors:
+        if name not in self.source.tensors or (self.source.read(name) == -1).all():
             return None
-        groups = self.source.read(name)
-        return None if (groups == -1).any() else order_of(groups, self.group_size, name)
+        return order_of(self.source, name, self.group_size)
 
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]:
         """int8 [rows, K] of the rows `start` to `stop`, in `order`, from -2^(bits-1) to 2^(bits-1) - 1."""
@@ -222,12 +224,16 @@ def _unpacked(words: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.int8]
 def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: Source) -> PackedTensor:
     """The quantised matrix of `module`, which must be `shape` = (N, K). Raises QuantError when that doesn't fit."""
     if module in scheme.ignore:
-        raise QuantError(f"{escape(module)} is quantised, but quantization_config.ignore names it")
+        raise QuantError(f"{escape(module)} is quantised, but quantization_config.ignore names it", file=source.path)
     rows, columns = shape
     group_size = columns if scheme.group_size is None else scheme.group_size
     if columns % group_size:
         raise QuantError(
-            "does not divide the inputs of the layer", field=module, value=group_size, allowed=f"{columns}"
+            "does not divide the inputs of the layer",
+            file=source.path,
+            field=module,
+            value=group_size,
+            allowed=f"a divisor of {columns}",
         )
     name = module + (".weight" if scheme.format == "int-quantized" else ".weight_packed")
     stored = (rows, columns) if scheme.format == "int-quantized" else (rows, -(-columns * scheme.bits // 32))
@@ -237,13 +243,21 @@ def packed_tensor(module: str, shape: tuple[int, int], scheme: Scheme, source: S
         expect(source, module + ".weight_shape", (2,), ("I64", "I32"))
         found = tuple(int(size) for size in source.read(module + ".weight_shape"))
         if found != shape:
-            raise QuantError("does not fit the config", field=module + ".weight_shape", value=found, allowed=str(shape))
+            raise QuantError(
+                "does not fit the config",
+                file=source.path,
+                field=module + ".weight_shape",
+                value=found,
+                allowed=str(shape),
+            )
     if not scheme.symmetric and scheme.format == "int-quantized":
         expect(source, module + ZERO_POINT, (rows, columns // group_size), ("I8",))
     elif not scheme.symmetric:
         expect(source, module + ZERO_POINT, (-(-rows * scheme.bits // 32), columns // group_size), ("I32",))
     if module + ORDER in source.tensors:
         expect(source, module + ORDER, (columns,), ("I32", "I64"))
+    elif scheme.ordered and group_size < columns:
+        raise QuantError("is missing, though actorder says group", file=source.path, field=module + ORDER)
     return PackedTensor(
         module=module,
         shape=shape,

@@ -36,6 +36,8 @@ class Scheme:
     """All zeros are 2^(bits-1)."""
     zero_offset: int = 0
     """What is added to a stored zero."""
+    ordered: bool = False
+    """Groups are of columns that needn't lie side by side, so a g_idx must say which (desc_act)."""
 
     @property
     def dynamic_activations(self) -> bool:
@@ -58,6 +60,7 @@ class Scheme:
         if columns % group or columns * self.bits % 32 or rows * self.bits % 32:
             raise QuantError(
                 f"a matrix of {rows} rows and {columns} columns can't be packed so",
+                file=source.path,
                 field=module,
                 value=f"{self.bits} bits in groups of {group}",
             )
@@ -68,6 +71,8 @@ class Scheme:
         expect(source, module + ".scales", (columns // group, rows), SCALE_DTYPES)
         if module + ".g_idx" in source.tensors:
             expect(source, module + ".g_idx", (columns,), ("I32", "I64"))
+        elif self.ordered and group < columns:
+            raise QuantError("is missing, though desc_act is true", file=source.path, field=module + ".g_idx")
         return ColumnTensor(
             module=module,
             shape=shape,
@@ -96,6 +101,7 @@ def gptq_scheme(config: Config) -> Scheme:
         group_size=group_size,
         symmetric=config.boolean("sym", default=True),
         zero_offset=1 if form == "gptq" else 0,
+        ordered=config.boolean("desc_act", default=False),
     )
 
 
@@ -155,7 +161,7 @@ class ColumnTensor:
     def order(self) -> npt.NDArray[np.int32] | None:
         """int32 [K]: the columns, those of a group side by side; None: as they are. Raises QuantError."""
         name = self.module + ".g_idx"
-        return order_of(self.source.read(name), self.group_size, name) if name in self.source.tensors else None
+        return order_of(self.source, name, self.group_size) if name in self.source.tensors else None
 
     def codes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int8]:
         """int8 [rows, K] of the rows `start` to `stop`, in `order`, from -2^(bits-1) to 2^(bits-1) - 1."""
@@ -185,7 +191,11 @@ class ColumnTensor:
         highest = (1 << self.bits) - 1
         zeros = ((stored.astype(np.int32) + self.scheme.zero_offset) & highest) - self._middle
         if self.scheme.symmetric and zeros.any():
-            raise QuantError("zero points differ from the middle, though the config says symmetric", field=self.module)
+            raise QuantError(
+                "zero points differ from the middle, though the config says symmetric",
+                file=self.source.path,
+                field=self.module,
+            )
         return np.ascontiguousarray(zeros.T).astype(np.float32)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ SCALE_DTYPES = ("F32", "F16", "BF16")
 
 class Source(Protocol):
     """What is read here of a checkpoint."""
+
+    path: Path
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
@@ -72,24 +75,30 @@ def expect(source: Source, name: str, shape: tuple[int, ...], dtypes: tuple[str,
     """Raises QuantError unless the file holds this tensor so."""
     info = source.tensors.get(name)
     if info is None:
-        raise QuantError("a tensor of a quantised layer is missing", field=name)
+        raise QuantError("a tensor of a quantised layer is missing", file=source.path, field=name)
     if info.shape != shape:
-        raise QuantError("has the wrong shape", field=name, value=list(info.shape), allowed=str(list(shape)))
+        raise QuantError(
+            "has the wrong shape", file=source.path, field=name, value=list(info.shape), allowed=str(list(shape))
+        )
     if info.dtype not in dtypes:
-        raise QuantError("has the wrong dtype", field=name, value=info.dtype, allowed=", ".join(dtypes))
+        raise QuantError(
+            "has the wrong dtype", file=source.path, field=name, value=info.dtype, allowed=", ".join(dtypes)
+        )
 
 
-def order_of(groups: npt.NDArray[np.generic], group_size: int, name: str) -> npt.NDArray[np.int32] | None:
+def order_of(source: Source, name: str, group_size: int) -> npt.NDArray[np.int32] | None:
     """The order that puts the columns of a group side by side, from the group of each column; None: they are.
 
     Raises QuantError when a group has more columns or fewer than the others.
     """
-    columns = len(groups)
-    of_column = groups.astype(np.int64)
+    of_column = source.read(name).astype(np.int64)
+    columns = len(of_column)
     if not ((of_column >= 0) & (of_column < columns // group_size)).all():
-        raise QuantError("names groups that are not there", field=name)
+        raise QuantError(
+            "names groups that are not there", file=source.path, field=name, allowed=f"0 to {columns // group_size - 1}"
+        )
     if (np.bincount(of_column, minlength=columns // group_size) != group_size).any():
-        raise QuantError("groups of different sizes", field=name)
+        raise QuantError("groups of different sizes", file=source.path, field=name, allowed=f"{group_size} columns")
     order = np.argsort(of_column, kind="stable").astype(np.int32)
     return None if np.array_equal(order, np.arange(columns)) else order
 

@@ -21,6 +21,7 @@ from llmcore.checkpoint.readers import Checkpoint
 from llmcore.errors import ArgumentError, ConfigError, QuantError, UnsupportedModelError, escape
 from llmcore.models.registry import Architecture, describe
 from llmcore.models.spec import DecoderSpec, Slot
+from llmcore.quantization import GROUP_SIZES
 
 DENSE_DTYPES = ("F32", "F16", "BF16")
 BLOCK_TYPES = frozenset(_core.block_types())
@@ -77,6 +78,8 @@ class BoundSlot:
 class Binding:
     """What it takes to load a model: its numbers, and each slot's tensors in the order of the decoder."""
 
+    file: Path
+    """The checkpoint, for messages."""
     spec: DecoderSpec
     slots: Mapping[str, BoundSlot]
     scheme: Scheme | None
@@ -119,7 +122,8 @@ class _Binder:
             raise ConfigError(f"{len(self.missing)} tensors are missing: {_listed(self.missing)}", file=self.file)
         self.check_unused()
         self.check_declared_dtype(bound)
-        return Binding(spec=replace(spec, tie_word_embeddings=tied), slots=bound, scheme=scheme)
+        spec = replace(spec, tie_word_embeddings=tied)
+        return Binding(file=self.file, spec=spec, slots=bound, scheme=scheme)
 
     def actual(self, name: str) -> str:
         return name.removeprefix(self.module.BASE) if self.bare else name
@@ -239,7 +243,13 @@ class _Binder:
                 )
             if len(shape) != 2:
                 raise QuantError("only matrices can be quantised", file=self.file, field=module)
-            parts.append(scheme.tensor(module, (shape[0], shape[1]), self.checkpoint))
+            part = scheme.tensor(module, (shape[0], shape[1]), self.checkpoint)
+            if part.group_size not in (shape[1], *GROUP_SIZES):
+                raise UnsupportedModelError(
+                    f"{shown(self.file)}: groups of {part.group_size} in {escape(module)} are not supported; "
+                    f"supported: {', '.join(str(size) for size in GROUP_SIZES if size)}, or the whole row"
+                )
+            parts.append(part)
             self.used.update(scheme.tensor_names(module, self.checkpoint))
         self.check_alike(slot, [f"{part.dtype} with {part.scale_dtype}" for part in parts])
         return tuple(parts)
