@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcore.checkpoint.files import PlainFile
+from llmcore.checkpoint.files import PlainFile, is_file
 from llmcore.errors import ArgumentError, LimitError, LlmcoreError, TemplateError, escape
 from llmcore.vocab.surrogates import clean
 
@@ -71,7 +71,7 @@ def find_template(folder: Path, config: Mapping[str, Any], variables: Mapping[st
     Of a list of named templates it is the one called "default".
     """
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if is_file(path):
         with PlainFile(path) as file:
             if file.size > _MAX_SOURCE_BYTES:
                 raise LimitError(f"chat_template.jinja: {file.size} bytes; at most {_MAX_SOURCE_BYTES} are read")

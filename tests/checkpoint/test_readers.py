@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import pickle
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_model
 
+import llmcore
+from llmcore.checkpoint.files import PlainFile
 from llmcore.checkpoint.readers import Checkpoint, built_in, open_checkpoint, resolve_path
 from llmcore.errors import (
     ArgumentError,
@@ -154,6 +161,42 @@ def test_files_are_named_by_content(tmp_path: Path) -> None:
     folder = tiny_model.save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="give the folder"):
         open_checkpoint(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("data", [b"", bytes(4096), b"GGU"])
+def test_a_gguf_that_is_none_is_called_so(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(data)
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(GGUFError, match=r"model\.gguf: not a GGUF file"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("hidden", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_folder_that_cannot_be_searched(hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_path("tiny"), folder)
+
+    def refuse(call: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def wrapped(path: object, *arguments: object, **options: object) -> os.stat_result:
+            if isinstance(path, str | os.PathLike) and os.fspath(path) == str(folder / hidden):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return call(path, *arguments, **options)
+
+        return wrapped
+
+    for name in ("stat", "lstat"):  # what the tests' user may not be refused
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+    with pytest.raises(StorageError, match="Permission denied"):
+        llmcore.load(folder, progress=False)
+
+
+def test_an_open_of_nothing_leaves_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", noise.append)
+    with pytest.raises(TypeError):
+        PlainFile(None)  # type: ignore[arg-type]
+    gc.collect()
+    assert not noise
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -31,6 +31,22 @@ def storage_error(action: str, path: object, error: OSError, *, offset: int | No
     return made
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something at `path`, a link included. Raises StorageError where that can't be seen."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # or no name of a file at all
+        return False
+    except OSError as error:
+        raise storage_error("look up", path, error) from None
+    return True
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a regular file at `path`, or a link to one. Raises as `exists`."""
+    return exists(path) and os.path.isfile(path)
+
+
 class PlainFile:
     """A regular file open for reading. `size` is its length in bytes when it was opened.
 
@@ -39,8 +55,8 @@ class PlainFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
+        self._fd = -1  # first: `close` is called whatever fails
         self.path = Path(path)
-        self._fd = -1
         self._lock = threading.Lock()
         flags = os.O_RDONLY
         for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore.checkpoint.config import MAX_CONFIG_BYTES, Config, check_generation_config
-from llmcore.checkpoint.files import PlainFile, open_inside, shown
+from llmcore.checkpoint.files import PlainFile, exists, is_file, open_inside, shown
 from llmcore.checkpoint.index import INDEX_NAME, open_shards, read_index
 from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.safetensors_header import MAX_TENSORS, TensorInfo
@@ -62,8 +62,7 @@ class HuggingFaceDirectory:
     @property
     def tokenizer_path(self) -> Path | None:
         """The folder, where it holds a tokenizer."""
-        found = any((self.path / name).exists() for name in TOKENIZER_FILES) or any(self.path.glob("*.tiktoken"))
-        return self.path if found else None
+        return self.path if holds_tokenizer(self.path) else None
 
     @staticmethod
     def matches(path: Path) -> bool:
@@ -120,6 +119,11 @@ class HuggingFaceDirectory:
         self.close()
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file that a tokenizer is read from. Raises StorageError where that can't be seen."""
+    return any(is_file(folder / name) for name in TOKENIZER_FILES) or any(folder.glob("*.tiktoken"))
+
+
 def _canonical(value: object) -> object:
     if isinstance(value, Mapping):
         return sorted((key, _canonical(item)) for key, item in value.items())
@@ -128,11 +132,11 @@ def _canonical(value: object) -> object:
 
 def _read_config(folder: Path, name: str, *, required: bool) -> Config:
     path = folder / name
-    if not os.path.lexists(path):
+    if not exists(path):
         if not required:
             return Config({}, file=path)
         hint = ""
-        if (folder / "adapter_config.json").exists():
+        if exists(folder / "adapter_config.json"):
             hint = "; the folder holds a PEFT adapter, load its base model and then the adapter"
         raise ConfigError(f"no such file{hint}", file=path)
     with open_inside(folder, name) as file:

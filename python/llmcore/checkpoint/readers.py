@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.containers import HEAD_BYTES, identify
-from llmcore.checkpoint.files import PlainFile, shown
+from llmcore.checkpoint.files import PlainFile, exists, shown
 from llmcore.checkpoint.gguf_file import GGUFCheckpoint
 from llmcore.checkpoint.hf_dir import HuggingFaceDirectory, cached_snapshot
 from llmcore.checkpoint.safetensors_header import TensorInfo
-from llmcore.errors import CheckpointError, UnsupportedModelError, escape
+from llmcore.errors import CheckpointError, GGUFError, UnsupportedModelError, escape
 
 
 class Checkpoint(Protocol):
@@ -83,7 +83,7 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
 
 def _only_gguf(path: Path) -> Path:
     """The one model in a folder of .gguf files without a config.json, such as the cache keeps; else `path`."""
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir() or exists(path / "config.json"):
         return path
     names = sorted(file.name for file in path.glob("*.gguf"))
     firsts = [name for name in names if not re.fullmatch(r".+-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf", name)]
@@ -110,6 +110,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UnsupportedModelError(
             f"{shown(found)}: {looks} can't be loaded; give the folder of a safetensors checkpoint or a .gguf file"
         )
+    if found.suffix.lower() == ".gguf":
+        raise GGUFError("not a GGUF file", file=found, offset=0, value=head[:4], allowed="GGUF")
     raise CheckpointError(
         "is a file; give the folder that holds config.json and the weights, or a .gguf file", file=found
     )

@@ -61,7 +61,7 @@ def signature(path: Path, pattern: str | None) -> list[Any] | None:
     """What an entry must have been made from; None when that can't be told. Taken before anything is read."""
     from llmcore import __version__
 
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent
     files = []
     try:
         core = Path(_core.__file__).stat()  # two builds of one version may keep their tables differently

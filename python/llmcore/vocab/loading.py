@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore import _core
 from llmcore.checkpoint.containers import HEAD_BYTES, identify
-from llmcore.checkpoint.files import PlainFile
+from llmcore.checkpoint.files import PlainFile, exists, is_file
 from llmcore.checkpoint.hf_dir import TOKENIZER_FILES
 from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import LimitError, StorageError, TokenizerError, escape
@@ -79,9 +79,9 @@ def _no_collections() -> Iterator[None]:
 @_no_collections()
 def _build_parts(path: str | os.PathLike[str], pattern: str | None) -> Parts:
     where = Path(path)
-    if where.is_dir():
+    if os.path.isdir(where):
         return _load_folder(where, pattern)
-    if not where.exists():
+    if not exists(where):
         raise TokenizerError(f"{escape(path, 200)[1:-1]}: no such file or folder")
     with PlainFile(where) as file:
         is_gguf = bytes(file.read(min(file.size, 4), 0)) in (b"GGUF", b"FUGG")
@@ -106,7 +106,7 @@ def _load_gguf(path: Path, pattern: str | None) -> Parts:
 
 def _load_folder(folder: Path, pattern: str | None) -> Parts:
     config = _config(folder / "tokenizer_config.json")
-    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if is_file(folder / name)]
     names += sorted(p.name for p in folder.glob("*.tiktoken"))
     if not names:
         raise TokenizerError(
@@ -181,7 +181,7 @@ def _ranks(data: bytes, path: Path, pattern: str | None) -> VocabSpec:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_file(path):
         return {}
     return obj(load_json(path, limit_bytes=_CONFIG_LIMIT_BYTES, error=TokenizerError), path.name)
 
