@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import llmcore
-from llmcore import ArgumentError, LlmcoreError, QuantConfig, SamplingParams
+from llmcore import ArgumentError, LlmcoreError, QuantConfig, QuantError, SamplingParams, StorageError
+from llmcore.checkpoint.readers import resolve_path
 from llmcore.checkpoint.write import save_safetensors
 
 import bits_hash  # isort: skip
@@ -189,17 +190,118 @@ BROKEN: dict[str, Change] = {
 }
 
 
+def packed(checkpoint: Path, folder: Path, quantize: Any, change: Change) -> Path:
+    """A packed model whose config and tensors were changed."""
+    with llmcore.load(checkpoint, quantize, progress=False) as model:
+        model.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    change(config, tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_not_what_it_says_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
-    with llmcore.load(checkpoint, "ternary", progress=False) as model:
-        model.save(tmp_path / "packed")
-    config = json.loads((tmp_path / "packed" / "config.json").read_text())
-    tensors = load_file(tmp_path / "packed" / "model.safetensors")
-    BROKEN[name](config, tensors)
-    shutil.rmtree(tmp_path / "packed")
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
-    save_safetensors(tmp_path / "packed" / "model.safetensors", tensors)
+    folder = packed(checkpoint, tmp_path / "packed", "ternary", BROKEN[name])
     with pytest.raises(LlmcoreError) as caught:
-        llmcore.load(tmp_path / "packed", progress=False)
+        llmcore.load(folder, progress=False)
     assert len(str(caught.value)) < 1024
+
+
+def without(slot: str) -> Change:
+    def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        config["quantization_config"]["matrices"].pop(slot, None)
+        for name in [name for name in tensors if name == slot or name.startswith(slot + ".")]:
+            del tensors[name]
+
+    return change
+
+
+def split(slot: str, rows: int) -> Change:
+    """Makes a stack of two of a matrix with a scale for each row; `rows` is a multiple of 16."""
+
+    def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        matrices = config["quantization_config"]["matrices"]
+        whole = matrices.pop(slot)
+        for i, count in enumerate((rows, whole["shape"][0] - rows)):
+            matrices[f"{slot}.{i}"] = whole | {"shape": [count, whole["shape"][1]]}
+        for part in (".codes", ".scales", ".shifts"):
+            if slot + part in tensors:
+                panels = tensors.pop(slot + part).reshape(-(-whole["shape"][0] // 16), -1)
+                tensors[f"{slot}.0{part}"] = panels[: rows // 16].copy()
+                tensors[f"{slot}.1{part}"] = panels[rows // 16 :].copy()
+
+    return change
+
+
+def moved(slot: str, taken: str, given: str) -> Change:
+    """Takes the tensor `taken` away and lengthens `given` by its bytes, as the description asks: the sum is right."""
+
+    def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        if taken == ".order":
+            config["quantization_config"]["matrices"][slot]["ordered"] = True
+            lost = 4 * config["quantization_config"]["matrices"][slot]["shape"][1]
+        else:
+            lost = tensors.pop(slot + taken).nbytes
+        longer = tensors[slot + given].view(np.uint8).reshape(-1)
+        tensors[slot + given] = np.concatenate([longer, np.zeros(lost, np.uint8)])
+
+    return change
+
+
+def vector_for_head(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    without("lm_head")(config, tensors)
+    tensors["lm_head"] = np.ones(4, np.float32)
+
+
+DAMAGED: dict[str, tuple[Change, str]] = {
+    "no bias": (without("layers.0.qkv_bias"), "layers.0.qkv_bias"),
+    "no head": (without("lm_head"), "lm_head"),
+    "no matrix": (without("layers.1.down"), "layers.1.down"),
+    "vocabulary": (lambda config, tensors: config.update(vocab_size=256), "embedding"),
+    "width": (lambda config, tensors: config.update(hidden_size=160), "embedding"),
+    "heads": (lambda config, tensors: config.update(num_attention_heads=4), "layers.0.qkv"),
+    "short vector": (
+        lambda config, tensors: tensors.update(final_norm=tensors["final_norm"][1:].copy()),
+        "final_norm",
+    ),
+    "a vector for a matrix": (vector_for_head, "lm_head"),
+    "embedding in two": (split("embedding", 128), "embedding"),
+    "gate and up in uneven parts": (split("layers.0.gate_up", 16), "layers.0.gate_up"),
+    "no order": (moved("layers.0.down", ".order", ".codes"), "layers.0.down.codes"),
+    "no scales": (moved("layers.0.down", ".scales", ".shifts"), "layers.0.down.scales"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_missing_or_has_another_shape_is_named(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    change, field = DAMAGED[name]
+    folder = packed(checkpoint, tmp_path / "packed", QuantConfig(format="int8", symmetric=False), change)
+    for use in (lambda: llmcore.load(folder, progress=False), lambda: llmcore.plan(folder)):
+        with pytest.raises(QuantError) as caught:
+            use()
+        assert (caught.value.file, caught.value.field) == (str(folder), field)
+
+
+def test_parts_of_a_slot_may_be_stacked(checkpoint: Path, tmp_path: Path) -> None:
+    with llmcore.load(checkpoint, "int8", progress=False) as model:
+        expected = np.asarray(model.forward(IDS))
+    folder = packed(checkpoint, tmp_path / "packed", "int8", split("layers.0.gate_up", bits_hash.MLP))
+    with llmcore.load(folder, progress=False) as model:
+        assert (np.asarray(model.forward(IDS)) == expected).all()
+
+
+def test_a_head_that_differs_from_a_tied_embedding_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with llmcore.load(source, "int8", progress=False) as model:
+        expected = np.asarray(model.forward(IDS))
+    folder = packed(source, tmp_path / "packed", "int8", lambda config, tensors: None)
+    with llmcore.load(folder, progress=False) as model:
+        assert (np.asarray(model.forward(IDS)) == expected).all()
+    with pytest.raises(QuantError, match="lm_head"):
+        llmcore.load(packed(source, tmp_path / "damaged", "int8", without("lm_head")), progress=False)

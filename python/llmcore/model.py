@@ -187,7 +187,9 @@ class Model:
         self.core  # noqa: B018 - raises when closed
         if self._source is None:
             raise ArgumentError("this model was not loaded from a checkpoint, so it has no config.json to save")
-        save_packed(path, self._weights, self._config, self.generation_config, self._source)
+        # What the checkpoint turned out to be: one that says it is tied may hold a head that differs.
+        config = {**self._config, "tie_word_embeddings": self.spec.tie_word_embeddings}
+        save_packed(path, self._weights, config, self.generation_config, self._source)
 
     def close(self) -> None:
         """Gives the memory back, once no LLM uses the model any more. Any later call raises ClosedError."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from llmcore.checkpoint.readers import Checkpoint
 from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, write_atomically
 from llmcore.errors import ArgumentError, QuantError, UnsupportedModelError, escape
 from llmcore.models.registry import describe
-from llmcore.models.spec import DecoderSpec
+from llmcore.models.spec import DecoderSpec, Slot
 from llmcore.packing import Weight, matrices_of
 from llmcore.progress import Progress
 from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, KEPT_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
@@ -57,6 +58,11 @@ class PackedMatrix:
     def nbytes(self) -> int:
         return self.format.nbytes(self.rows, self.columns) + (4 * self.columns if self.ordered else 0)
 
+    def parts(self) -> dict[str, int]:
+        """Bytes of each tensor that it is stored in, by the end of its name; 0: there is none."""
+        parts = self.format.parts(self.rows, self.columns)
+        return {**{f".{name}": size for name, size in parts.items()}, ".order": 4 * self.columns * self.ordered}
+
 
 class PackedCheckpoint:
     """A packed model in an open checkpoint, checked against its own description before anything is allocated.
@@ -79,14 +85,15 @@ class PackedCheckpoint:
         self.matrices = {str(name): _matrix(section, str(name), value) for name, value in described.items()}
         self._check_stacks()
         module, spec = describe(checkpoint.config, generation)
-        self.spec: DecoderSpec = replace(spec, tie_word_embeddings="lm_head" not in self.matrices)
+        tied = spec.tie_word_embeddings and "lm_head" not in self.matrices
+        self.spec: DecoderSpec = replace(spec, tie_word_embeddings=tied)
         self.vectors = self._check_tensors()
         if spec.num_layers > len(checkpoint.tensors):  # bounds the loop over the layers
-            raise QuantError("the file holds fewer layers than config.json says", file=checkpoint.path)
-        slots = {slot.name for slot in module.slots(self.spec)}
-        extra = sorted(({_slot(name) for name in self.matrices} | self.vectors.keys()) - slots)
-        if extra:
-            raise QuantError("has no place in a model of this config.json", file=checkpoint.path, field=extra[0])
+            raise self._error("the file holds fewer layers than config.json says")
+        self._check_slots(module.slots(self.spec))
+
+    def _error(self, message: str, **where: Any) -> QuantError:
+        return QuantError(message, file=self._checkpoint.path, **where)
 
     def _check_stacks(self) -> None:
         count: dict[str, int] = {}
@@ -94,22 +101,49 @@ class PackedCheckpoint:
             slot = _slot(name)
             expected = f"{slot}.{count.get(slot, 0)}" if slot != name else slot
             if name != expected or slot in self.matrices.keys() - {name}:
-                raise QuantError("matrices that are stacked aren't numbered from 0", field=name)
+                raise self._error("matrices that are stacked aren't numbered from 0", field=name)
             count[slot] = count.get(slot, 0) + 1
+
+    def _check_slots(self, slots: Sequence[Slot]) -> None:
+        """Every slot of the model must be filled, with what has its shape, and nothing may be left over."""
+        stacks: dict[str, list[PackedMatrix]] = {}
+        for name, matrix in self.matrices.items():
+            stacks.setdefault(_slot(name), []).append(matrix)
+        vectors = dict(self.vectors)
+        for slot in slots:
+            found = stacks.pop(slot.name, []) if self.spec.is_matrix(slot.name) else vectors.pop(slot.name, None)
+            if not found and not slot.optional:
+                raise self._error("is missing from the model that config.json describes", field=slot.name)
+            if isinstance(found, int):
+                self._check_shape(slot, found == sum(shape[0] for shape in slot.shapes), [found])
+            elif found:
+                self._check_shape(slot, _fits(found, slot), [[matrix.rows, matrix.columns] for matrix in found])
+        extra = sorted(stacks.keys() | vectors.keys())
+        if extra:
+            raise self._error("has no place in a model of this config.json", field=extra[0])
+
+    def _check_shape(self, slot: Slot, fits: bool, found: object) -> None:
+        if not fits:
+            allowed = " over ".join(str(list(shape)) for shape in slot.shapes)
+            raise self._error("has not the shape that config.json says", field=slot.name, value=found, allowed=allowed)
 
     def _check_tensors(self) -> dict[str, int]:
         """The tensors must be those of the matrices, of their sizes, and vectors. Returns the vectors' lengths."""
         tensors = dict(self._checkpoint.tensors)
         for name, matrix in self.matrices.items():
-            parts = [tensors.pop(name + end, None) for end in (".codes", ".scales", ".shifts", ".order")]
-            found = sum(part.nbytes for part in parts if part is not None)
-            if parts[0] is None or found != matrix.nbytes:
-                raise QuantError(
-                    "the packed bytes are not those of its shape", field=name, value=found, allowed=str(matrix.nbytes)
-                )
+            for end, nbytes in matrix.parts().items():
+                part = tensors.pop(name + end, None)
+                found = 0 if part is None else part.nbytes
+                if found != nbytes:
+                    raise self._error(
+                        "the packed bytes are not those of its shape",
+                        field=name + end,
+                        value=found,
+                        allowed=str(nbytes),
+                    )
         for name, info in tensors.items():
             if info.dtype != "F32" or len(info.shape) != 1 or not info.shape[0]:
-                raise QuantError("neither a matrix of this packed model nor a vector", field=name)
+                raise self._error("neither a matrix of this packed model nor a vector", field=name)
         return {name: info.shape[0] for name, info in tensors.items()}
 
     @property
@@ -159,6 +193,15 @@ def _slot(name: str) -> str:
     """The slot of a matrix: matrices that are stacked have a number behind its name."""
     slot, _, number = name.rpartition(".")
     return slot if number.isdecimal() else name
+
+
+def _fits(found: Sequence[PackedMatrix], slot: Slot) -> bool:
+    """Whether stacked matrices are those of a slot. One of them may hold several of its tensors, but no part of one."""
+    shapes = [tuple(reversed(shape)) if slot.transpose else shape for shape in slot.shapes]
+    ends = list(accumulate(shape[0] for shape in shapes))
+    found_ends = list(accumulate(matrix.rows for matrix in found))
+    same_columns = {matrix.columns for matrix in found} == {shape[1] for shape in shapes}
+    return same_columns and found_ends[-1] == ends[-1] and set(found_ends) <= set(ends)
 
 
 def is_packed(config: Config) -> bool:

@@ -23,6 +23,8 @@ KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
 SMOOTHINGS = ("none", "awq", "smoothquant")
 GROUP_SIZES = (0, 16, 32, 64, 128)
 """0: one scale per row."""
+ROWS_PER_PANEL = 16
+"""Rows are padded to a multiple of it (csrc/quant/lines.h)."""
 _DEFAULT_GROUP = {
     "int8": 0,
     "int6": 128,
@@ -68,6 +70,15 @@ class MatrixFormat:
         from llmcore import _core
 
         return _core.matrix_bytes(self.format, rows, columns, self.group_size, self.zero_points, self.scales)
+
+    def parts(self, rows: int, columns: int) -> dict[str, int]:
+        """Bytes of the codes, scales and shifts (zero points or minima) of such a matrix."""
+        plain = replace(self, zero_points=False, minima=False)
+        codes = replace(plain, group_size=0, scales="f16").nbytes(rows, columns)
+        if self.format not in FLOAT_FORMATS:
+            codes -= 4 * -(-rows // ROWS_PER_PANEL) * ROWS_PER_PANEL  # a float32 scale a row
+        scales = plain.nbytes(rows, columns) - codes
+        return {"codes": codes, "scales": scales, "shifts": self.nbytes(rows, columns) - codes - scales}
 
 
 @dataclass(frozen=True, kw_only=True)
