@@ -305,3 +305,51 @@ def test_a_head_that_differs_from_a_tied_embedding_is_kept(checkpoint: Path, tmp
         assert (np.asarray(model.forward(IDS)) == expected).all()
     with pytest.raises(QuantError, match="lm_head"):
         llmcore.load(packed(source, tmp_path / "damaged", "int8", without("lm_head")), progress=False)
+
+
+def test_codes_that_cannot_be_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = packed(checkpoint, tmp_path / "packed", "ternary", impossible_codes)
+    with pytest.raises(QuantError, match="out of range") as caught:
+        llmcore.load(folder, progress=False)
+    assert (caught.value.file, caught.value.field) == (str(folder), "layers.0.down")
+
+
+def spoilt(name: str, kind: Any, at: int) -> Change:
+    def change(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name].copy()
+        tensors[name].view(kind)[at] = np.inf if kind is not np.uint16 else 0x7F80
+
+    return change
+
+
+SPOILT: dict[str, tuple[dict[str, Any], str, Any, int]] = {
+    "vector": ({"quantize": "int8"}, "final_norm", np.float32, 3),
+    "scale of a row": ({"quantize": "int8"}, "layers.0.down.scales", np.float32, 3),
+    "scale of a group": ({"quantize": "int4"}, "layers.0.down.scales", np.float16, 3),
+    "unit of scales": ({"quantize": RECIPES["minima"]}, "layers.0.down.scales", np.float16, -3),
+    "unit of minima": ({"quantize": RECIPES["minima"]}, "layers.0.down.shifts", np.float16, -3),
+    "float32": ({"dtype": "float32"}, "layers.0.down.codes", np.float32, 3),
+    "float16": ({"dtype": "float16"}, "layers.0.down.codes", np.float16, 3),
+    "bfloat16": ({"dtype": "bfloat16"}, "layers.0.down.codes", np.uint16, 3),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_check_finite_looks_at_packed_weights(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    options, tensor, kind, at = SPOILT[name]
+    with llmcore.load(checkpoint, progress=False, **options) as model:
+        model.save(tmp_path / "packed")
+    llmcore.load(tmp_path / "packed", progress=False, check_finite=True).close()
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    spoilt(tensor, kind, at)({}, tensors)
+    save_safetensors(tmp_path / "packed" / "model.safetensors", tensors)
+    llmcore.load(tmp_path / "packed", progress=False).close()
+    with pytest.raises(llmcore.NumericError, match=tensor.rpartition(".")[0] or tensor):
+        llmcore.load(tmp_path / "packed", progress=False, check_finite=True)
+
+
+def test_packed_weights_are_not_calibrated(checkpoint: Path, tmp_path: Path) -> None:
+    with llmcore.load(checkpoint, "int8", progress=False) as model:
+        model.save(tmp_path / "packed")
+    with pytest.raises(ArgumentError, match="packed already"):
+        llmcore.load(tmp_path / "packed", progress=False, calibration=[IDS])

@@ -282,9 +282,11 @@ def load(
     with open_checkpoint(path) as checkpoint:
         if is_packed(checkpoint.config):
             _check_packed(recipe, floats)
+            if calibration is not None:
+                raise ArgumentError("calibration= is for quantising weights, and this model is packed already")
             packed = PackedCheckpoint(checkpoint)
             tokenizer = _load_tokenizer(checkpoint.tokenizer_path, packed.spec)
-            weights = packed.load(progress)
+            weights = packed.load(progress, check_finite)
             fingerprint = checkpoint.fingerprint[:32]
             return _make(packed.spec, weights, tokenizer, checkpoint, fingerprint, threads, activations)
         binding = bind(checkpoint)

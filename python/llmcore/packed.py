@@ -21,18 +21,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmcore import _core
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import open_inside, shown, storage_error
 from llmcore.checkpoint.gguf import read_vocabulary
 from llmcore.checkpoint.hf_dir import SINGLE_NAME
 from llmcore.checkpoint.readers import Checkpoint
 from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, write_atomically
-from llmcore.errors import ArgumentError, QuantError, UnsupportedModelError, escape
+from llmcore.errors import ArgumentError, NumericError, QuantError, StorageError, UnsupportedModelError, escape
 from llmcore.models.registry import describe
 from llmcore.models.spec import DecoderSpec, Slot
 from llmcore.packing import Weight, matrices_of
 from llmcore.progress import Progress
-from llmcore.quantization import FLOAT_FORMATS, GROUP_SIZES, KEPT_FORMATS, ZERO_POINT_FORMATS, MatrixFormat
+from llmcore.quantization import (
+    FLOAT_FORMATS,
+    GROUP_SIZES,
+    KEPT_FORMATS,
+    ROWS_PER_PANEL,
+    ZERO_POINT_FORMATS,
+    MatrixFormat,
+)
 
 METHOD = "llmcore"
 VERSION = 2
@@ -156,37 +164,61 @@ class PackedCheckpoint:
         """How many weights there are."""
         return sum(matrix.rows * matrix.columns for matrix in self.matrices.values()) + sum(self.vectors.values())
 
-    def load(self, progress: bool) -> dict[str, Weight]:
-        """The weights by slot, in native memory."""
+    def load(self, progress: bool, check_finite: bool = False) -> dict[str, Weight]:
+        """The weights by slot, in native memory. With `check_finite`, NaN or infinity in a vector, a scale, a minimum
+        or a float matrix raises NumericError; QuantError."""
         weights: dict[str, Weight] = {}
         with Progress(self.nbytes, "loading", "bytes", enabled=progress) as bar:
             for name, length in self.vectors.items():
                 vector = np.empty(length, np.float32)
                 self._checkpoint.read_into(name, vector.view(np.uint8).data)
+                if check_finite and not np.isfinite(vector).all():
+                    raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
                 weights[name] = vector
                 bar.advance(vector.nbytes)
             for name, matrix in self.matrices.items():
-                form = matrix.format
-                native = form.make(matrix.rows, matrix.columns)
-                if matrix.ordered:
-                    order = np.empty(matrix.columns, "<i4")
-                    self._read(name + ".order", order.view(np.uint8))
-                    native.set_order(order)
-                self._read(name + ".codes", native.raw_codes)
-                if native.raw_scales.size:
-                    self._read(name + ".scales", native.raw_scales)
-                if form.zero_points:
-                    self._read(name + ".shifts", native.raw_shifts)
-                native.check()
+                try:
+                    native = self._load_matrix(name, matrix)
+                except QuantError as error:
+                    raise self._error(str(error), field=name) from None
+                if check_finite and not _is_finite(native):
+                    raise NumericError(f"the tensor {escape(name)} holds NaN or infinity")
                 stacked = matrices_of(weights[_slot(name)]) if _slot(name) in weights else ()
                 weights[_slot(name)] = (*stacked, native) if _slot(name) != name else native
                 bar.advance(native.nbytes)
         return weights
 
-    def _read(self, name: str, target: npt.NDArray[np.uint8]) -> None:
-        if self._checkpoint.tensors[name].nbytes != target.nbytes:
-            raise QuantError("the packed bytes are not those of its shape", field=name, allowed=str(target.nbytes))
-        self._checkpoint.read_into(name, target.data)
+    def _load_matrix(self, name: str, matrix: PackedMatrix) -> _core.Matrix:
+        native = matrix.format.make(matrix.rows, matrix.columns)
+        if matrix.ordered:
+            order = np.empty(matrix.columns, "<i4")
+            self._checkpoint.read_into(name + ".order", order.view(np.uint8).data)
+            native.set_order(order)
+        self._checkpoint.read_into(name + ".codes", native.raw_codes.data)
+        if native.raw_scales.size:
+            self._checkpoint.read_into(name + ".scales", native.raw_scales.data)
+        if matrix.format.zero_points:
+            self._checkpoint.read_into(name + ".shifts", native.raw_shifts.data)
+        native.check()
+        return native
+
+
+def _is_finite(matrix: _core.Matrix) -> bool:
+    """Whether all float numbers that a matrix is stored as are finite. Zero points are integers, `check` sees to it."""
+    if matrix.format in FLOAT_FORMATS:
+        return _all_finite(matrix.raw_codes, matrix.format)
+    kind, begin = matrix.scale_type, 0
+    if kind == "int8":  # multiples, and behind them their units
+        padded = -(-matrix.shape[0] // ROWS_PER_PANEL) * ROWS_PER_PANEL
+        kind, begin = "f16", padded * -(-matrix.shape[1] // matrix.group_size)
+    minima = matrix.raw_shifts[begin:] if matrix.has_minima else matrix.raw_shifts[:0]
+    return _all_finite(matrix.raw_scales[begin:], kind) and _all_finite(minima, "f16")
+
+
+def _all_finite(stored: npt.NDArray[np.uint8], kind: str) -> bool:
+    if kind == "bf16":
+        return bool(((stored.view(np.uint16) & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(stored.view(np.float32 if kind == "f32" else np.float16)).all())
 
 
 def _slot(name: str) -> str:
