@@ -353,3 +353,41 @@ def test_packed_weights_are_not_calibrated(checkpoint: Path, tmp_path: Path) -> 
         model.save(tmp_path / "packed")
     with pytest.raises(ArgumentError, match="packed already"):
         llmcore.load(tmp_path / "packed", progress=False, calibration=[IDS])
+
+
+def copied(to: Path) -> Path:
+    shutil.copytree(resolve_path("tiny"), to)
+    return to
+
+
+def test_the_tokenizer_is_saved_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the folder that a relative path meant when the model was loaded, and not without a word when it is gone."""
+    copied(tmp_path / "here" / "model")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with llmcore.load("./model", progress=False) as model:
+        monkeypatch.chdir(tmp_path / "there")
+        model.save("packed")
+        assert llmcore.Tokenizer.load(tmp_path / "there" / "packed").vocab_size > 0
+        for file in (tmp_path / "here" / "model").iterdir():
+            if file.name.startswith("tokenizer"):
+                file.unlink()
+        with pytest.raises(StorageError, match="tokenizer"):
+            model.save("lost")
+        shutil.rmtree(tmp_path / "here")
+        with pytest.raises(StorageError, match="tokenizer"):
+            model.save("lost")
+    assert os.listdir(tmp_path / "there") == ["packed"]
+
+
+def test_names_of_folders(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.chdir(tmp_path / "full")
+    with llmcore.load(checkpoint, progress=False) as model:
+        for path in (".", "", "..", "x\0y", "x\ud800y"):
+            with pytest.raises(ArgumentError):
+                model.save(path)
+        monkeypatch.setattr(os, "listdir", lambda path: os.stat(Path(path) / "absent"))
+        with pytest.raises(StorageError):
+            model.save(tmp_path / "full")

@@ -189,7 +189,8 @@ class Model:
             raise ArgumentError("this model was not loaded from a checkpoint, so it has no config.json to save")
         # What the checkpoint turned out to be: one that says it is tied may hold a head that differs.
         config = {**self._config, "tie_word_embeddings": self.spec.tie_word_embeddings}
-        save_packed(path, self._weights, config, self.generation_config, self._source)
+        has_tokenizer = self.tokenizer is not None
+        save_packed(path, self._weights, config, self.generation_config, self._source, has_tokenizer=has_tokenizer)
 
     def close(self) -> None:
         """Gives the memory back, once no LLM uses the model any more. Any later call raises ClosedError."""
@@ -463,7 +464,8 @@ def _make(
         threads=threads,
     )
     if checkpoint is not None:
-        model._weights, model._config, model._source = weights, checkpoint.config.values, checkpoint.path
+        model._weights, model._config = weights, checkpoint.config.values
+        model._source = Path(os.path.realpath(checkpoint.path))  # the current folder may change
     return model
 
 

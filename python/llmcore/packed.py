@@ -25,7 +25,7 @@ from llmcore import _core
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import open_inside, shown, storage_error
 from llmcore.checkpoint.gguf import read_vocabulary
-from llmcore.checkpoint.hf_dir import SINGLE_NAME
+from llmcore.checkpoint.hf_dir import SINGLE_NAME, holds_tokenizer
 from llmcore.checkpoint.readers import Checkpoint
 from llmcore.checkpoint.write import RawTensor, save_json, save_safetensors, write_atomically
 from llmcore.errors import ArgumentError, NumericError, QuantError, StorageError, UnsupportedModelError, escape
@@ -274,11 +274,25 @@ def _matrix(section: Config, name: str, value: object) -> PackedMatrix:
     return PackedMatrix(rows=sizes[0], columns=sizes[1], format=form, ordered=ordered)
 
 
-def check_free(path: str | os.PathLike[str]) -> None:
-    """Raises ArgumentError unless there is nothing at `path`, or an empty folder."""
-    target = Path(path)
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+def check_free(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of the folder to be made at `path`.
+
+    Raises ArgumentError unless it can be the name of one and there is nothing, or an empty folder; StorageError.
+    """
+    try:
+        named = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ArgumentError(f"{escape(path, 200)} can't be the path of a folder")
+    try:
+        target = Path(os.path.abspath(path))
+        taken = os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))
+    except OSError as error:
+        raise storage_error("look into", path, error) from None
+    if taken:
         raise ArgumentError(f"{shown(target)} is there already: give a new folder, or remove it first")
+    return target
 
 
 def save_packed(
@@ -287,14 +301,15 @@ def save_packed(
     config: Mapping[str, Any],
     generation_config: Mapping[str, object],
     source: Path,
+    *,
+    has_tokenizer: bool,
 ) -> None:
     """Writes a packed model as the new folder `path`, which appears whole or not at all.
 
     weights: by slot; config: config.json of the checkpoint in the folder or .gguf file `source`, whose tokenizer is
-    copied. Raises ArgumentError when `path` is there already, StorageError.
+    copied. Raises ArgumentError when `path` is there already, StorageError, also when the tokenizer's files are gone.
     """
-    check_free(path)
-    target = Path(path)
+    target = check_free(path)
     tensors: dict[str, npt.NDArray[np.generic] | RawTensor] = {}
     matrices: dict[str, object] = {}
     for slot, weight in weights.items():
@@ -324,6 +339,8 @@ def save_packed(
         else:
             for name in [*_TOKENIZER_FILES, *sorted(file.name for file in source.glob("*.tiktoken"))]:
                 _copy(source, name, temporary)
+        if has_tokenizer and not holds_tokenizer(temporary):
+            raise StorageError(f"{shown(source)}: the files of the tokenizer, to be saved with the model, are gone")
         if generation_config:
             save_json(temporary / "generation_config.json", dict(generation_config))
         save_safetensors(temporary / SINGLE_NAME, tensors, {"format": METHOD})
