@@ -79,6 +79,26 @@ def write_llama(folder: Path, **config: object) -> None:
     save_json(folder / "config.json", own | config)
 
 
+def write_gemma(folder: Path) -> None:
+    """Of the same sizes; norms are multiples of 1/64 from -1/4 to 1/4."""
+    write_llama(folder, tie_word_embeddings=True)
+    own = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "hidden_activation": "gelu_pytorch_tanh"}
+    own |= {"head_dim": WIDTH, "query_pre_attn_scalar": WIDTH, "sliding_window": 16, "tie_word_embeddings": True}
+    own |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    config = json.loads((folder / "config.json").read_text())
+    del config["hidden_act"]
+    save_json(folder / "config.json", config | own)
+    rng = np.random.default_rng(8)
+    with open_checkpoint(folder) as checkpoint:
+        tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    for layer in range(LAYERS):
+        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = np.empty(HIDDEN, np.float32)
+    for name in [name for name in tensors if "norm" in name]:
+        tensors[name] = (rng.integers(-16, 17, HIDDEN) / 64).astype(np.float32)
+    save_safetensors(folder / "model.safetensors", tensors)
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("llama")
@@ -124,6 +144,22 @@ def test_bits_are_those_of_the_checkpoint(config: dict[str, object], tmp_path: P
             rows = info.shape[0]
             for start, stop in ((0, 0), (1, rows), (WIDTH - 3, WIDTH + 5), (rows - 1, rows)):
                 assert (ours.read_rows(name, start, stop) == theirs.read_rows(name, start, stop)).all()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_norms_of_gemma_are_those_of_the_checkpoint(kind: str, tmp_path: Path) -> None:
+    """The converter adds 1 to them; ours are such that no type of the file rounds the sums."""
+    write_gemma(tmp_path)
+    metadata, tensors = g.converted(tmp_path)
+    for name, (_, shape, body) in tensors.items():
+        if "norm" in name and kind != "F32":
+            tensors[name] = (kind, shape, halves(kind)(name, np.frombuffer(body, np.float32))[1])
+    path = write(tmp_path, metadata, tensors)
+    assert (logits(path) == logits(tmp_path)).all()
+    with open_checkpoint(path) as ours, open_checkpoint(tmp_path) as theirs:
+        for name in [name for name in ours.tensors if "norm." in name]:
+            assert ours.tensors[name].nbytes == theirs.tensors[name].nbytes
+            assert (ours.read_rows(name, 1, 5) == theirs.read_rows(name, 1, 5)).all()
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])

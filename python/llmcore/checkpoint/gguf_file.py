@@ -6,6 +6,7 @@ Weights keep their values and their types: quantised rows come as the bytes of t
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,10 +21,12 @@ from llmcore.checkpoint.config import Config, check_generation_config
 from llmcore.checkpoint.files import PlainFile, open_inside, shown
 from llmcore.checkpoint.gguf import HAS_VOCABULARY, Header, read_header
 from llmcore.checkpoint.gguf_models import FACTORS, sampling_defaults, understand
+from llmcore.checkpoint.quantized import widened
 from llmcore.checkpoint.safetensors_header import TensorInfo
 from llmcore.errors import ArgumentError, ClosedError, ConfigError, GGUFError, OutOfMemoryError, escape
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_FLOATS = ("F32", "F16", "BF16")
 _PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _MAX_PARTS = 1 << 12
 _FINGERPRINT_BYTES = 64
@@ -72,9 +75,12 @@ class GGUFCheckpoint:
         self.generation_config: Mapping[str, object] = sampling_defaults(metadata)
         check_generation_config(Config(self.generation_config, file=self.path, where="general.sampling."))
         self._meaning = meaning
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: stored[theirs]._replace(name=name) for name, theirs in meaning.names.items()
-        }
+        tensors = {name: stored[theirs]._replace(name=name) for name, theirs in meaning.names.items()}
+        for name in meaning.less_one & tensors.keys():
+            info = tensors[name]
+            if info.dtype in _FLOATS:  # where 1 is taken away again, in float32
+                tensors[name] = info._replace(dtype="F32", nbytes=4 * math.prod(info.shape))
+        self.tensors: Mapping[str, TensorInfo] = tensors
         self.tokenizer_path = self.path if HAS_VOCABULARY in metadata else None
 
     def _other_parts(self, header: Header) -> list[PlainFile]:
@@ -160,8 +166,9 @@ class GGUFCheckpoint:
             data = self._rows(theirs, start, stop)
         if info.dtype not in _NUMPY:
             return data
-        values = data.view(_NUMPY[info.dtype]).reshape(stop - start, *info.shape[1:])
-        return values - np.float32(1) if name in self._meaning.less_one and info.dtype == "F32" else values
+        dtype = self._stored[theirs].dtype
+        values = data.view(_NUMPY[dtype]).reshape(stop - start, *info.shape[1:])
+        return widened(values, dtype) - np.float32(1) if name in self._meaning.less_one and dtype in _FLOATS else values
 
     def _reordered(self, name: str, theirs: str, start: int, stop: int) -> npt.NDArray[np.uint8] | None:
         """Rows of q or k as they were: row h + r * half of a head is row 2 r + h of the file's, h 0 or 1."""
