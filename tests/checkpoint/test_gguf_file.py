@@ -162,6 +162,27 @@ def test_norms_of_gemma_are_those_of_the_checkpoint(kind: str, tmp_path: Path) -
             assert (ours.read_rows(name, 1, 5) == theirs.read_rows(name, 1, 5)).all()
 
 
+LINEAR: dict[str, tuple[dict[str, g.Value], float]] = {
+    "no type": ({"rope.scaling.factor": ("f32", 4.0)}, 4.0),
+    "linear": ({"rope.scaling.type": ("str", "linear"), "rope.scaling.factor": ("f64", 4.0)}, 4.0),
+    "old name": ({"rope.scale_linear": ("f32", 4.0)}, 4.0),
+    "both names": ({"rope.scaling.factor": ("f32", 4.0), "rope.scale_linear": ("f32", 8.0)}, 4.0),
+    "none": ({"rope.scaling.type": ("str", "none"), "rope.scaling.factor": ("f32", 4.0)}, 1.0),
+    "zero": ({"rope.scaling.type": ("str", "linear"), "rope.scaling.factor": ("f32", 0.0)}, 1.0),
+    "one": ({"rope.scale_linear": ("f32", 1.0)}, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_frequencies_are_scaled_as_llama_cpp_does(name: str, llama: Path, tmp_path: Path) -> None:
+    fields, factor = LINEAR[name]
+    metadata, tensors = g.converted(llama)
+    path = write(tmp_path, metadata | {f"llama.{key}": value for key, value in fields.items()}, tensors)
+    with open_checkpoint(path) as scaled, open_checkpoint(llama) as plain:
+        got, wanted = (llmcore.models.binding.bind(each).spec.rope_inv_freq for each in (scaled, plain))
+    assert np.array_equal(got, np.array(wanted, np.float32) / np.float32(factor))
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_half_precision_is_kept(kind: str, llama: Path, tmp_path: Path) -> None:
     metadata, tensors = g.converted(llama, halves(kind))
@@ -383,6 +404,17 @@ WRONG: dict[str, tuple[dict[str, g.Value | None], type[LlmcoreError]]] = {
     "width as a text": ({"llama.embedding_length": ("str", "256")}, ConfigError),
     "negative width": ({"llama.embedding_length": ("i64", -256)}, ConfigError),
     "experts": ({"llama.expert_count": ("u32", 8)}, UnsupportedModelError),
+    "scaling as a number": ({"llama.rope.scaling.type": ("u32", 1)}, ConfigError),
+    "factor as a text": ({"llama.rope.scaling.factor": ("str", "4")}, ConfigError),
+    "factors": ({"llama.rope.scaling.factor": ("[f32]", [4.0])}, ConfigError),
+    "old factor as an integer": ({"llama.rope.scale_linear": ("u32", 4)}, ConfigError),
+    "unused factor as a text": (
+        {"llama.rope.scaling.factor": ("str", "4"), "llama.rope.scaling.type": ("str", "none")},
+        ConfigError,
+    ),
+    "negative factor": ({"llama.rope.scaling.factor": ("f32", -4.0)}, ConfigError),
+    "NaN factor": ({"llama.rope.scaling.factor": ("f32", float("nan"))}, ConfigError),
+    "original context as a text": ({"llama.rope.scaling.original_context_length": ("str", "4")}, ConfigError),
     "unknown scaling": ({"llama.rope.scaling.type": ("str", "yarn")}, UnsupportedModelError),
     "other values": ({"llama.attention.value_length": ("u32", 32)}, UnsupportedModelError),
     "alignment of 0": ({"general.alignment": ("u32", 0)}, GGUFError),

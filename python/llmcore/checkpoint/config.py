@@ -67,7 +67,7 @@ class Config:
         """A ConfigError about `key` with its value."""
         value = self.values.get(key)
         found = None if key not in self.values else "null" if value is None else f"{kind_of(value)} {show(value)}"
-        field = self._names.get(key, self._where + key)
+        field = self._names.get(self._where + key, self._where + key)
         return ConfigError(message, file=self.file, field=field, value=found, allowed=allowed)
 
     def get(self, key: str) -> object:
@@ -212,7 +212,7 @@ class Config:
         value = self.values[key]
         if not isinstance(value, dict):
             raise self.error(key, "has the wrong type", allowed="an object or null")
-        return Config(value, file=self.file, where=f"{self._where}{key}.")
+        return Config(value, file=self.file, where=f"{self._where}{key}.", names=self._names)
 
     def strings(self, key: str) -> list[str]:
         """A list of strings; empty when absent or null."""

@@ -102,22 +102,22 @@ class _Fields:
 
     def __init__(self, metadata: Metadata, prefix: str, file: Path) -> None:
         self._metadata = metadata
-        self._prefix = prefix
+        self.prefix = prefix
         self.file = file
         self.keys: dict[str, str] = {}
         self._read: set[str] = set()
 
     def error(self, key: str, message: str, allowed: str | None = None) -> ConfigError:
-        found = self._metadata.get(self._prefix + key)
+        found = self._metadata.get(self.prefix + key)
         value = None if found is None else f"{found.kind} {str(found.value)[:60]}"
-        return ConfigError(message, file=self.file, field=self._prefix + key, value=value, allowed=allowed)
+        return ConfigError(message, file=self.file, field=self.prefix + key, value=value, allowed=allowed)
 
     def get(self, key: str, kinds: tuple[str, ...], to: str | None = None) -> object:
         """The value, or None where there is none. `to`: the key of config.json it becomes, for messages."""
         self._read.add(key)
         if to is not None:
-            self.keys[to] = self._prefix + key
-        found = self._metadata.get(self._prefix + key)
+            self.keys[to] = self.prefix + key
+        found = self._metadata.get(self.prefix + key)
         if found is not None and found.kind not in kinds:
             raise self.error(key, "has the wrong type", allowed=" or ".join(kinds))
         return None if found is None else found.value
@@ -141,13 +141,13 @@ class _Fields:
 
     def check_neutral(self) -> None:
         for key, values in _NEUTRAL.items():
-            found = self._metadata.get(self._prefix + key)
+            found = self._metadata.get(self.prefix + key)
             self._read.add(key)
             if found is not None and found.value not in values:
                 raise UnsupportedModelError(str(self.error(key, "changes the model in a way not supported")))
 
     def warn_unread(self) -> None:
-        own = [key[len(self._prefix) :] for key in self._metadata if key.startswith(self._prefix)]
+        own = [key[len(self.prefix) :] for key in self._metadata if key.startswith(self.prefix)]
         unknown = [key for key in own if key not in self._read and not _HARMLESS.fullmatch(key)]
         if unknown:
             _log.warning(
@@ -323,14 +323,20 @@ def _rope(kind: _Kind, fields: _Fields, head_dim: int | None, factors: list[floa
         if head_dim is None or not 2 <= rotated < head_dim or rotated % 2:
             raise fields.error("rope.dimension_count", "must be even and at most the width of a head")
         values["partial_rotary_factor"] = rotated / head_dim
+    # As llama.cpp: linear is what is meant where no type is said, and the factor had another name once.
     scaling = fields.get("rope.scaling.type", ("str",))
-    if scaling == "linear":
-        values["rope_scaling"] = {"rope_type": "linear", "factor": fields.number("rope.scaling.factor", "rope_scaling")}
-    elif scaling not in (None, "none"):
+    if scaling not in (None, "none", "linear"):
         raise UnsupportedModelError(str(fields.error("rope.scaling.type", "is not supported", allowed="none, linear")))
+    found = {key: fields.number(key, "rope_scaling") for key in ("rope.scaling.factor", "rope.scale_linear")}
+    key = "rope.scale_linear" if found["rope.scaling.factor"] is None else "rope.scaling.factor"
+    if scaling != "none" and found[key] not in (None, 0.0, 1.0):
+        fields.keys["rope_scaling.factor"] = fields.prefix + key
+        values["rope_scaling"] = {"rope_type": "linear", "factor": found[key]}
+    fields.get("rope.scaling.original_context_length", _INTEGERS)
+    fields.get("rope.scaling.finetuned", ("bool",))
     if factors is not None:
         if "rope_scaling" in values:
-            raise fields.error("rope.scaling.type", f"is there beside the factors of {FACTORS}")
+            raise fields.error(key, f"is there beside the factors of {FACTORS}")
         values["rope_scaling"] = {"rope_type": "factors", "factors": factors}
     return values
 
