@@ -183,6 +183,17 @@ def test_frequencies_are_scaled_as_llama_cpp_does(name: str, llama: Path, tmp_pa
     assert np.array_equal(got, np.array(wanted, np.float32) / np.float32(factor))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_numbers_of_heads_may_be_said_for_each_layer(kind: str, tmp_path: Path) -> None:
+    (write_gemma if kind == "gemma2" else write_llama)(tmp_path)
+    metadata, tensors = g.converted(tmp_path)
+    expected = logits(write(tmp_path, metadata, tensors))
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        metadata[f"{kind}.{key}"] = ("[u32]", [metadata[f"{kind}.{key}"][1]] * LAYERS)
+    del metadata[f"{kind}.attention.key_length"], metadata[f"{kind}.attention.value_length"]
+    assert (logits(write(tmp_path, metadata, tensors)) == expected).all()
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_half_precision_is_kept(kind: str, llama: Path, tmp_path: Path) -> None:
     metadata, tensors = g.converted(llama, halves(kind))
@@ -415,6 +426,7 @@ WRONG: dict[str, tuple[dict[str, g.Value | None], type[LlmcoreError]]] = {
     "negative factor": ({"llama.rope.scaling.factor": ("f32", -4.0)}, ConfigError),
     "NaN factor": ({"llama.rope.scaling.factor": ("f32", float("nan"))}, ConfigError),
     "original context as a text": ({"llama.rope.scaling.original_context_length": ("str", "4")}, ConfigError),
+    "heads that differ": ({"llama.attention.head_count": ("[u32]", [4, 2])}, UnsupportedModelError),
     "unknown scaling": ({"llama.rope.scaling.type": ("str", "yarn")}, UnsupportedModelError),
     "other values": ({"llama.attention.value_length": ("u32", 32)}, UnsupportedModelError),
     "alignment of 0": ({"general.alignment": ("u32", 0)}, GGUFError),

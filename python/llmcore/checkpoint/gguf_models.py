@@ -158,11 +158,10 @@ class _Fields:
 
 
 def _gemma2(fields: _Fields) -> dict[str, object]:
-    layers, hidden = (
-        fields.integer("block_count", "num_hidden_layers"),
-        fields.integer("embedding_length", "hidden_size"),
-    )
-    heads, width = fields.integer("attention.head_count", "num_attention_heads"), _head_dim(fields)
+    layers = fields.integer("block_count", "num_hidden_layers")
+    hidden = fields.integer("embedding_length", "hidden_size")
+    heads = fields.integer("attention.head_count", "num_attention_heads", layers=True)
+    width = _head_dim(fields)
     more: dict[str, object] = {
         "attn_logit_softcapping": fields.number("attn_logit_softcapping", "attn_logit_softcapping"),
         "final_logit_softcapping": fields.number("final_logit_softcapping", "final_logit_softcapping"),
@@ -304,7 +303,8 @@ def _head_dim(fields: _Fields) -> int | None:
         )
     if keys is not None:
         return keys
-    hidden, heads = (fields.integer(key, key) for key in ("embedding_length", "attention.head_count"))
+    hidden = fields.integer("embedding_length", "hidden_size")
+    heads = fields.integer("attention.head_count", "num_attention_heads", layers=True)
     return hidden // heads if hidden and heads and hidden % heads == 0 else None
 
 
