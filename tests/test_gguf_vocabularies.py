@@ -49,7 +49,9 @@ def test_equal_to_the_gguf_package(data_dir: Path) -> None:
     assert set(values) == {key for key in reader.fields if not key.startswith("GGUF.")}
     for key, found in values.items():
         expected = reader.get_field(key).contents()
-        assert found.value == (list(expected) if isinstance(found.value, list) else expected)
+        assert (found.value if found.is_scalar else list(found.value)) == (
+            expected if found.is_scalar else list(expected)
+        )
 
 
 def test_what_cannot_be_reproduced_is_named(data_dir: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from llmcore import (
     _core,
 )
 from llmcore.checkpoint.files import PlainFile
-from llmcore.checkpoint.gguf import TENSOR_TYPES, read_header
+from llmcore.checkpoint.gguf import TENSOR_TYPES, read_header, read_metadata
 from llmcore.checkpoint.readers import open_checkpoint
 from llmcore.checkpoint.write import save_json, save_safetensors
 
@@ -325,6 +326,8 @@ def test_parts(llama: Path, tmp_path: Path) -> None:
         ({"split.no": ("u16", 2)}, {}),
         ({"split.tensors.count": ("i32", 1)}, {}),
         ({"split.count": ("str", "2")}, {}),
+        ({}, {"split.no": ("[u16]", [1, 1])}),
+        ({"split.tensors.count": ("[i32]", [1, 2])}, {}),
     ]
     for first, second in broken:
         with pytest.raises(GGUFError):
@@ -426,6 +429,8 @@ WRONG: dict[str, tuple[dict[str, g.Value | None], type[LlmcoreError]]] = {
     "negative factor": ({"llama.rope.scaling.factor": ("f32", -4.0)}, ConfigError),
     "NaN factor": ({"llama.rope.scaling.factor": ("f32", float("nan"))}, ConfigError),
     "original context as a text": ({"llama.rope.scaling.original_context_length": ("str", "4")}, ConfigError),
+    "experts of layers": ({"llama.expert_count": ("[u32]", [8, 8])}, UnsupportedModelError),
+    "temperatures": ({"general.sampling.temp": ("[f32]", [1.0, 2.0])}, ConfigError),
     "heads that differ": ({"llama.attention.head_count": ("[u32]", [4, 2])}, UnsupportedModelError),
     "unknown scaling": ({"llama.rope.scaling.type": ("str", "yarn")}, UnsupportedModelError),
     "other values": ({"llama.attention.value_length": ("u32", 32)}, UnsupportedModelError),
@@ -566,6 +571,30 @@ def test_a_tensor_with_codes_that_cannot_be_is_named(llama: Path, tmp_path: Path
     with pytest.raises(llmcore.QuantError, match="TQ2_0") as caught:
         llmcore.load(path, progress=False)
     assert (caught.value.file, caught.value.field) == (str(path), "model.layers.0.mlp.up_proj.weight")
+
+
+def test_arrays_take_the_memory_of_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, count = tmp_path / "x.gguf", 1 << 24
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + g.text("k") + struct.pack("<IIQ", 9, g.KINDS["bool"], count)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + count)
+    tracemalloc.start()
+    try:
+        found = read_metadata(path)["k"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.kind == "[bool]"
+    assert (len(found.value), found.value.any()) == (count, False)
+    assert peak < 1.5 * count + (4 << 20)
+
+    def short(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "frombuffer", short)
+    with pytest.raises(llmcore.OutOfMemoryError, match=r"x\.gguf.*'k'"):
+        read_metadata(path)
 
 
 def test_every_truncation_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
 from llmcore.checkpoint.files import PlainFile, shown
 from llmcore.checkpoint.safetensors_header import MAX_TENSORS, TensorInfo
-from llmcore.errors import GGUFError, LimitError, UnsupportedModelError, escape
+from llmcore.errors import GGUFError, LimitError, OutOfMemoryError, UnsupportedModelError, escape
 
 MAX_KEYS = 1 << 16
 MAX_KEY_BYTES = 65535
@@ -23,7 +26,7 @@ _WINDOW = 1 << 20
 _VERSIONS = (2, 3)
 _KEY = re.compile(rb"[\x21-\x7e]+")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-# Type -> struct letter, bytes and name.
+# Type -> letter of struct and numpy, bytes and name.
 _SCALARS = {
     0: ("B", 1, "u8"),
     1: ("b", 1, "i8"),
@@ -88,10 +91,14 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class GGUFValue:
-    """A value with its type: u8 to f64, bool, str, or `[type]` for a list."""
+    """A value with its type: u8 to f64, bool, str, or `[type]`: an array of numpy, a list of str."""
 
     kind: str
     value: Any
+
+    @property
+    def is_scalar(self) -> bool:
+        return not self.kind.startswith("[")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, GGUFValue]:
@@ -147,7 +154,7 @@ class _Reader:
     def fail(self, message: str, **where: Any) -> NoReturn:
         raise GGUFError(message, file=self.file.path, offset=where.pop("offset", self.at), **where)
 
-    def take(self, count: int, what: str) -> bytes:
+    def take(self, count: int, what: str) -> bytes | bytearray:
         """The next `count` bytes, which must be in the file."""
         if count > self.file.size - self.at:
             self.fail(
@@ -155,9 +162,12 @@ class _Reader:
             )
         if self.at + count > MAX_METADATA_BYTES:
             raise LimitError(f"{shown(self.file.path)}: more than {MAX_METADATA_BYTES} bytes of metadata")
+        if count > _WINDOW:
+            self.at += count
+            return self.file.read(count, self.at - count)
         begin = self.at - self._start
         if begin < 0 or begin + count > len(self._window):
-            size = min(max(count, _WINDOW), self.file.size - self.at)
+            size = min(_WINDOW, self.file.size - self.at)
             self._window, self._start, begin = bytes(self.file.read(size, self.at)), self.at, 0
         self.at += count
         return self._window[begin : begin + count]
@@ -190,7 +200,12 @@ class _Reader:
             key = self.key()
             if key in found:
                 self.fail("the same key twice", field=key, offset=at)
-            found[key] = self.value(key)
+            try:
+                found[key] = self.value(key)
+            except MemoryError:
+                raise OutOfMemoryError(
+                    f"{shown(self.file.path)}: memory is too short for the value of {escape(key)}"
+                ) from None
         return found
 
     def tensors(self, metadata: dict[str, GGUFValue]) -> dict[str, TensorInfo]:
@@ -274,7 +289,7 @@ class _Reader:
     def value(self, key: str) -> GGUFValue:
         kind = self.number("I", 4, "a type")
         if kind in _SCALARS:
-            return GGUFValue(_SCALARS[kind][2], self.scalars(kind, 1, key)[0])
+            return GGUFValue(_SCALARS[kind][2], self.scalars(kind, 1, key)[0].item())
         if kind == _STRING:
             return GGUFValue("str", self.string(key))
         if kind != _ARRAY:
@@ -314,15 +329,16 @@ class _Reader:
             self.at = self._start + at
         return found
 
-    def scalars(self, kind: int, count: int, key: str) -> list[Any]:
+    def scalars(self, kind: int, count: int, key: str) -> npt.NDArray[Any]:
+        """An array, not a list, which would take up to 40 times the bytes of the file."""
         letter, size, _ = _SCALARS[kind]
         at = self.at
-        values = list(struct.unpack(f"<{count}{letter}", self.take(count * size, "a value")))
+        values = np.frombuffer(self.take(count * size, "a value"), np.dtype(letter).newbyteorder("<"))
         if kind != _BOOL:
             return values
-        if any(value > 1 for value in values):
+        if values.size and values.max() > 1:
             self.fail("a bool is neither 0 nor 1", field=key, offset=at)
-        return [bool(value) for value in values]
+        return values.view(np.bool_)
 
     def string(self, key: str) -> str:
         at = self.at

@@ -127,13 +127,17 @@ class GGUFCheckpoint:
             if twice:
                 raise GGUFError("the same tensor in two parts", file=file.path, field=min(twice))
             for key, expected in (("split.count", len(self._files)), ("split.no", i)):
-                if len(self._files) > 1 and (key not in header.metadata or header.metadata[key].value != expected):
+                if len(self._files) > 1 and not self._says(header, key, expected):
                     raise GGUFError("isn't the part that its name says", file=file.path, field=key)
-        total = first.metadata.get("split.tensors.count")
-        if len(self._files) > 1 and total is not None and total.value != len(seen):
+        total = "split.tensors.count"
+        if len(self._files) > 1 and total in first.metadata and not self._says(first, total, len(seen)):
             raise GGUFError(
-                "the parts don't hold so many tensors", file=self.path, field="split.tensors.count", value=total.value
+                "the parts don't hold so many tensors", file=self.path, field=total, value=first.metadata[total].value
             )
+
+    def _says(self, header: Header, key: str, expected: int) -> bool:
+        found = header.metadata.get(key)
+        return found is not None and found.is_scalar and bool(found.value == expected)
 
     def _factors(self) -> list[float] | None:
         if FACTORS not in self._stored:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from llmcore.checkpoint.config import Config
 from llmcore.checkpoint.files import shown
 from llmcore.checkpoint.gguf import GGUFValue
@@ -127,10 +129,10 @@ class _Fields:
         value = self.get(key, (*_INTEGERS, *(f"[{kind}]" for kind in _INTEGERS if layers)), to)
         if value is None and required:
             raise self.error(key, "a required key is missing")
-        if isinstance(value, list):
-            if len(value) != self.integer("block_count", "num_hidden_layers") or not value:
+        if isinstance(value, np.ndarray):
+            if len(value) != self.integer("block_count", "num_hidden_layers") or not value.size:
                 raise self.error(key, "has not one entry for each layer")
-            if len(set(value)) > 1:
+            if (value != value[0]).any():
                 raise UnsupportedModelError(str(self.error(key, "layers that differ are not supported")))
             value = value[0]
         return None if value is None else int(str(value))
@@ -143,7 +145,7 @@ class _Fields:
         for key, values in _NEUTRAL.items():
             found = self._metadata.get(self.prefix + key)
             self._read.add(key)
-            if found is not None and found.value not in values:
+            if found is not None and not (found.is_scalar and found.value in values):
                 raise UnsupportedModelError(str(self.error(key, "changes the model in a way not supported")))
 
     def warn_unread(self) -> None:
@@ -390,5 +392,6 @@ def sampling_defaults(metadata: Metadata) -> dict[str, object]:
         if value is not None:
             found[ours] = value.value
     if found:
-        found["do_sample"] = found.get("temperature") != 0
+        temperature = metadata.get("general.sampling.temp")
+        found["do_sample"] = temperature is None or not temperature.is_scalar or temperature.value != 0
     return found

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llmcore.checkpoint.gguf import GGUFValue, read_metadata
 from llmcore.errors import TokenizerError
 from llmcore.vocab import sentencepiece
@@ -20,6 +23,7 @@ from llmcore.vocab.hf_parts import ONIGURUMA, NormalizerCode, PreTokenizerCode, 
 from llmcore.vocab.patterns import DEEPSEEK_REGEXES, TEKKEN_REGEX, Stage
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, VocabSpec
 
+_REQUIRED = object()
 _MAX_TOKENS = 1 << 22
 _MAX_TOKEN_CHARACTERS = 1 << 16
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _, _BYTE = range(1, 7)
@@ -39,6 +43,17 @@ _REGEXES: dict[str, tuple[str, ...]] = {
 _WHOLE_WORDS = {"tekken", "llama-bpe", "llama3", "llama-v3"}
 
 
+def _of_tokens(
+    values: dict[str, GGUFValue], key: str, kind: str, tokens: list[str], default: object = _REQUIRED
+) -> list[Any]:
+    """A number of each token."""
+    found: npt.NDArray[Any] = _get(values, key, kind, default)
+    if len(found) != len(tokens):
+        raise TokenizerError(f"GGUF: {key} does not fit the tokens")
+    listed: list[Any] = found.tolist()
+    return listed
+
+
 def read_gguf(path: str | os.PathLike[str]) -> tuple[VocabSpec, int | None, list[int], str | None]:
     """Vocabulary, BOS, EOS ids and chat template of the file at `path`.
 
@@ -54,8 +69,8 @@ def read_gguf(path: str | os.PathLike[str]) -> tuple[VocabSpec, int | None, list
     longest = max(map(len, tokens))
     if longest > _MAX_TOKEN_CHARACTERS:
         raise TokenizerError(f"GGUF: a token of {longest} characters; at most {_MAX_TOKEN_CHARACTERS} can be read")
-    types = _get(values, "tokenizer.ggml.token_type", "[i32]", [_NORMAL] * len(tokens))
-    if len(types) != len(tokens) or not all(_NORMAL <= kind <= _BYTE for kind in types):
+    types = _of_tokens(values, "tokenizer.ggml.token_type", "[i32]", tokens, np.full(len(tokens), _NORMAL))
+    if not all(_NORMAL <= kind <= _BYTE for kind in types):
         raise TokenizerError("GGUF: tokenizer.ggml.token_type does not fit the tokens")
     special = {
         name: _id(values, f"tokenizer.ggml.{name}_token_id", len(tokens)) for name in ("bos", "eos", "eot", "unknown")
@@ -105,9 +120,7 @@ def _added(tokens: list[str], types: list[int]) -> tuple[AddedToken, ...]:
 def _sentencepiece(
     values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
 ) -> VocabSpec:
-    scores = _get(values, "tokenizer.ggml.scores", "[f32]")
-    if len(scores) != len(tokens):
-        raise TokenizerError("GGUF: tokenizer.ggml.scores does not fit the tokens")
+    scores = _of_tokens(values, "tokenizer.ggml.scores", "[f32]", tokens)
     config = {
         "add_bos_token": _get(values, "tokenizer.ggml.add_bos_token", "bool", True),
         "add_eos_token": _get(values, "tokenizer.ggml.add_eos_token", "bool", False),
@@ -125,9 +138,7 @@ def _sentencepiece(
 def _unigram(
     values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
 ) -> VocabSpec:
-    scores = _get(values, "tokenizer.ggml.scores", "[f32]")
-    if len(scores) != len(tokens):
-        raise TokenizerError("GGUF: tokenizer.ggml.scores does not fit the tokens")
+    scores = _of_tokens(values, "tokenizer.ggml.scores", "[f32]", tokens)
     fields = {
         2: bytes(_get(values, "tokenizer.ggml.precompiled_charsmap", "[u8]", b"")),
         3: _get(values, "tokenizer.ggml.add_space_prefix", "bool", True),
@@ -182,9 +193,6 @@ def _id(values: dict[str, GGUFValue], key: str, size: int) -> int | None:
     if id is not None and id >= size:
         raise TokenizerError(f"GGUF: {key} is {id}, but there are {size} tokens")
     return None if id is None else int(id)
-
-
-_REQUIRED = object()
 
 
 def _get(values: dict[str, GGUFValue], key: str, kind: str, default: Any = _REQUIRED) -> Any:
