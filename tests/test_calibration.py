@@ -116,6 +116,18 @@ def test_inputs_that_never_come_do_no_harm() -> None:
         assert np.array_equal(codes, packed(w, FORMS["int4"]).codes()[0])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e6, 1e38, -3e38])
+@pytest.mark.parametrize("name", FORMS)
+def test_huge_weights_stay_finite(name: str, value: float) -> None:
+    w = np.random.default_rng(3).standard_normal((8, 256)).astype(np.float32)
+    w[2, 7] = value
+    x = inputs(300, 256)
+    _, scales, _ = gptq(w, x.T @ x, FORMS[name])
+    assert np.isfinite(scales).all()
+    column_scales(w, Inputs(300, x.T @ x, np.abs(x).sum(0), np.abs(x).max(0)), FORMS[name])
+
+
 def error_of(folder: Path, recipe: QuantConfig, ids: list[list[int]], calibration: list[list[int]] | None) -> float:
     with (
         llmcore.load(folder, progress=False) as plain,

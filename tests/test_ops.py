@@ -18,6 +18,7 @@ import pytest
 import llmcore
 import quantized_reference as reference
 from llmcore import ArgumentError, QuantConfig, QuantError, _core, ops
+from llmcore.quantization import INTEGER_FORMATS, ZERO_POINT_FORMATS
 
 E = 2.0**-24
 FLOATS = ("f32", "bf16", "f16")
@@ -48,6 +49,32 @@ def test_dequantized_weights_are_scale_times_code(name: str, group: int, draw: C
     assert codes.shape == (19, 200)
     assert scales.shape == (19, -(-200 // width))
     assert np.array_equal(packed.dequantize(), codes * np.repeat(scales, width, axis=1)[:, :200])
+
+
+HUGE = [
+    *((name, group, {}) for name in INTEGER_FORMATS for group in (0, 32) if (name, group) != ("ternary_dense", 32)),
+    *((name, 32, {"symmetric": False}) for name in ZERO_POINT_FORMATS),
+    *(("int8", 0, {"symmetric": False}), ("ternary_dense", 128, {}), ("nf4", 32, {"double_quant": True})),
+    *((name, 32, {"symmetric": False, "double_quant": True}) for name in ("int2", "int4", "int5")),
+    *((name, 32, {"scale": "mse"}) for name in ("int4", "fp4")),
+]
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, 1e38, -1e38, 3.4e38])
+@pytest.mark.parametrize(("name", "group", "options"), HUGE)
+def test_huge_weights_saturate(name: str, group: int, options: dict[str, Any], value: float) -> None:
+    """The largest float16 is the largest scale; a weight beyond its reach is as large as it can be, and so finite."""
+    w = normal(3, 512)
+    plain = ops.quantize(w, name, group_size=group, **options).dequantize()
+    w[1, 5] = value
+    packed = ops.quantize(w, name, group_size=group, **options).dequantize()
+    assert np.isfinite(packed).all()
+    assert abs(packed[1, 5]) >= min(abs(value) / 2, 65504)
+    assert np.sign(packed[1, 5]) == np.sign(value)
+    assert np.array_equal(packed[[0, 2]], plain[[0, 2]])
+    for broken in (np.nan, np.inf, -np.inf):
+        w[1, 6] = broken
+        assert np.isnan(ops.quantize(w, name, group_size=group, **options).dequantize()[1, : group or None]).all()
 
 
 @pytest.mark.parametrize(("name", "group"), [("int8", 128), ("int4", 32), ("nf4", 64), ("ternary", 64)])

@@ -93,8 +93,14 @@ double squared_error(const float* w, int64_t n, float scale, int zero, uint8_t* 
 constexpr int kSearchSteps = 24;
 constexpr float kSearchFactor = 0.025f;  // of the scale: from 0.55 to 1.15 of it
 
+// The largest numbers of the types of scales, where those of huge weights end; their codes saturate.
+constexpr float kMaxHalf = 65504.0f, kMaxBfloat = 0x1.fep127f, kMaxFloat = 0x1.fffffep127f;
+
+float within(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+
 // The smallest float16 from x >= 0 on: 127 units reach what they were chosen for even where float16 is coarse.
 uint16_t half_from(float x) {
+  x = within(x, kMaxHalf);
   const uint16_t half = float_to_half(x);
   return half_to_float(half) < x ? static_cast<uint16_t>(half + 1) : half;
 }
@@ -242,6 +248,11 @@ float Matrix::store_scale(int64_t n, int64_t group, float value) {
   return scale(n, group);
 }
 
+float Matrix::largest_scale() const {
+  if (scale_type_ == Element::kF16) return kMaxHalf * factor();
+  return scale_type_ == Element::kBF16 ? kMaxBfloat : kMaxFloat;
+}
+
 float Matrix::shift(int64_t n, int64_t group) const {
   if (has_minima()) return visit_codec(format_, []<class Codec>() { return static_cast<float>(Codec::kZero); });
   return has_zero_points() ? half_to_float(shifts_.as<uint16_t>()[scale_index(n, group)]) : 0.0f;
@@ -289,7 +300,7 @@ void Matrix::encode_row(int64_t n, float* w, uint8_t* codes, bool search) {
     float scale = has_zero_points() ? (r.highest - r.lowest) / static_cast<float>(kSteps)
                                     : Codec::choose_scale(r, w + begin, end - begin);
     if (has_minima()) {
-      const float minimum = store_minimum(n, g, -r.lowest);
+      const float minimum = store_minimum(n, g, within(-r.lowest, kMaxHalf * (has_units() ? 127.0f : 1.0f)));
       for (int64_t k = begin; k < end; ++k) w[k] += minimum;
       scale = (r.highest + minimum) / static_cast<float>(kSteps);
     }
@@ -300,6 +311,7 @@ void Matrix::encode_row(int64_t n, float* w, uint8_t* codes, bool search) {
       if (!(steps >= 0.0f)) return Codec::kZero;  // or the scale is 0 or not finite
       return Codec::kMinCode + (steps < static_cast<float>(kSteps) ? static_cast<int>(steps) : kSteps);
     };
+    scale = within(scale, largest_scale());
     scale += r.poison;  // the scale says so then, and nothing fails silently
     float stored = store_scale(n, g, scale);
     if (search && std::isfinite(stored) && stored != 0.0f) {

@@ -112,6 +112,7 @@ class Matrix {
   void check_rows(int64_t first_row, int64_t rows) const;
   int64_t scale_index(int64_t n, int64_t group) const;
   float scale(int64_t n, int64_t group) const;
+  float largest_scale() const;
   float store_scale(int64_t n, int64_t group, float scale);
   float shift(int64_t n, int64_t group) const;
   float minimum(int64_t n, int64_t group) const;

@@ -31,6 +31,10 @@ _DAMPING = 0.01
 """Of the mean diagonal, added to the diagonal: section 3.3 of GPTQ."""
 _BLOCK = 128
 """Columns whose error is spread over the columns after them in one product; a multiple of all groups."""
+_MAX_ERROR = np.float32(1e30)
+"""Of a weight beyond the reach of its scale no more than this is made up for, so that the others stay finite."""
+_QUIET = np.errstate(all="ignore")
+"""Huge weights overflow, and scales may be zero: what isn't finite shows in the scales, or raises NumericError."""
 _INPUTS = {
     "qkv": "attention_norm",
     "attention_output": "attention",
@@ -92,6 +96,7 @@ class Calibration:
         kinds = dict.fromkeys(_INPUTS.values())
         return [f"layers.{i}.{kind}" for i in range(first, min(first + layers, spec.num_layers)) for kind in kinds]
 
+    @_QUIET
     def _measure(self, names: list[str]) -> dict[str, Inputs]:
         wanted: dict[str, Inputs] = {}
 
@@ -132,6 +137,7 @@ def _pieces(
             yield id_array(text[start : start + size])
 
 
+@_QUIET
 def gptq(
     weights: FloatArray, moments: FloatArray, form: MatrixFormat
 ) -> tuple[npt.NDArray[np.int8], FloatArray, FloatArray | None]:
@@ -156,16 +162,17 @@ def gptq(
                 part = _pack(left[:, k : k + group], form)
                 scale, zero = part.codes()[1][:, 0], part.zero_points()[:, 0]
                 scales[:, k // group], zeros[:, k // group] = scale, zero
-                with np.errstate(divide="ignore"):
-                    inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+                inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
             codes[:, k] = _nearest(left[:, k] * inverse + zero, form)
             error = (left[:, k] - scale * (codes[:, k] - zero)) / factor[k, k]
+            error = np.clip(error, -_MAX_ERROR, _MAX_ERROR)
             left[:, k + 1 : end] -= np.outer(error, factor[k, k + 1 : end])
             errors[:, k - begin] = error
         left[:, end:] -= errors @ factor[begin:end, end:]
     return codes, scales, zeros if form.zero_points else None
 
 
+@_QUIET
 def column_scales(weights: FloatArray, inputs: Inputs, form: MatrixFormat) -> FloatArray:
     """What the columns of a matrix [N, K] are multiplied with, and its inputs divided by: float32 [K], around 1.
 
