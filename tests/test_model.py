@@ -273,6 +273,19 @@ def test_plan_tells_the_bytes_that_loading_takes(folder: Path, name: str) -> Non
     assert usage["total"] == usage["weights"] + usage["kv_cache"] + usage["activations"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_model_len", value) for value in (float("nan"), 2.5, True, "x", 0, -1, 10**30, bits_hash.CONTEXT + 1)),
+        *(("max_batch_size", value) for value in (2.5, None, False, 0)),
+        *(("kv_dtype", value) for value in (None, "int3", 4)),
+    ],
+)
+def test_wrong_options_of_plan(folder: Path, name: str, value: object) -> None:
+    with pytest.raises(llmcore.ArgumentError, match=name):
+        llmcore.plan(folder, **{name: value})  # type: ignore[arg-type]
+
+
 def test_a_config_that_promises_other_shapes_is_refused(folder: Path, tmp_path: Path) -> None:
     import json
 

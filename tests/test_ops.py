@@ -229,6 +229,9 @@ def test_zero_points_belong_to_some_formats() -> None:
         ops.quantize(normal(4, 8), "ternary", symmetric=False)
     with pytest.raises(ArgumentError, match="symmetric"):
         QuantConfig(format="int4", symmetric=0)  # type: ignore[arg-type]
+    for name, value in (("format", None), ("format", ""), ("head", ""), ("group_size", 64.0), ("group_size", False)):
+        with pytest.raises(ArgumentError, match=name):
+            QuantConfig(**({"format": "int4"} | {name: value}))  # type: ignore[arg-type]
     matrix = _core.Matrix("int4", 1, 32, 32, zero_points=True)
     codes, scales = np.zeros((1, 32), np.int8), np.ones((1, 1), np.float32)
     for zero_points in (

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core, quantization
-from llmcore.errors import ArgumentError, ClosedError, TokenizerError, escape
+from llmcore.errors import ArgumentError, ArgumentTypeError, ClosedError, TokenizerError, escape
 from llmcore.models.spec import DecoderSpec
 from llmcore.progress import Progress
-from llmcore.quantization import MatrixFormat, QuantConfig
+from llmcore.quantization import KV_DTYPES, MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
@@ -344,6 +344,10 @@ def plan(
     from llmcore.packed import PackedCheckpoint, is_packed
     from llmcore.packing import Packer
 
+    _check_count("max_model_len", 1 if max_model_len is None else max_model_len)
+    _check_count("max_batch_size", max_batch_size)
+    if kv_dtype not in ("auto", *KV_DTYPES):
+        raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {escape(repr(kv_dtype))}")
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
         if is_packed(checkpoint.config):
@@ -359,15 +363,20 @@ def plan(
         kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
     longest = spec.max_position_embeddings
     length = longest if max_model_len is None else max_model_len
-    if not 1 <= length <= longest:
-        raise ArgumentError(f"max_model_len must be from 1 to the model's {longest} positions, got {length}")
-    if max_batch_size < 1:
-        raise ArgumentError(f"max_batch_size must be at least 1, got {max_batch_size}")
+    if length > longest:
+        raise ArgumentError(f"max_model_len must be at most the model's {longest} positions, got {length}")
     return Plan(
         weights=weights,
         kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
         activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size + EXTRA_LOGIT_ROWS, length),
     )
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int:
+        raise ArgumentTypeError(f"{name} must be an integer of at least 1, got {escape(repr(value))}")
+    if value < 1:
+        raise ArgumentError(f"{name} must be an integer of at least 1")
 
 
 def kv_bytes_per_page(spec: DecoderSpec, kv_dtype: str) -> int:

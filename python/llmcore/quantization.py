@@ -123,10 +123,10 @@ class QuantConfig:
     overrides: Mapping[str, str | QuantConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in (("format", self.format), ("head", self.head)):
-            if value is not None and value not in INTEGER_FORMATS:
+        for name, value in (("format", self.format), ("head", self.format if self.head is None else self.head)):
+            if value not in INTEGER_FORMATS:
                 raise ArgumentError(f"{name} must be one of {', '.join(INTEGER_FORMATS)}, got {escape(value)}")
-        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+        if self.group_size is not None and (type(self.group_size) is not int or self.group_size not in GROUP_SIZES):
             raise ArgumentError(f"group_size must be 16, 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
         if self.format == "ternary_dense" and self.group_size not in (None, 0, 128):
             raise ArgumentError(f"group_size must be 128 or 0 for ternary_dense, got {self.group_size}")
