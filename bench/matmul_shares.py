@@ -28,6 +28,7 @@ FORMATS: dict[str, tuple[str, int | None]] = {
     "int8": ("int8", None),
     "int4": ("int4", None),
     "int4-32": ("int4", 32),
+    "int6": ("int6", None),
     "ternary": ("ternary", None),
     "ternary_dense": ("ternary_dense", None),
     "nf4": ("nf4", None),

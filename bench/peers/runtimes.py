@@ -45,7 +45,12 @@ class Llmcore:
     """llmcore through LLM.generate, with random weights of a named shape, or with those of a file."""
 
     def __init__(
-        self, threads: int, shape: str = "", quantize: dict[str, Any] | None = None, path: str | None = None
+        self,
+        threads: int,
+        shape: str = "",
+        quantize: dict[str, Any] | None = None,
+        path: str | None = None,
+        kv_dtype: str = "auto",
     ) -> None:
         import llmcore
         from llmcore.checkpoint.config import Config
@@ -59,7 +64,7 @@ class Llmcore:
             self.model = random_model(resolve(config).spec(config), quantize=self.recipe(quantize or {}))
         else:
             self.model = llmcore.load(path, progress=False)
-        self.llm = llmcore.LLM(self.model, max_model_len=CONTEXT, max_batch_size=MOST_SEQUENCES)
+        self.llm = llmcore.LLM(self.model, max_model_len=CONTEXT, max_batch_size=MOST_SEQUENCES, kv_dtype=kv_dtype)
 
     @staticmethod
     def recipe(quantize: dict[str, Any]) -> Any:
