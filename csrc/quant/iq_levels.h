@@ -14,6 +14,7 @@ namespace llmcore {
 
 template <class Codec>
 struct OddLevels {  // there is no 0
+  using Layout = Lines<4>;
   static constexpr int kMinCode = 0;
   static constexpr int level(unsigned code) { return Codec::kLevels[code]; }
   static float choose_scale(const Range& r, const float* /*w*/, int64_t /*n*/) {
@@ -23,23 +24,19 @@ struct OddLevels {  // there is no 0
 
 struct Iq2 : OddLevels<Iq2> {
   static constexpr const char* kName = "iq2";
-  using Layout = Lines<4>;
   static constexpr int kZero = 6, kMaxCode = 11;
   static constexpr float kFactor = 0.125f;
   static constexpr int kLevels[12] = {-43, -25, -9, -8, -7, -1, 1, 7, 8, 9, 25, 43};
 };
 struct Iq3 : OddLevels<Iq3> {
   static constexpr const char* kName = "iq3";
-  using Layout = Lines<4>;
   static constexpr int kZero = 8, kMaxCode = 15;
   static constexpr float kFactor = 0.5f;
   static constexpr int kLevels[16] = {-31, -26, -22, -18, -14, -10, -6, -2, 2, 6, 10, 14, 18, 22, 26, 31};
 };
 struct Iq3S : OddLevels<Iq3S> {
   static constexpr const char* kName = "iq3_s";
-  using Layout = Lines<4>;
   static constexpr int kZero = 8, kMaxCode = 15;
-  static constexpr float kFactor = 1.0f;
   static constexpr int kLevels[16] = {-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15};
 };
 

@@ -24,7 +24,7 @@ from llmcore import _core
 from llmcore.chat_formats import chat_format as named_format
 from llmcore.engine_loop import EngineLoop
 from llmcore.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
-from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, kv_bytes_per_page, load
+from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
 from llmcore.prompts import Prompt, params_list, prompt_list, salt_bits, token_ids
@@ -102,8 +102,8 @@ class LLM:
             "max_memory": max_memory,
         }
         for name, value in limits.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
+            if value is not None:
+                check_count(name, value)
         if not isinstance(enable_prefix_caching, bool):
             raise ArgumentTypeError(
                 f"enable_prefix_caching must be True or False, got {type(enable_prefix_caching).__name__}"

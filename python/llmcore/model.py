@@ -344,8 +344,8 @@ def plan(
     from llmcore.packed import PackedCheckpoint, is_packed
     from llmcore.packing import Packer
 
-    _check_count("max_model_len", 1 if max_model_len is None else max_model_len)
-    _check_count("max_batch_size", max_batch_size)
+    check_count("max_model_len", 1 if max_model_len is None else max_model_len)
+    check_count("max_batch_size", max_batch_size)
     if kv_dtype not in ("auto", *KV_DTYPES):
         raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {escape(repr(kv_dtype))}")
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
@@ -372,7 +372,8 @@ def plan(
     )
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Raises ArgumentTypeError for what is no integer, ArgumentError below 1."""
     if type(value) is not int:
         raise ArgumentTypeError(f"{name} must be an integer of at least 1, got {escape(repr(value))}")
     if value < 1:

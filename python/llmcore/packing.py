@@ -74,7 +74,8 @@ class Packer:
         if not isinstance(part, DenseTensor):
             if self.recipe is not None:
                 raise ArgumentError(
-                    "this checkpoint is quantised already and keeps its exact values: load it with quantize=None"
+                    "this checkpoint is quantised already and keeps its exact values: load it without "
+                    "quantize (llmcore quantize: --format none)"
                 )
             if isinstance(part, BlockTensor):
                 return _home_of_blocks(part.dtype)

@@ -157,7 +157,7 @@ class Answer:
     ) -> None:
         params = request.params
         self.request = request
-        self.handle = 0  # the engine's number of it
+        self.handle = 0  # the engine's number of it, from 1 on once it has one
         self.output = CompletionOutput(index=index)
         self.done = False
         self.error: Exception | None = None

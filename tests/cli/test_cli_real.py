@@ -194,7 +194,7 @@ def test_quantize_as_stored_refuses_how_to_quantise(options: str, run: Run, tmp_
 def test_model_that_is_quantised_already_names_the_option(arguments: tuple[str, ...], run: Run) -> None:
     result = run(*arguments, "--quantize", "int4")
     assert result.code == 2
-    assert "keeps its exact values: leave --quantize out (llmcore quantize: --format none)\n" in result.err
+    assert "keeps its exact values: load it without quantize (llmcore quantize: --format none)\n" in result.err
 
 
 def test_weights_are_no_tokenizer(run: Run) -> None:

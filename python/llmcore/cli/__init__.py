@@ -40,10 +40,6 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of 
 """
 
 
-_REMEDY = ("load it with quantize=None", "leave --quantize out (llmcore quantize: --format none)")
-"""What the Python API says, and what to do on the command line."""
-
-
 class Command(Protocol):
     """What a command's module offers."""
 
@@ -176,7 +172,7 @@ def _report(error: Exception) -> None:
 
         traceback.print_exception(error)
     if isinstance(error, LlmcoreError | OSError):
-        message = (str(error) or type(error).__name__).replace(*_REMEDY)
+        message = str(error) or type(error).__name__
     elif isinstance(error, MemoryError):
         message = "out of memory; try --quantize int8 or int4, or a smaller model"
     else:
