@@ -68,6 +68,11 @@ template <int n>
 LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 x) {
   return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
+template <int n>
+LLMCORE_INLINE I32x16 low_bits(I32x16 x) {
+  const __m256i mask = _mm256_set1_epi32((1 << n) - 1);
+  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+}
 LLMCORE_INLINE F32x16 as_float(I32x16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 LLMCORE_INLINE I32x16 as_int(F32x16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 LLMCORE_INLINE F32x16 to_float(I32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
@@ -83,6 +88,10 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 x) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+LLMCORE_INLINE void store_i8(int8_t* p, const I32x16 (&x)[4]) {
+  for (int i = 0; i < 4; ++i) store_i8(p + 16 * i, x[i]);
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 x, F32x16 y) {

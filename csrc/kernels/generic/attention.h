@@ -157,7 +157,7 @@ struct Split {
   const uint8_t* values(int64_t index, int head) const {
     return a.values + a.pages[index] * a.value_page_stride + head * a.value_head_stride;
   }
-  // Where a row's scores were: its weights' digits, of 16 tokens the high ones, then the low.
+  // Where a row's scores were: its weights' digits, of kDigitPages pages the high ones, then the low.
   int8_t* digits(int row) const { return reinterpret_cast<int8_t*>(scores + row * kScoreStride); }
 };
 
@@ -166,6 +166,9 @@ struct Split {
 constexpr int kDigitBits = 7;
 constexpr float kLargestWeight = 127 << kDigitBits;
 static_assert(255 * (1 << 2 * kDigitBits) * int64_t{llmcore::kSplitTokens} < (int64_t{1} << 31));
+constexpr int64_t kDigitPages = 4, kLowDigits = kDigitPages * 16;
+// Where a page's high digits are; its low ones are kLowDigits on.
+LLMCORE_INLINE int64_t digits_at(int64_t page) { return page / kDigitPages * 2 * kLowDigits + page % kDigitPages * 16; }
 // Rows whose values are added together: two digits each.
 constexpr int kCodeRows = kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
 
@@ -368,10 +371,11 @@ LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, in
   if (end < to) one_by_one(end, to);
 }
 
-// Adds the tokens of pages [0, pages) by weight to R rows of outputs, elements [d, d + 16 B); the outputs are integers.
-// x: the first row's digits for the first of them.
+// Adds the tokens of pages [from, to) by weight to R rows of outputs, elements [d, d + 16 B); the outputs are integers.
+// `digits` are the first row's, `tile` begins with page `from`.
 template <class Kv, int R, int B>
-void add_codes(const int8_t* x, const Page* tile, int64_t pages, int64_t padded, int64_t d, float* outputs) noexcept {
+void add_codes(const int8_t* digits, const Page* tile, int64_t from, int64_t to, int64_t padded, int64_t d,
+               float* outputs) noexcept {
   using Lines = typename Kv::Lines;
   constexpr int64_t kRow = kScoreStride * 4;
   I32x16 high[R][B], low[R][B];
@@ -379,8 +383,9 @@ void add_codes(const int8_t* x, const Page* tile, int64_t pages, int64_t padded,
     _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) high[r][b] = low[r][b] = set1_i32(0);
   }
   const int64_t first = d / 16 * Lines::bytes(16);
-  for (int64_t n = 0; n < pages; ++n, x += 16) {
-    const uint8_t *codes = tile[n].codes + first, *ahead = tile[n].ahead;
+  for (int64_t n = from; n < to; ++n, ++tile) {
+    const int8_t* x = digits + digits_at(n);
+    const uint8_t *codes = tile->codes + first, *ahead = tile->ahead;
     if (ahead) {
       for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(ahead + first + at);
     }
@@ -388,10 +393,10 @@ void add_codes(const int8_t* x, const Page* tile, int64_t pages, int64_t padded,
       U8x64 line[B];
       _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) line[b] = load_u8(codes + b * Lines::bytes(16) + at);
       multiply_part<Lines, 0>(high, line, x, kRow);
-      multiply_part<Lines, 0>(low, line, x + 16, kRow);
+      multiply_part<Lines, 0>(low, line, x + kLowDigits, kRow);
       if constexpr (Lines::kParts > 1) {
         multiply_part<Lines, 1>(high, line, x, kRow);
-        multiply_part<Lines, 1>(low, line, x + 16, kRow);
+        multiply_part<Lines, 1>(low, line, x + kLowDigits, kRow);
       }
     }
   }
@@ -415,8 +420,7 @@ LLMCORE_INLINE void add_codes_to_group(const Split& s, const RowGroup& g, const 
     const int left = g.row + g.count - row, count = left >= kCodeRows ? kCodeRows : left >= 2 ? 2 : 1;
     with_rows<kCodeRows>(count, [&]<int R>() {
       const auto add = [&]<int B>(int64_t d) {
-        add_codes<Kv, R, B>(s.digits(row) + from * 32, tile + from - page, to - from, s.padded, d,
-                            s.a.outputs + row * s.padded);
+        add_codes<Kv, R, B>(s.digits(row), tile + from - page, from, to, s.padded, d, s.a.outputs + row * s.padded);
       };
       constexpr int B = beside<2 * R>(4);
       int64_t d = 0;
@@ -470,37 +474,36 @@ LLMCORE_INLINE F32x16 largest_score(const Split& s, int row) {
   return set1(reduce_max(top));
 }
 
-// Of a row's weights, lane by lane: their sum, and where values have scales the largest with its scale, and NaN where
-// one with its scale isn't finite.
+// Of a row's weights, lane by lane: their sum, and where values have scales the largest with its scale.
 struct Weights {
-  F32x16 sum, largest, poison;
+  F32x16 sum, largest;
 };
 
 // Turns a row's scores into weights e^(score - maximum), zero where the row does not see. Where values have scales,
-// [token], the weights take them in; the sum doesn't.
+// [token], the weights take them in and are as exact as will be kept of them; the sum doesn't.
 template <class Kv>
 LLMCORE_INLINE Weights weigh_scores(const Split& s, int row, F32x16 maximum, const float* scales) {
   float* scores = s.scores + row * kScoreStride;
   const int begin = s.begins[row], end = s.ends[row];
   const F32x16 zero = set1(0.0f);
-  Weights w{zero, zero, zero};
+  Weights w{zero, zero};
   for (int t = begin / 16 * 16; t < end; t += 16) {
     const bool edge = t < begin || t + 16 > end;
-    F32x16 weight = exp16_nonpositive(sub(load(scores + t), maximum));
+    F32x16 weight = exp16_nonpositive<Kv::kScaled ? 4 : 6>(sub(load(scores + t), maximum));
     if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
     w.sum = add(w.sum, weight);
     if constexpr (Kv::kScaled) {
       weight = mul(weight, load(scales + t));
       if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
-      w.largest = max(abs(weight), w.largest);
-      w.poison = fma(weight, zero, w.poison);
+      w.largest = max(Kv::kLowest == -Kv::kHighest ? weight : abs(weight), w.largest);  // scales of int4 have a sign
     }
     store(scores + t, weight);
   }
   return w;
 }
 
-// Rounds a row's weights to digits, 0 for what else there is of the pages [page_begin, page_end).
+// Rounds a row's weights to digits, 0 for what else there is of the pages [page_begin, page_end). The sum of digits of
+// NaN is anything.
 LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int64_t page_begin, int64_t page_end) {
   const float* weights = s.scores + row * kScoreStride;
   int8_t* digits = s.digits(row);  // always behind the weights that are still to be read
@@ -509,25 +512,30 @@ LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int
   const bool tiny = !(largest > 1e-30f);
   const F32x16 inverse = set1(tiny ? 0.0f : kLargestWeight / largest);
   I32x16 sum = set1_i32(0);
-  for (int64_t n = page_begin; n < page_end; ++n) {
-    I32x16 code = set1_i32(0), high = code;
-    if (n >= first && n < end) {
-      code = to_int(min(max(mul(load(weights + n * 16), inverse), set1(-kLargestWeight)), set1(kLargestWeight)));
-      high = shift_right_arithmetic<kDigitBits>(code);
-      sum = add(sum, code);
+  for (int64_t n = page_begin / kDigitPages * kDigitPages; n < page_end; n += kDigitPages) {
+    I32x16 code[kDigitPages], high[kDigitPages], low[kDigitPages];
+    const bool all = n >= first && n + kDigitPages <= end;
+    _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
+      code[i] = set1_i32(0);
+      if (all || (n + i >= first && n + i < end)) code[i] = to_int(mul(load(weights + (n + i) * 16), inverse));
     }
-    store_i8(digits + n * 32, high);
-    store_i8(digits + n * 32 + 16, sub(code, shift_left<kDigitBits>(high)));
+    _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
+      sum = add(sum, code[i]);
+      high[i] = shift_right_arithmetic<kDigitBits>(code[i]);
+      low[i] = low_bits<kDigitBits>(code[i]);
+    }
+    store_i8(digits + digits_at(n), high);
+    store_i8(digits + digits_at(n) + kLowDigits, low);
   }
-  s.scales[row] = (tiny ? 0.0f : largest / kLargestWeight) + reduce_add(w.poison);
+  s.scales[row] = tiny ? 0.0f : largest / kLargestWeight;
   s.sums[row] = reduce_add(sum);
 }
 
 // Softmax of `count` rows over the pages [page_begin, page_end) of the split: weights for scores, and each row's
-// maximum and sum.
+// maximum and sum. Where not all scales are finite, what sees one that isn't becomes NaN.
 template <class Kv>
-LLMCORE_INLINE void softmax_rows(const Split& s, int row, int count, const float* scales, int64_t page_begin,
-                                 int64_t page_end) {
+LLMCORE_INLINE void softmax_rows(const Split& s, int row, int count, const float* scales, bool finite,
+                                 int64_t page_begin, int64_t page_end) {
   F32x16 maxima[kSoftmaxRows];
   Weights weights[kSoftmaxRows];
   for (int r = 0; r < count; ++r) maxima[r] = largest_score(s, row + r);
@@ -535,7 +543,10 @@ LLMCORE_INLINE void softmax_rows(const Split& s, int row, int count, const float
   for (int r = 0; r < count; ++r) {
     s.a.maxima[row + r] = first_lane(maxima[r]);
     s.a.sums[row + r] = reduce_add(weights[r].sum);
-    if constexpr (Kv::kScaled) round_weights(s, row + r, weights[r], page_begin, page_end);
+    if constexpr (Kv::kScaled) {
+      round_weights(s, row + r, weights[r], page_begin, page_end);
+      for (int t = s.begins[row + r]; !finite && t < s.ends[row + r]; ++t) s.scales[row + r] += 0.0f * scales[t];
+    }
   }
 }
 
@@ -703,14 +714,18 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
   score_keys<Kv>(s, pass, stream);
   const int head_rows = a.rows / a.kv_heads;
   for (int head = 0; head < a.kv_heads; ++head) {
+    F32x16 poison = set1(0.0f);
     if constexpr (Kv::kScaled) {  // `lines` for the scales of the head's values
       for (int64_t i = pass.begin; i < pass.end; ++i) {
-        store(lines + i * 16, load(reinterpret_cast<const float*>(s.values(i, head) + padded * Kv::kLineBytes)));
+        const F32x16 line = load(reinterpret_cast<const float*>(s.values(i, head) + padded * Kv::kLineBytes));
+        poison = fma(line, set1(0.0f), poison);
+        store(lines + i * 16, line);
       }
     }
+    const bool finite = reduce_add(poison) == 0.0f;
     for (int r = 0; r < head_rows; r += kSoftmaxRows) {
       const int count = head_rows - r < kSoftmaxRows ? head_rows - r : kSoftmaxRows;
-      softmax_rows<Kv>(s, head * head_rows + r, count, lines, pass.begin, pass.end);
+      softmax_rows<Kv>(s, head * head_rows + r, count, lines, finite, pass.begin, pass.end);
     }
   }
   if constexpr (Kv::kScaled) {
@@ -732,11 +747,9 @@ void attention_fold_kernel(const float* output, float split_maximum, float split
     return;
   }
   const float top = *maximum > split_maximum ? *maximum : split_maximum;
-  float lane[16];
-  store(lane, exp16(set1(*maximum - top)));
-  const F32x16 old_weight = set1(lane[0]);
-  store(lane, exp16(set1(split_maximum - top)));
-  const F32x16 new_weight = set1(lane[0]);
+  float lane[16] = {*maximum - top, split_maximum - top};
+  store(lane, exp16(load(lane)));
+  const F32x16 old_weight = set1(lane[0]), new_weight = set1(lane[1]);
   for (int64_t d = 0; d < padded; d += 16) {
     store(out + d, fma(new_weight, load(output + d), mul(old_weight, load(out + d))));
   }

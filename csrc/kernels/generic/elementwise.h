@@ -64,19 +64,30 @@ LLMCORE_INLINE F32x16 exp16(F32x16 x) {
 }
 
 // e^x for x <= 0, as softmax has it: 2^n 2^r with n + r = x log2 e, |r| <= 1/2, and 2^r by a polynomial of degree 6
-// (minimax, 4e-9). The rounding of x log2 e makes the relative error |x| 2^-24 and more, the absolute error below 1e-7;
-// below -86 the result stays at e^-86, and NaN stays.
+// (minimax, 4e-9), or of degree 4 (minimax, 3e-6) where the result is to be rounded to fewer bits. The rounding of
+// x log2 e makes the relative error |x| 2^-24 and more, the absolute error below 1e-7; below -86 the result stays at
+// e^-86, and NaN stays.
+template <int degree = 6>
 LLMCORE_INLINE F32x16 exp16_nonpositive(F32x16 x) {
+  static_assert(degree == 4 || degree == 6);
   const F32x16 clamped = max(set1(-86.0f), x);
   const F32x16 magic = set1(12582912.0f);
   const F32x16 shifted = fma(clamped, set1(1.44269504088896341f), magic);  // n in its lowest bits
   const F32x16 r = fma(clamped, set1(1.44269504088896341f), sub(magic, shifted));
-  F32x16 p = set1(0.00015353362f);
-  p = fma(p, r, set1(0.0013398875f));
-  p = fma(p, r, set1(0.009618437f));
-  p = fma(p, r, set1(0.055503324f));
-  p = fma(p, r, set1(0.24022648f));
-  p = fma(p, r, set1(0.6931472f));
+  F32x16 p;
+  if constexpr (degree == 6) {
+    p = set1(0.00015353362f);
+    p = fma(p, r, set1(0.0013398875f));
+    p = fma(p, r, set1(0.009618437f));
+    p = fma(p, r, set1(0.055503324f));
+    p = fma(p, r, set1(0.24022648f));
+    p = fma(p, r, set1(0.6931472f));
+  } else {
+    p = set1(0.00958285f);
+    p = fma(p, r, set1(0.05590643f));
+    p = fma(p, r, set1(0.24024099f));
+    p = fma(p, r, set1(0.69312419f));
+  }
   p = fma(p, r, set1(1.0f));
   return as_float(add(as_int(p), shift_left<23>(as_int(shifted))));
 }

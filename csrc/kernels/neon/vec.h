@@ -84,6 +84,11 @@ LLMCORE_INLINE I32x16 shift_left(I32x16 a) {
   return a;
 }
 template <int n>
+LLMCORE_INLINE I32x16 low_bits(I32x16 a) {
+  LLMCORE_QUADS a.v[i] = vandq_s32(a.v[i], vdupq_n_s32((1 << n) - 1));
+  return a;
+}
+template <int n>
 LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 a) {
   LLMCORE_QUADS a.v[i] = vshrq_n_s32(a.v[i], n);
   return a;
@@ -116,6 +121,10 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 a) {
   const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
   const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+
+LLMCORE_INLINE void store_i8(int8_t* p, const I32x16 (&a)[4]) {
+  for (int i = 0; i < 4; ++i) store_i8(p + 16 * i, a[i]);
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) {
