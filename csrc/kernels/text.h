@@ -49,6 +49,15 @@ static inline uint32_t decode_utf8(const uint8_t* p) noexcept {
   return (p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
 }
 
+/// What the first two bytes of a character have that others don't, if it has two or three: below kFirstBytes.
+constexpr uint32_t kFirstBytes = 0x2000;
+static inline uint32_t first_bytes_of_two(const uint8_t* p) noexcept {
+  return (static_cast<uint32_t>(p[0]) << 8 | p[1]) & 0x1F3F;
+}
+static inline uint32_t first_bytes_of_three(const uint8_t* p) noexcept {
+  return (static_cast<uint32_t>(p[0]) << 8 | p[1]) & 0x0F3F;
+}
+
 /// Length of a match of '(?:[sdmt]|ll|ve|re) at `p`, or 0. When `fold`, letters match in either case, and U+017F
 /// (long s) matches s, as Unicode case folding has it.
 static inline int contraction(const uint8_t* p, const uint8_t* end, bool fold) noexcept {
@@ -76,6 +85,10 @@ constexpr ptrdiff_t kWindowBytes = 64;
 
 struct WindowArgs {
   ClassTables classes;
+  // By the first two bytes: the classes of characters of two bytes, and in which 64 of classes.blocks are those of
+  // three.
+  const uint8_t* of_two;
+  const uint16_t* of_three;
   const uint8_t* begin;  // ends of pieces are counted from here
   const uint8_t* end;    // of the text
   uint32_t* ends;

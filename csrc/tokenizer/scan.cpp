@@ -1,6 +1,7 @@
 #include "tokenizer/scan.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 
@@ -268,11 +269,30 @@ auto with_scanner(Pattern pattern, Use&& use) {
   return use([](Byte, Byte b) { return b; });
 }
 
+/// What WindowArgs asks for.
+struct FirstBytes {
+  std::array<uint8_t, kFirstBytes> of_two{};
+  std::array<uint16_t, kFirstBytes> of_three{};
+
+  FirstBytes() {
+    for (uint32_t code = 0x80; code < 0x800; ++code) {
+      const uint8_t both[] = {static_cast<uint8_t>(0xC0 | code >> 6), static_cast<uint8_t>(0x80 | (code & 0x3F))};
+      of_two[first_bytes_of_two(both)] = class_of(code);
+    }
+    for (uint32_t code = 0x800; code < 0x10000; code += 64) {
+      const uint8_t both[] = {static_cast<uint8_t>(0xE0 | code >> 12), static_cast<uint8_t>(0x80 | (code >> 6 & 0x3F))};
+      of_three[first_bytes_of_three(both)] = static_cast<uint16_t>(kClassIndex[code >> 7] * 2 + (code >> 6 & 1));
+    }
+  }
+};
+const FirstBytes kFirst;
+
 /// Ends of pieces, counted from `base`, until there are kPieceBatch - 64 of them or more.
 size_t next_pieces(Pattern pattern, Byte base, Byte end, uint32_t* ends) noexcept {
   const std::optional<WindowPattern> windows = window_of(pattern);
   return with_scanner(pattern, [&](auto scan) {
-    WindowArgs found{kClasses, base, end, ends, kPieceBatch, base, 0, end};
+    WindowArgs found{kClasses, kFirst.of_two.data(), kFirst.of_three.data(), base, end, ends, kPieceBatch, base, 0,
+                     end};
     while (found.at < end && found.count + kWindowBytes <= kPieceBatch) {
       if (windows) kernels().window[*windows](found);
       while (found.at < found.resume && found.count < kPieceBatch) {

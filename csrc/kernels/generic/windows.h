@@ -26,13 +26,22 @@ struct Window {
 };
 
 /// Characters beyond ASCII: looked up one by one.
-LLMCORE_INLINE void classify_high(const uint8_t* p, const llmcore::ClassTables& tables, U8x64 x, Window& w) {
+LLMCORE_INLINE void classify_high(const uint8_t* p, const WindowArgs& a, U8x64 x, Window& w) {
+  const uint64_t twos = bits_within(x, 0xC0, 0x20), threes = bits_within(x, 0xE0, 0x10);
   const uint64_t leads = bits_within(x, 0xC0, 0x40), inner = w.high & ~leads;
   if (leads == 0) return;
   uint8_t classes[kWindowBytes] = {};
-  for (uint64_t rest = leads; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = twos; rest != 0; rest &= rest - 1) {
     const int at = lowest_bit(rest);
-    classes[at] = tables.of(llmcore::decode_utf8(p + at));
+    classes[at] = a.of_two[llmcore::first_bytes_of_two(p + at)];
+  }
+  for (uint64_t rest = threes; rest != 0; rest &= rest - 1) {
+    const int at = lowest_bit(rest);
+    classes[at] = a.classes.blocks[a.of_three[llmcore::first_bytes_of_three(p + at)] * 64u + (p[at + 2] & 0x3Fu)];
+  }
+  for (uint64_t rest = leads & ~twos & ~threes; rest != 0; rest &= rest - 1) {
+    const int at = lowest_bit(rest);
+    classes[at] = a.classes.of(llmcore::decode_utf8(p + at));
   }
   const int last = highest_bit(leads);
   if (last + static_cast<int>(llmcore::utf8_length(p[last])) > kWindowBytes) w.valid = below_bit(last);
@@ -50,7 +59,7 @@ LLMCORE_INLINE void classify_high(const uint8_t* p, const llmcore::ClassTables& 
   w.first = ~inner;
 }
 
-LLMCORE_INLINE Window classify(const uint8_t* p, const llmcore::ClassTables& tables) {
+LLMCORE_INLINE Window classify(const uint8_t* p, const WindowArgs& a) {
   const U8x64 x = load_u8(p);
   Window w{};
   w.lower = bits_within(x, 'a', 26);
@@ -64,7 +73,7 @@ LLMCORE_INLINE Window classify(const uint8_t* p, const llmcore::ClassTables& tab
   w.high = high_bits(x);
   w.letter = w.lower | w.upper;
   w.first = w.valid = ~uint64_t{0};
-  if (w.high != 0) classify_high(p, tables, x, w);
+  if (w.high != 0) classify_high(p, a, x, w);
   w.caseless = w.letter & ~w.upper & ~w.lower;
   w.other = ~(w.letter | w.number | w.space);
   return w;
@@ -218,20 +227,20 @@ LLMCORE_INLINE Starts blank_starts(const uint8_t* p) {
 }
 
 template <llmcore::WindowPattern kPattern>
-LLMCORE_INLINE Starts starts_of(const uint8_t* p, const llmcore::ClassTables& tables) {
+LLMCORE_INLINE Starts starts_of(const uint8_t* p, const WindowArgs& a) {
   switch (kPattern) {
     case llmcore::kWindowSpaceRuns:
       return blank_starts<true>(p);
     case llmcore::kWindowSpaceEach:
       return blank_starts<false>(p);
     case llmcore::kWindowGpt2:
-      return gpt2_starts(classify(p, tables), p);
+      return gpt2_starts(classify(p, a), p);
     case llmcore::kWindowCl100k:
-      return cl100k_starts<3>(classify(p, tables), p);
+      return cl100k_starts<3>(classify(p, a), p);
     case llmcore::kWindowQwen2:
-      return cl100k_starts<1>(classify(p, tables), p);
+      return cl100k_starts<1>(classify(p, a), p);
     default:
-      return o200k_starts(classify(p, tables), p);
+      return o200k_starts(classify(p, a), p);
   }
 }
 
@@ -246,7 +255,7 @@ void window_kernel(WindowArgs& a) noexcept {
       a.resume = a.end;
       break;
     }
-    const Starts starts = starts_of<kPattern>(p, a.classes);
+    const Starts starts = starts_of<kPattern>(p, a);
     out = put_positions(starts.bits, static_cast<uint32_t>(p - a.begin), out);
     if (starts.bits != 0) p += highest_bit(starts.bits);
     if (starts.slow_text) {
