@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "kernels/pairs.h"
 #include "kernels/text.h"
 
 namespace llmcore {
@@ -166,6 +167,8 @@ struct KernelTable {
   void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
   // Finds pieces of text until a window finds none, or fewer than kWindowBytes more ends have room.
   void (*window[kNumWindowPatterns])(WindowArgs& args) noexcept;
+  // Merges pieces of at most kMergeSymbols symbols. Null where they are merged one by one (tokenizer/merger.h).
+  void (*merge)(const MergeArgs& args) noexcept;
 };
 
 }  // namespace llmcore

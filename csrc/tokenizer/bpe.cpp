@@ -8,12 +8,22 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/select.h"
 #include "tokenizer/archive.h"
 
 namespace llmcore {
 namespace {
 
 constexpr size_t kMaxIds = PairTable::kMaxIds;
+
+/// Of a piece that has a key.
+bool is_ascii(const ShortKey& key) noexcept { return key.hi != 0 && ((key.lo | key.hi) & 0x8080808080808080u) == 0; }
+
+std::string_view piece_of(const char* text, const uint32_t* ends, size_t first,
+                          const EncodeState::Miss& miss) noexcept {
+  const size_t begin = miss.piece ? ends[miss.piece - 1] : first;
+  return {text + begin, ends[miss.piece] - begin};
+}
 
 [[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
 
@@ -145,6 +155,7 @@ void Bpe::find_unknowns() {
   }
   const auto known = [&](uint32_t id) { return id != kNoId && id != spec_.unk_id; };
   ascii_known_ = std::all_of(byte_symbols_.begin(), byte_symbols_.begin() + 0x80, known);
+  bytes_known_ = !spec_.characters && std::all_of(byte_symbols_.begin(), byte_symbols_.end(), known);
 }
 
 void Bpe::index_byte_pairs() {
@@ -404,8 +415,8 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
   state.results_used = 0;
   state.unmerged.clear();
   for (EncodeState::Miss& miss : state.misses) {
-    const size_t i = miss.piece, begin = i ? ends[i - 1] : first;
-    const std::string_view piece(text + begin, ends[i] - begin);
+    const size_t i = miss.piece;
+    const std::string_view piece = piece_of(text, ends, first, miss);
     const uint64_t hash = state.hashes[i];
     const uint32_t index = static_cast<uint32_t>(&miss - state.misses.data());
     if (miss.same != index) continue;
@@ -459,30 +470,85 @@ void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, const std::vector<
   settle(state, miss, symbols.size());
 }
 
+/// What was merged is kept in the ring, if it has no place in the cache of short pieces.
+void Bpe::keep(EncodeState& state, const EncodeState::Miss& miss, std::string_view piece) {
+  if (state.keys[miss.piece].hi != 0 && miss.count <= EncodeState::kIds) return;
+  state.merged.keep(piece, state.hashes[miss.piece],
+                    std::span<const uint32_t>(state.results.data() + miss.begin, miss.count));
+}
+
+/// Merges those of few symbols many at once, pieces of equal length together. The others stay unmerged.
+void Bpe::merge_short_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
+  if (state.unmerged.empty()) return;
+  EncodeState::Short& few = state.few;
+  few.pieces.clear();
+  few.misses.clear();
+  const size_t most = state.unmerged.size() * kMergeSymbols + state.starts.size();
+  if (few.symbols.size() < most) few.symbols.resize(most);
+  std::array<uint32_t, kMergeSymbols + 2> places{};  // by number of symbols
+  size_t used = 0, left = 0;
+  for (const uint32_t index : state.unmerged) {
+    const EncodeState::Miss& miss = state.misses[index];
+    const std::string_view piece = piece_of(text, ends, first, miss);
+    const ShortKey& key = state.keys[miss.piece];
+    uint32_t* const out = few.symbols.data() + used;
+    size_t n = piece.size();
+    if (ascii_known_ && is_ascii(key)) {
+      // As many as there can be: the end of a loop over those that there are can't be foreseen.
+      for (size_t i = 0; i < 8; ++i) out[i] = byte_symbols_[key.lo >> 8 * i & 0xFF];
+      for (size_t i = 0; i < 8; ++i) out[8 + i] = byte_symbols_[key.hi >> 8 * i & 0xFF];
+    } else {
+      n = ascii_known_ ? start_ids(piece, out) : 0;
+      if (n == 0) {
+        n = start_symbols(piece, state.starts.data());
+        for (size_t i = 0; i < n; ++i) out[i] = state.starts[i].id;
+      }
+      if (n > kMergeSymbols) {
+        state.unmerged[left++] = index;
+        continue;
+      }
+    }
+    few.pieces.push_back({static_cast<uint32_t>(used), static_cast<uint32_t>(n)});
+    few.misses.push_back(index);
+    ++places[n + 1];
+    used += n;
+  }
+  state.unmerged.resize(left);
+  std::partial_sum(places.begin(), places.end(), places.begin());
+  few.sorted.resize(few.pieces.size());
+  few.sorted_misses.resize(few.pieces.size());
+  for (size_t i = 0; i < few.pieces.size(); ++i) {
+    const uint32_t place = places[few.pieces[i].count]++;
+    few.sorted[place] = few.pieces[i];
+    few.sorted_misses[place] = few.misses[i];
+  }
+  const size_t needed = state.results_used + used + kMergeLanes;
+  if (state.results.size() < needed) state.results.resize(2 * needed);
+  kernels().merge({pairs_.view(), few.symbols.data(), few.sorted.data(), few.sorted.size(),
+                   state.results.data() + state.results_used});
+  for (size_t i = 0; i < few.sorted.size(); ++i) {
+    EncodeState::Miss& miss = state.misses[few.sorted_misses[i]];
+    miss.begin = static_cast<uint32_t>(state.results_used);
+    settle(state, miss, few.sorted[i].count);
+    keep(state, miss, piece_of(text, ends, first, miss));
+  }
+}
+
 /// Merges what is in neither: pieces in the lanes take turns, and the next one takes the lane of one that is finished.
 void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
-  const auto piece_of = [&](const EncodeState::Miss& miss) {
-    const size_t begin = miss.piece ? ends[miss.piece - 1] : first;
-    return std::string_view(text + begin, ends[miss.piece] - begin);
-  };
-  const auto keep = [&](const EncodeState::Miss& miss) {
-    if (state.keys[miss.piece].hi != 0 && miss.count <= EncodeState::kIds) return;
-    state.merged.keep(piece_of(miss), state.hashes[miss.piece],
-                      std::span<const uint32_t>(state.results.data() + miss.begin, miss.count));
-  };
+  if (kernels().merge != nullptr && !pairs_.has_equal_ranks()) merge_short_misses(text, ends, first, state);
   const auto finish = [&](const EncodeState::Lane& lane) {
     EncodeState::Miss& miss = state.misses[lane.miss];
     settle(state, miss, lane.merger.finish(place_ids(state, miss, lane.merger.size())));
-    keep(miss);
+    keep(state, miss, piece_of(text, ends, first, miss));
   };
   size_t next = 0;
   const auto fill = [&](EncodeState::Lane& lane) {
     while (next < state.unmerged.size()) {
       lane.miss = state.unmerged[next++];
       EncodeState::Miss& miss = state.misses[lane.miss];
-      const std::string_view piece = piece_of(miss);
-      const ShortKey& key = state.keys[miss.piece];
-      if (ascii_known_ && key.hi != 0 && ((key.lo | key.hi) & 0x8080808080808080u) == 0) {
+      const std::string_view piece = piece_of(text, ends, first, miss);
+      if (ascii_known_ && is_ascii(state.keys[miss.piece])) {
         lane.merger.start_ascii(pairs_, byte_pairs_, byte_symbols_, piece);
         return true;
       }
@@ -493,7 +559,7 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
       }
       merge(piece, state);
       settle(state, miss, state.symbols);
-      keep(miss);
+      keep(state, miss, piece);
     }
     return false;
   };

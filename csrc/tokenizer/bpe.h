@@ -71,6 +71,12 @@ struct EncodeState {
     uint32_t miss;
     Merger<kLaneSymbols> merger;
   };
+  /// Pieces of few symbols, which misses they are, and both by the number of symbols.
+  struct Short {
+    std::vector<MergePiece> pieces, sorted;
+    std::vector<uint32_t> misses, sorted_misses;
+    std::vector<uint32_t> symbols;
+  };
   /// A piece of the batch that isn't in the cache of short ones. Its ids are a stretch of `results`.
   struct Miss {
     uint32_t piece;
@@ -87,6 +93,7 @@ struct EncodeState {
   size_t line_mask = kFirstLines - 1, taken = 0;  // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
+  Short few;
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
   std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
@@ -154,6 +161,7 @@ class Bpe {
   void classify_words();
   void start(std::string_view piece, std::vector<Symbol>& symbols) const;
   size_t start_symbols(std::string_view piece, Symbol* symbols) const;
+  size_t start_ids(std::string_view piece, uint32_t* ids) const;
   size_t start_bytes(std::string_view piece, Symbol* symbols) const;
   size_t start_characters(std::string_view piece, Symbol* symbols) const;
   void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,
@@ -162,6 +170,8 @@ class Bpe {
   void add_miss(size_t i, size_t at, EncodeState& state) const;
   void find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
   void merge_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
+  void merge_short_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const;
+  static void keep(EncodeState& state, const EncodeState::Miss& miss, std::string_view piece);
   static uint32_t* place_ids(EncodeState& state, EncodeState::Miss& miss, size_t most);
   static void settle(EncodeState& state, EncodeState::Miss& miss, size_t count);
   static void settle(EncodeState& state, EncodeState::Miss& miss, const std::vector<Symbol>& symbols);
@@ -193,6 +203,7 @@ class Bpe {
   bool odd_lengths_ = false;         // a byte has a token whose text is something else
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
   bool ascii_known_ = false;         // every byte of ASCII begins as a symbol of its own
+  bool bytes_known_ = false;         // and all others do, too
 };
 
 }  // namespace llmcore

@@ -41,6 +41,14 @@ class CharacterStarts {
     return joined_[bit / 64] >> bit % 64 & 1 ? 0 : count;
   }
 
+  /// The same without lengths.
+  size_t write_ids(uint32_t code, uint32_t before, uint32_t* out) const noexcept {
+    const uint64_t entry = entries_[code];
+    for (size_t i = 0; i < kWritten; ++i) out[i] = static_cast<uint32_t>(entry >> i * kIdBits & kIdMask);
+    const size_t bit = bit_of(before, code);
+    return joined_[bit / 64] >> bit % 64 & 1 ? 0 : entry >> kCountBit & 3;
+  }
+
   /// `symbols` cover the character.
   void set(uint32_t code, const Symbol* symbols, size_t count) noexcept {
     uint64_t entry = static_cast<uint64_t>(count) << kCountBit;

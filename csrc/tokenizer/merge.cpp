@@ -59,6 +59,32 @@ size_t Bpe::start_symbols(std::string_view piece, Symbol* symbols) const {
   return n;
 }
 
+/// The ids of what `start_symbols` writes, or 0 where the piece isn't simple. Every byte of ASCII begins as a symbol.
+size_t Bpe::start_ids(std::string_view piece, uint32_t* ids) const {
+  const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
+  uint32_t before = CharacterStarts::kNothing;
+  size_t n = 0;
+  for (size_t i = 0; i < piece.size();) {
+    if (p[i] < 0x80) {
+      before = p[i];
+      ids[n++] = byte_symbols_[p[i++]];
+      continue;
+    }
+    const size_t len = p[i] < 0xE0 ? 2 : 3;
+    if (!CharacterStarts::leads(p[i]) || len > piece.size() - i) return 0;
+    const uint32_t code = decode_utf8(p + i);
+    size_t count = character_starts_.write_ids(code, before, ids + n);
+    if (count == 0) {
+      if (!bytes_known_) return 0;
+      for (count = 0; count < len; ++count) ids[n + count] = byte_symbols_[p[i + count]];
+    }
+    before = code;
+    n += count;
+    i += len;
+  }
+  return n;
+}
+
 /// One symbol per byte.
 size_t Bpe::start_bytes(std::string_view piece, Symbol* symbols) const {
   for (size_t i = 0; i < piece.size(); ++i) {

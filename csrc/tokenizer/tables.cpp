@@ -186,7 +186,7 @@ void PairTable::place(const std::vector<uint64_t>& entries) {
   multipliers_.assign(std::bit_ceil(std::max<size_t>(2, entries.size() / 4)), 1);
   for (seed_ = 0xD6E8FEB86659FD93u;; seed_ = mix(seed_, 0xA0761D6478BD642Fu), slots *= 2) {
     slots_.assign(slots, kFree);
-    set_shifts();
+    set_hash();
     if (place_buckets(entries)) return;
   }
 }
@@ -194,29 +194,32 @@ void PairTable::place(const std::vector<uint64_t>& entries) {
 /// Finds each bucket a multiplier, those of the most pairs first. False when one can't be found in many tries.
 bool PairTable::place_buckets(const std::vector<uint64_t>& entries) {
   constexpr uint32_t kTries = 1u << 16;
+  const auto left = [](uint64_t entry) { return static_cast<uint32_t>(entry >> 44); };
+  const auto right = [](uint64_t entry) { return static_cast<uint32_t>(entry >> 24) & kNoSymbol; };
+  const auto bucket_of = [&](uint64_t entry) { return hash_.bucket(left(entry), right(entry)); };
   std::vector<uint32_t> begins(multipliers_.size() + 1);
-  for (const uint64_t entry : entries) ++begins[(hash_of(entry >> 24) >> bucket_shift_) + 1];
+  for (const uint64_t entry : entries) ++begins[bucket_of(entry) + 1];
   std::vector<std::pair<uint32_t, uint32_t>> order;  // size, bucket
   for (uint32_t i = 0; i + 1 < begins.size(); ++i) order.push_back({begins[i + 1], i});
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
   std::partial_sum(begins.begin(), begins.end(), begins.begin());
   std::vector<uint64_t> sorted(entries.size());
   std::vector<uint32_t> next(begins.begin(), begins.end() - 1);
-  for (const uint64_t entry : entries) sorted[next[hash_of(entry >> 24) >> bucket_shift_]++] = entry;
+  for (const uint64_t entry : entries) sorted[next[bucket_of(entry)]++] = entry;
   std::vector<bool> taken(slots_.size());
   std::vector<uint32_t> hashes;
   std::vector<size_t> places;
   for (const auto& [count, bucket] : order) {
     const std::span<const uint64_t> own(sorted.data() + begins[bucket], count);
     hashes.clear();
-    for (const uint64_t entry : own) hashes.push_back(static_cast<uint32_t>(hash_of(entry >> 24)));
+    for (const uint64_t entry : own) hashes.push_back(hash_.place(left(entry), right(entry)));
     uint32_t tries = 0;
     do {
       if (++tries > kTries) return false;
       multipliers_[bucket] = tries * 0x9E3779B2u | 1;
       places.clear();
       for (const uint32_t hash : hashes) {
-        const size_t place = hash * multipliers_[bucket] >> slot_shift_;
+        const size_t place = hash * multipliers_[bucket] >> hash_.slot_shift;
         if (taken[place]) break;
         taken[place] = true;
         places.push_back(place);
@@ -229,9 +232,13 @@ bool PairTable::place_buckets(const std::vector<uint64_t>& entries) {
   return true;
 }
 
-void PairTable::set_shifts() {
-  slot_shift_ = 32 - static_cast<unsigned>(std::countr_zero(slots_.size()));
-  bucket_shift_ = 64 - static_cast<unsigned>(std::countr_zero(multipliers_.size()));
+void PairTable::set_hash() {
+  const auto factor = [&](uint64_t number) { return static_cast<uint32_t>(mix(seed_, number)) | 1; };
+  hash_.left = factor(0x9E3779B97F4A7C15u);
+  hash_.left_too = factor(0xA0761D6478BD642Fu);
+  hash_.right = factor(0xE7037ED1A0B428DBu);
+  hash_.slot_shift = 32 - std::countr_zero(slots_.size());
+  hash_.bucket_shift = 32 - std::countr_zero(multipliers_.size());
 }
 
 void PairTable::save(ArchiveWriter& out) const {
@@ -257,7 +264,7 @@ void PairTable::load(ArchiveReader& in) {
     throw TokenizerError("tokenizer: a damaged archive");
   }
   seed_ = seed[0];
-  set_shifts();
+  set_hash();
 }
 
 }  // namespace llmcore

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/pairs.h"
 #include "tokenizer/pages.h"
 
 namespace llmcore {
@@ -161,11 +162,11 @@ class WordTable {
 
 /// What pairs of ids and their rules are made of: two ids of 20 bits, a rule of 24.
 struct PairLimits {
-  static constexpr uint32_t kMaxRules = (1u << 23) - 1;
-  static constexpr uint32_t kNoRule = kMaxRules;
-  static constexpr uint32_t kMaxIds = (1u << 20) - 1;
+  static constexpr uint32_t kMaxRules = llmcore::kNoRule;
+  static constexpr uint32_t kNoRule = llmcore::kNoRule;
+  static constexpr uint32_t kMaxIds = llmcore::kNoSymbol;
   /// No id: no rule has it.
-  static constexpr uint32_t kNoSymbol = kMaxIds;
+  static constexpr uint32_t kNoSymbol = llmcore::kNoSymbol;
 
   static uint64_t key_of(uint32_t left, uint32_t right) noexcept { return static_cast<uint64_t>(left) << 20 | right; }
 };
@@ -215,7 +216,7 @@ class PairTable : public PairLimits {
 
   /// A look-up in two steps, so that those of many pieces overlap.
   size_t prefetch(uint32_t left, uint32_t right) const noexcept {
-    const size_t slot = slot_of(hash_of(key_of(left, right)));
+    const size_t slot = slot_of(left, right);
     __builtin_prefetch(&slots_[slot]);
     return slot;
   }
@@ -224,32 +225,34 @@ class PairTable : public PairLimits {
     const uint32_t other = found >> 24 != key_of(left, right);
     return (static_cast<uint32_t>(found) | (0 - other)) & kNoRule;
   }
-  uint32_t find(uint32_t left, uint32_t right) const noexcept {
-    return find(left, right, slot_of(hash_of(key_of(left, right))));
-  }
+  uint32_t find(uint32_t left, uint32_t right) const noexcept { return find(left, right, slot_of(left, right)); }
   /// What comes first: the smaller value.
   uint32_t order(uint32_t rule) const noexcept { return ranks_.empty() || rule == kNoRule ? rule : ranks_[rule]; }
   uint32_t result(uint32_t rule) const noexcept { return results_.empty() ? rule : results_[rule]; }
+  /// What kernels read. They take a rule's number for its rank.
+  PairSlots view() const noexcept {
+    return {hash_, multipliers_.data(), slots_.data(), results_.empty() ? nullptr : results_.data()};
+  }
+  bool has_equal_ranks() const noexcept { return !ranks_.empty(); }
   void prefetch_result(uint32_t rule) const noexcept {
     if (!results_.empty()) __builtin_prefetch(&results_[rule]);
   }
 
  private:
   static constexpr uint64_t kFree = ~uint64_t{0};
-  uint64_t hash_of(uint64_t key) const noexcept { return mix(key ^ seed_, 0x9E3779B97F4A7C15u); }
-  size_t slot_of(uint64_t hash) const noexcept {
-    return static_cast<uint32_t>(hash) * multipliers_[hash >> bucket_shift_] >> slot_shift_;
+  size_t slot_of(uint32_t left, uint32_t right) const noexcept {
+    return hash_.place(left, right) * multipliers_[hash_.bucket(left, right)] >> hash_.slot_shift;
   }
   void place(const std::vector<uint64_t>& entries);
   bool place_buckets(const std::vector<uint64_t>& entries);
-  void set_shifts();
+  void set_hash();
 
   Table<uint64_t> slots_ = Table<uint64_t>(2, kFree);
   Table<uint32_t> multipliers_ = Table<uint32_t>(2, 1);  // odd, by bucket
   Table<uint32_t> results_;                              // by rule; none if it is the rule
   Table<uint32_t> ranks_;                                // by rule; none if no two are equal
   uint64_t seed_ = 0;
-  unsigned bucket_shift_ = 63, slot_shift_ = 31;
+  PairHash hash_;
 };
 
 }  // namespace llmcore

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "kernels/select.h"
 #include "random.h"
 #include "tokenizer/json_vocabulary.h"
 
@@ -143,6 +144,94 @@ TEST(tokenizer, windows_at_every_distance_from_a_long_run) {
           CHECK(fast == slow);
         }
       }
+    }
+  }
+}
+
+TEST(tokenizer, many_pieces_merged_at_once_are_merged_as_each_alone) {
+  Random random(7);
+  const int vocabularies = quick() ? 20 : 200;
+  for (int v = 0; v < vocabularies; ++v) {
+    const Bpe bpe(random_vocabulary(random, v % 2 == 1, v % 4 < 2));
+    EncodeState state, other;
+    for (int i = 0; i < 10; ++i) {
+      // Groups that are full or not, pieces too long for them, and some that occur again.
+      const Alphabet alphabet = i % 2 ? Alphabet{"a", "b", "c"} : Alphabet{"a", "b", "c", "\u00e9", "\u65e5", " ", "x"};
+      std::string text;
+      std::vector<uint32_t> ends, ids, expected;
+      for (int64_t pieces = random.integer(1, i % 3 ? 40 : 400); pieces > 0; --pieces) {
+        const std::string piece = random_text(random, alphabet, random.integer(1, i % 5 ? 12 : 70));
+        text += piece;
+        ends.push_back(static_cast<uint32_t>(text.size()));
+        bpe.encode_symbols(piece, other);
+        for (const Symbol& s : other.symbols) expected.push_back(s.id);
+      }
+      bpe.encode_pieces(text.data(), ends, text.data() + text.size(), state, ids);
+      const Note note("vocabulary " + std::to_string(v) + ", text " + text);
+      CHECK(ids == expected);
+    }
+  }
+}
+
+namespace {
+
+/// Rules of pairs of random ids; of which those of lower numbers make ids of lower numbers, if `in_order`.
+PairTable random_pairs(Random& random, uint32_t symbols, uint32_t rules, bool in_order) {
+  PairRules pairs(rules);
+  const auto id = [&](uint32_t below) { return static_cast<uint32_t>(random.integer(0, below - 1)); };
+  for (uint32_t i = 0; i < rules; ++i) {
+    const uint32_t made = symbols + i;
+    pairs.insert(id(made), id(i % 2 ? made : symbols), i, in_order ? made : symbols + (i * 7 + 3) % rules);
+  }
+  return PairTable(pairs);
+}
+
+std::vector<uint32_t> merged_one_by_one(const PairTable& pairs, std::vector<uint32_t> ids) {
+  while (true) {
+    size_t best = ids.size();
+    uint32_t lowest = PairTable::kNoRule;
+    for (size_t i = 0; i + 1 < ids.size(); ++i) {
+      const uint32_t rule = pairs.find(ids[i], ids[i + 1]);
+      if (rule >= lowest) continue;
+      lowest = rule;
+      best = i;
+    }
+    if (best == ids.size()) return ids;
+    ids[best] = pairs.result(lowest);
+    ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+  }
+}
+
+}  // namespace
+
+TEST(tokenizer, kernels_merge_as_one_by_one) {
+  Random random(8);
+  for (const std::string& isa : available_isas()) {
+    const KernelTable& table = kernels_named(isa);
+    if (table.merge == nullptr) continue;
+    for (int v = 0; v < (quick() ? 20 : 300); ++v) {
+      const uint32_t symbols = static_cast<uint32_t>(random.integer(1, 12));
+      const uint32_t rules = static_cast<uint32_t>(random.integer(1, 300));
+      const PairTable pairs = random_pairs(random, symbols, rules, v % 2 == 0);
+      std::vector<uint32_t> starts, expected;
+      std::vector<MergePiece> pieces;
+      std::vector<size_t> counts;
+      const int64_t longest = v % 3 ? kMergeSymbols : 16;
+      for (int64_t n = random.integer(1, v % 5 ? 50 : 400); n > 0; --n) {
+        std::vector<uint32_t> piece(static_cast<size_t>(random.integer(1, longest)));
+        for (uint32_t& id : piece) id = static_cast<uint32_t>(random.integer(0, symbols - 1));
+        pieces.push_back({static_cast<uint32_t>(starts.size()), static_cast<uint32_t>(piece.size())});
+        starts.insert(starts.end(), piece.begin(), piece.end());
+        const std::vector<uint32_t> ids = merged_one_by_one(pairs, piece);
+        expected.insert(expected.end(), ids.begin(), ids.end());
+        counts.push_back(ids.size());
+      }
+      std::vector<uint32_t> ids(starts.size() + kMergeLanes);
+      table.merge({pairs.view(), starts.data(), pieces.data(), pieces.size(), ids.data()});
+      ids.resize(expected.size());
+      const Note note(isa + ", vocabulary " + std::to_string(v));
+      CHECK(ids == expected);
+      for (size_t i = 0; i < pieces.size(); ++i) CHECK_EQ(size_t{pieces[i].count}, counts[i]);
     }
   }
 }

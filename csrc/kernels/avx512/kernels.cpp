@@ -1,5 +1,7 @@
 #include "kernels/avx512/vec.h"
 
+#include "kernels/avx512/gathers.h"
+
 #include "kernels/generic/kernels.h"
 
 extern "C" {

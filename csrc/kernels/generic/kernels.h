@@ -12,6 +12,10 @@
 #include "kernels/generic/windows.h"
 #endif
 
+#ifdef LLMCORE_MERGE
+#include "kernels/generic/merge.h"
+#endif
+
 namespace {
 
 constexpr llmcore::KernelTable make_kernel_table(const char* name) {
@@ -54,6 +58,11 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
        window_kernel<llmcore::kWindowSpaceEach>},
 #else
       {},
+#endif
+#ifdef LLMCORE_MERGE
+      merge_kernel,
+#else
+      nullptr,
 #endif
   };
 }
