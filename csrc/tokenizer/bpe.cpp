@@ -297,18 +297,17 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 }
 
 void EncodeState::grow() {
-  if (2 * taken < lines.size() || lines.size() == kMostLines) return;
-  const Table<Line> before = std::exchange(lines, Table<Line>(8 * lines.size()));
-  line_mask = lines.size() - 1;
-  const auto line_of = [&](const Slot& slot) -> Line& { return line(ShortKey{slot.lo, slot.hi & ~kCountBits}.hash()); };
-  constexpr size_t kAhead = 8;
-  for (size_t i = 0; i < before.size(); ++i) {
-    for (const Slot& slot : before[std::min(i + kAhead, before.size() - 1)].slots)
-      __builtin_prefetch(&line_of(slot), 1);
-    for (size_t n : {1, 0}) {  // the one in front last, as it was taken
-      const Slot& slot = before[i].slots[n];
+  const size_t before = line_mask + 1;
+  if (2 * taken < before || before == kMostLines) return;
+  line_mask = kMostLines - 1;
+  for (size_t i = 0; i < before; ++i) {
+    const Line from = lines[i];
+    if (from.slots[0].hi == 0) continue;
+    // Each goes to this line or to one that nothing else goes to.
+    lines[i] = {};
+    for (const Slot& slot : {from.slots[1], from.slots[0]}) {  // the one in front last, as it was taken
       if (slot.hi == 0) continue;
-      Line& to = line_of(slot);
+      Line& to = line(ShortKey{slot.lo, slot.hi & ~kCountBits}.hash());
       to.slots[1] = to.slots[0];
       to.slots[0] = slot;
     }
@@ -362,11 +361,14 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
   merge_misses(text, ends, first, state);
   size_t total = staged;
   for (const EncodeState::Miss& miss : state.misses) total += state.misses[miss.same].count;
-  ids.resize(count + total + EncodeState::kIds);
+  ids.resize(count + total + EncodeState::kSpare);
   // A few at a time: what is too many is overwritten.
   const auto append = [&](const uint32_t* from, size_t many) {
     uint32_t* const out = ids.data() + count;
-    for (size_t k = 0; k < many; k += EncodeState::kIds) std::memcpy(out + k, from + k, sizeof(EncodeState::Slot::ids));
+    std::memcpy(out, from, EncodeState::kSpare * sizeof *from);
+    for (size_t k = EncodeState::kSpare; k < many; k += EncodeState::kSpare) {
+      std::memcpy(out + k, from + k, EncodeState::kSpare * sizeof *from);
+    }
     count += many;
   };
   size_t done = 0;
@@ -426,7 +428,10 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
       continue;
     }
     const ShortKey& key = state.keys[i];
-    const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
+    uint32_t id = kNoId;
+    if (words_.may_have_word(hash)) {
+      id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
+    }
     if (id != kNoId) {
       *place_ids(state, miss, 1) = id;
       settle(state, miss, 1);
@@ -445,7 +450,7 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
 /// Where the ids of a miss go, at most that many.
 uint32_t* Bpe::place_ids(EncodeState& state, EncodeState::Miss& miss, size_t most) {
   miss.begin = static_cast<uint32_t>(state.results_used);
-  const size_t needed = state.results_used + most + EncodeState::kIds;
+  const size_t needed = state.results_used + most + EncodeState::kSpare;
   if (state.results.size() < needed) state.results.resize(2 * needed);
   return state.results.data() + miss.begin;
 }
@@ -522,7 +527,8 @@ void Bpe::merge_short_misses(const char* text, const uint32_t* ends, size_t firs
     few.sorted[place] = few.pieces[i];
     few.sorted_misses[place] = few.misses[i];
   }
-  const size_t needed = state.results_used + used + kMergeLanes;
+  const size_t needed = state.results_used + used + EncodeState::kSpare;
+  static_assert(EncodeState::kSpare >= kMergeLanes);
   if (state.results.size() < needed) state.results.resize(2 * needed);
   kernels().merge({pairs_.view(), few.symbols.data(), few.sorted.data(), few.sorted.size(),
                    state.results.data() + state.results_used});

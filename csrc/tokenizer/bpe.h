@@ -48,6 +48,7 @@ struct EncodeState {
   /// lines at first, which the nearer caches hold and a short text soon has made.
   static constexpr size_t kFirstLines = 8192, kMostLines = 65536;
   static constexpr size_t kIds = 4;
+  static constexpr size_t kSpare = 16;  // ids that are copied at a time, however many count
   static constexpr uint64_t kCountBits = uint64_t{0xF} << 60;
   struct Slot {
     uint64_t lo, hi;  // the key, with the number of ids in kCountBits
@@ -89,7 +90,7 @@ struct EncodeState {
   /// More lines, if half of the slots are taken and nothing is pending.
   void grow();
 
-  Table<Line> lines = Table<Line>(kFirstLines);
+  ZeroedTable<Line> lines{kMostLines};
   size_t line_mask = kFirstLines - 1, taken = 0;  // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
@@ -97,10 +98,10 @@ struct EncodeState {
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
   std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
-  std::array<uint32_t, kIds*(kPieceBatch + 1)> staged;                        // ids of the pieces that aren't missed
+  std::array<uint32_t, kIds * kPieceBatch + kSpare> staged;                   // ids of the pieces that aren't missed
   std::vector<Miss> misses;
   std::vector<uint32_t> unmerged;  // of `misses`
-  std::vector<uint32_t> results;   // with room for kIds more
+  std::vector<uint32_t> results;   // with room for kSpare more
   size_t results_used = 0;
   std::vector<Symbol> symbols;
   std::vector<uint32_t> rules, prev, next;

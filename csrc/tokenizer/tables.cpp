@@ -53,12 +53,15 @@ void WordTable::reserve(const std::vector<uint32_t>& sizes, const char* storage)
   tiny_mask_ = tiny_.size() - 1;
   short_mask_ = short_.size() - 1;
   long_mask_ = long_.size() - 1;
+  filter_.assign(std::bit_ceil(8 * sizes.size() + 64) / 64, 0);
+  filter_mask_ = 64 * filter_.size() - 1;
 }
 
 bool WordTable::insert(std::string_view text, uint32_t id, bool word) {
   const uint32_t entry = id | (word ? kWord : 0);
   if (text.size() > kShortKeyBytes) {
     const uint64_t hash = hash_text(text);
+    if (word) add_to_filter(hash);
     size_t i = hash & long_mask_;
     for (; long_[i].entry != kNoId; i = (i + 1) & long_mask_) {
       if (long_[i].hash == hash && text_of(long_[i]) == text) return false;
@@ -67,6 +70,7 @@ bool WordTable::insert(std::string_view text, uint32_t id, bool word) {
     return true;
   }
   const ShortKey key = short_key(text.data(), text.size(), text.size());
+  if (word) add_to_filter(key.hash());
   if (text.size() > kTinyBytes) {
     size_t i = key.hash() & short_mask_;
     for (; short_[i].entry != kNoId; i = (i + 1) & short_mask_) {
@@ -88,12 +92,14 @@ bool WordTable::insert(std::string_view text, uint32_t id, bool word) {
 void WordTable::mark_word(std::string_view text) noexcept {
   if (text.size() > kShortKeyBytes) {
     const uint64_t hash = hash_text(text);
+    add_to_filter(hash);
     size_t i = hash & long_mask_;
     while (long_[i].hash != hash || text_of(long_[i]) != text) i = (i + 1) & long_mask_;
     long_[i].entry |= kWord;
     return;
   }
   const ShortKey key = short_key(text.data(), text.size(), text.size());
+  add_to_filter(key.hash());
   if (text.size() > kTinyBytes) {
     size_t i = key.hash() & short_mask_;
     while (short_[i].key != key) i = (i + 1) & short_mask_;
@@ -125,15 +131,17 @@ void WordTable::save(ArchiveWriter& out) const {
   out.put(tiny_);
   out.put(short_);
   out.put(long_);
+  out.put(filter_);
 }
 
 void WordTable::load(ArchiveReader& in, std::string_view storage) {
   in.get(tiny_);
   in.get(short_);
   in.get(long_);
+  in.get(filter_);
   const auto fits = [&](const LongSlot& s) { return s.begin <= storage.size() && s.size <= storage.size() - s.begin; };
-  const bool sizes =
-      std::has_single_bit(tiny_.size()) && std::has_single_bit(short_.size()) && std::has_single_bit(long_.size());
+  const bool sizes = std::has_single_bit(tiny_.size()) && std::has_single_bit(short_.size()) &&
+                     std::has_single_bit(long_.size()) && std::has_single_bit(filter_.size());
   if (!sizes || tiny_.size() < 4 || !std::all_of(long_.begin(), long_.end(), fits)) {
     throw TokenizerError("tokenizer: a damaged archive");
   }
@@ -141,6 +149,7 @@ void WordTable::load(ArchiveReader& in, std::string_view storage) {
   tiny_mask_ = tiny_.size() - 1;
   short_mask_ = short_.size() - 1;
   long_mask_ = long_.size() - 1;
+  filter_mask_ = 64 * filter_.size() - 1;
 }
 
 PairRules::PairRules(size_t pairs) : slots_(std::bit_ceil(2 * pairs + 2), kFree), mask_(slots_.size() - 1) {
