@@ -30,6 +30,7 @@ SHAPE = "llama-3.2-1b"
 RECIPES: list[tuple[str, dict[str, Any], str]] = [
     ("int8", {"format": "int8"}, "Q8_0"),
     ("int4", {"format": "int4"}, "Q4_0"),
+    ("int4, pure", {"format": "int4", "pure": True}, "Q4_0"),
     ("int4, groups of 32, pure", {"format": "int4", "group_size": 32, "pure": True}, "Q4_0"),
     ("ternary", {"format": "ternary"}, "TQ2_0"),
     ("ternary, pure", {"format": "ternary", "pure": True}, "TQ2_0"),
