@@ -90,7 +90,14 @@ struct EncodeState {
   /// More lines, if half of the slots are taken and nothing is pending.
   void grow();
 
-  ZeroedTable<Line> lines{kMostLines};
+  /// With room for all there will be, so that growing is in place; what isn't used isn't touched.
+  static Table<Line> first_lines() {
+    Table<Line> made;
+    made.reserve(kMostLines);
+    made.resize(kFirstLines);
+    return made;
+  }
+  Table<Line> lines = first_lines();
   size_t line_mask = kFirstLines - 1, taken = 0;  // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
