@@ -155,7 +155,6 @@ void Bpe::find_unknowns() {
   }
   const auto known = [&](uint32_t id) { return id != kNoId && id != spec_.unk_id; };
   ascii_known_ = std::all_of(byte_symbols_.begin(), byte_symbols_.begin() + 0x80, known);
-  bytes_known_ = !spec_.characters && std::all_of(byte_symbols_.begin(), byte_symbols_.end(), known);
 }
 
 void Bpe::index_byte_pairs() {
@@ -504,11 +503,7 @@ void Bpe::merge_short_misses(const char* text, const uint32_t* ends, size_t firs
       for (size_t i = 0; i < 8; ++i) out[i] = byte_symbols_[key.lo >> 8 * i & 0xFF];
       for (size_t i = 0; i < 8; ++i) out[8 + i] = byte_symbols_[key.hi >> 8 * i & 0xFF];
     } else {
-      n = ascii_known_ ? start_ids(piece, out) : 0;
-      if (n == 0) {
-        n = start_symbols(piece, state.starts.data());
-        for (size_t i = 0; i < n; ++i) out[i] = state.starts[i].id;
-      }
+      n = start_symbols(piece, out);
       if (n > kMergeSymbols) {
         state.unmerged[left++] = index;
         continue;

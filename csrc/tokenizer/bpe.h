@@ -168,10 +168,12 @@ class Bpe {
   void index_merged_characters();
   void classify_words();
   void start(std::string_view piece, std::vector<Symbol>& symbols) const;
-  size_t start_symbols(std::string_view piece, Symbol* symbols) const;
-  size_t start_ids(std::string_view piece, uint32_t* ids) const;
-  size_t start_bytes(std::string_view piece, Symbol* symbols) const;
-  size_t start_characters(std::string_view piece, Symbol* symbols) const;
+  template <class Start>
+  size_t start_symbols(std::string_view piece, Start* starts) const;
+  template <class Start>
+  size_t start_bytes(std::string_view piece, Start* starts) const;
+  template <class Start>
+  size_t start_characters(std::string_view piece, Start* starts) const;
   void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,
                     EncodeState& state, std::vector<uint32_t>& ids) const;
   void find_neighbours();
@@ -211,7 +213,6 @@ class Bpe {
   bool odd_lengths_ = false;         // a byte has a token whose text is something else
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
   bool ascii_known_ = false;         // every byte of ASCII begins as a symbol of its own
-  bool bytes_known_ = false;         // and all others do, too
 };
 
 }  // namespace llmcore

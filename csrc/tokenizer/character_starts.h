@@ -27,26 +27,19 @@ class CharacterStarts {
   /// True for a first byte whose character the table may have.
   static bool leads(uint8_t byte) noexcept { return byte >= 0xC2 && byte < 0xF0; }
 
-  /// The first symbols of the character of two or three bytes with this code, and how many they are: none if its bytes
-  /// have to be looked at one by one. `before` is the code point of the character before it.
-  size_t write(uint32_t code, uint32_t before, Symbol* out) const noexcept {
+  /// The first symbols of the character of two or three bytes with this code, or their ids, and how many they are: none
+  /// if its bytes have to be looked at one by one. `before` is the code point of the character before it.
+  template <class Start>
+  size_t write(uint32_t code, uint32_t before, Start* out) const noexcept {
     const uint64_t entry = entries_[code];
     const size_t count = entry >> kCountBit & 3;
     const uint32_t size = code < 0x800 ? 2 : 3;
     const uint32_t first = count == 1 ? size : count == 2 ? 1 + static_cast<uint32_t>(entry >> kLongFirstBit) : 1;
-    out[0] = {static_cast<uint32_t>(entry & kIdMask), first};
-    out[1] = {static_cast<uint32_t>(entry >> kIdBits & kIdMask), count == 2 ? size - first : 1};
-    out[2] = {static_cast<uint32_t>(entry >> 2 * kIdBits & kIdMask), 1};
+    set_start(out[0], static_cast<uint32_t>(entry & kIdMask), first);
+    set_start(out[1], static_cast<uint32_t>(entry >> kIdBits & kIdMask), count == 2 ? size - first : 1);
+    set_start(out[2], static_cast<uint32_t>(entry >> 2 * kIdBits & kIdMask), 1);
     const size_t bit = bit_of(before, code);
     return joined_[bit / 64] >> bit % 64 & 1 ? 0 : count;
-  }
-
-  /// The same without lengths.
-  size_t write_ids(uint32_t code, uint32_t before, uint32_t* out) const noexcept {
-    const uint64_t entry = entries_[code];
-    for (size_t i = 0; i < kWritten; ++i) out[i] = static_cast<uint32_t>(entry >> i * kIdBits & kIdMask);
-    const size_t bit = bit_of(before, code);
-    return joined_[bit / 64] >> bit % 64 & 1 ? 0 : entry >> kCountBit & 3;
   }
 
   /// `symbols` cover the character.

@@ -39,63 +39,47 @@ struct Run {
 
 }  // namespace
 
-/// Writes symbols of a piece to begin merging with and returns how many there are: at most one per byte, but up to
-/// CharacterStarts::kWritten more may be written to.
-size_t Bpe::start_symbols(std::string_view piece, Symbol* symbols) const {
-  if (spec_.characters) return start_characters(piece, symbols);
+/// Writes symbols of a piece to begin merging with, or their ids alone, and returns how many there are: at most one per
+/// byte, but up to CharacterStarts::kWritten more may be written to.
+template <class Start>
+size_t Bpe::start_symbols(std::string_view piece, Start* starts) const {
+  if (spec_.characters) return start_characters(piece, starts);
   const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
   uint32_t before = CharacterStarts::kNothing;
   size_t n = 0;
   for (size_t i = 0; i < piece.size();) {
-    // A piece may begin or end inside of a character.
-    const bool whole = (p[i] & 0xC0) != 0x80 && utf8_length(p[i]) <= piece.size() - i;
-    const size_t len = whole ? utf8_length(p[i]) : 1;
-    const uint32_t code = whole ? decode_utf8(p + i) : CharacterStarts::kNothing;
-    const size_t count = whole && CharacterStarts::leads(p[i]) ? character_starts_.write(code, before, symbols + n) : 0;
-    before = code;
-    n += count > 0 ? count : start_bytes(piece.substr(i, len), symbols + n);
-    i += len;
-  }
-  return n;
-}
-
-/// The ids of what `start_symbols` writes, or 0 where the piece isn't simple. Every byte of ASCII begins as a symbol.
-size_t Bpe::start_ids(std::string_view piece, uint32_t* ids) const {
-  const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
-  uint32_t before = CharacterStarts::kNothing;
-  size_t n = 0;
-  for (size_t i = 0; i < piece.size();) {
-    if (p[i] < 0x80) {
-      before = p[i];
-      ids[n++] = byte_symbols_[p[i++]];
-      continue;
+    size_t len = 1, count = 0;
+    uint32_t code = p[i];
+    if (code >= 0x80) {
+      // A piece may begin or end inside of a character.
+      const bool whole = code >= 0xC0 && utf8_length(p[i]) <= piece.size() - i;
+      if (whole) len = utf8_length(p[i]);
+      code = whole ? decode_utf8(p + i) : CharacterStarts::kNothing;
+      if (whole && len < 4) count = character_starts_.write(code, before, starts + n);
     }
-    const size_t len = p[i] < 0xE0 ? 2 : 3;
-    if (!CharacterStarts::leads(p[i]) || len > piece.size() - i) return 0;
-    const uint32_t code = decode_utf8(p + i);
-    size_t count = character_starts_.write_ids(code, before, ids + n);
-    if (count == 0) {
-      if (!bytes_known_) return 0;
-      for (count = 0; count < len; ++count) ids[n + count] = byte_symbols_[p[i + count]];
-    }
+    if (count == 0) count = start_bytes(piece.substr(i, len), starts + n);
     before = code;
     n += count;
     i += len;
   }
   return n;
 }
+template size_t Bpe::start_symbols(std::string_view piece, Symbol* starts) const;
+template size_t Bpe::start_symbols(std::string_view piece, uint32_t* starts) const;
 
 /// One symbol per byte.
-size_t Bpe::start_bytes(std::string_view piece, Symbol* symbols) const {
+template <class Start>
+size_t Bpe::start_bytes(std::string_view piece, Start* starts) const {
   for (size_t i = 0; i < piece.size(); ++i) {
     const uint8_t byte = static_cast<uint8_t>(piece[i]);
     if (byte_symbols_[byte] == kNoId) throw TokenizerError("tokenizer: no token for byte " + std::to_string(byte));
-    symbols[i] = {byte_symbols_[byte], 1};
+    set_start(starts[i], byte_symbols_[byte], 1);
   }
   return piece.size();
 }
 
-size_t Bpe::start_characters(std::string_view piece, Symbol* symbols) const {
+template <class Start>
+size_t Bpe::start_characters(std::string_view piece, Start* starts) const {
   const uint8_t* const p = reinterpret_cast<const uint8_t*>(piece.data());
   const uint32_t unknown = spec_.unk_id;
   size_t n = 0;
@@ -104,22 +88,22 @@ size_t Bpe::start_characters(std::string_view piece, Symbol* symbols) const {
     const std::string_view one = piece.substr(i, len);
     const bool in_table = CharacterStarts::leads(p[i]) && len == utf8_length(p[i]);
     const size_t count =
-        in_table ? character_starts_.write(decode_utf8(p + i), CharacterStarts::kNothing, symbols + n) : 0;
+        in_table ? character_starts_.write(decode_utf8(p + i), CharacterStarts::kNothing, starts + n) : 0;
     i += len;
     n += count;
     if (count > 0) continue;
     const uint32_t id = len == 1 ? byte_symbols_[p[i - 1]] : words_.find(one, len);
     const auto byte_id = [&](char c) { return spec_.byte_ids[static_cast<uint8_t>(c)]; };
     if (id != kNoId && id != unknown) {
-      symbols[n++] = {id, static_cast<uint32_t>(len)};
+      set_start(starts[n++], id, len);
     } else if (std::all_of(one.begin(), one.end(), [&](char c) { return byte_id(c) != kNoId; })) {
-      for (const char c : one) symbols[n++] = {byte_id(c), 1};
+      for (const char c : one) set_start(starts[n++], byte_id(c), 1);
     } else if (unknown == kNoId) {
       throw TokenizerError("tokenizer: no token for a character, and no unknown token");
-    } else if (spec_.fuse_unk && n > 0 && symbols[n - 1].id == unknown) {
-      symbols[n - 1].len += static_cast<uint32_t>(len);
+    } else if (spec_.fuse_unk && n > 0 && id_of(starts[n - 1]) == unknown) {
+      lengthen_start(starts[n - 1], len);
     } else {
-      symbols[n++] = {unknown, static_cast<uint32_t>(len)};
+      set_start(starts[n++], unknown, len);
     }
   }
   return n;

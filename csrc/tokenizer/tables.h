@@ -56,6 +56,11 @@ struct Symbol {
 };
 inline uint32_t id_of(uint32_t id) noexcept { return id; }
 inline uint32_t id_of(const Symbol& symbol) noexcept { return symbol.id; }
+/// What a merge begins with are symbols, or ids where nobody asks for lengths.
+inline void set_start(uint32_t& start, uint32_t id, size_t /*len*/) noexcept { start = id; }
+inline void set_start(Symbol& start, uint32_t id, size_t len) noexcept { start = {id, static_cast<uint32_t>(len)}; }
+inline void lengthen_start(uint32_t& /*start*/, size_t /*len*/) noexcept {}
+inline void lengthen_start(Symbol& start, size_t len) noexcept { start.len += static_cast<uint32_t>(len); }
 
 template <class T>
 using Table = std::vector<T, PageAllocator<T>>;
