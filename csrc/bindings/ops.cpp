@@ -201,7 +201,7 @@ py::tuple quantize_activations(const FloatArray& x, int64_t group, const std::st
   const FloatEnvironment environment;
   for (int64_t m = 0; m < M; ++m) {
     table.quantize_row(x.data() + m * K, K, padded, group, codes.mutable_data() + m * padded,
-                       scales.mutable_data() + m * groups, sums.mutable_data() + m * groups);
+                       scales.mutable_data() + m * groups, sums.mutable_data() + m * groups, 1);
   }
   return py::make_tuple(codes, scales, sums);
 }

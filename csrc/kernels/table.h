@@ -71,8 +71,9 @@ struct MatmulArgs {
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.
   const int8_t* x;
   int64_t x_stride;
-  const float* x_scales;  // [M, x_groups]
-  const int32_t* x_sums;  // [M, x_groups]
+  const float* x_scales;   // [x_groups][M], as tiles read those of a group's rows together
+  const int32_t* x_sums;   // the same
+  int64_t x_scale_stride;  // from a group to the next
   int64_t x_group;
   int64_t x_groups;
   // Float formats: rows of float32, K long (zero-padded).
@@ -134,9 +135,10 @@ struct KernelTable {
   int panel_quantum;
   void (*matmul[kNumWeightFormats])(const MatmulArgs&) noexcept;
   int64_t (*matmul_scratch_bytes)(int64_t K) noexcept;
-  // x: [n] -> codes [n padded], scales and sums per group. NaN or infinity in a group makes its scale NaN.
+  // x: [n] -> codes [n padded], scales and sums per group, `stride` apart. NaN or infinity in a group makes its scale
+  // NaN.
   void (*quantize_row)(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
-                       int32_t* sums) noexcept;
+                       int32_t* sums, int64_t stride) noexcept;
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept;
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) noexcept;
   void (*softmax)(const float* x, float* y, int64_t n) noexcept;

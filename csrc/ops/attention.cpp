@@ -348,7 +348,7 @@ class PagedAttention {
       int8_t* codes = reinterpret_cast<int8_t*>(memory);
       for (int r = 0; r < rows.count; ++r) {
         table_.quantize_row(rows.queries[r], layout_.head_dim, ws_.padded_, ws_.padded_, codes + r * ws_.padded_,
-                            scales + r, sums + r);
+                            scales + r, sums + r, 1);
       }
       a.query_codes = codes;
       a.query_scales = scales;

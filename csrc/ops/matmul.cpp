@@ -231,8 +231,8 @@ class MatmulCall {
     share.M = rows;
     if (a.x) {
       share.x = a.x + m * a.x_stride;
-      share.x_scales = a.x_scales + m * a.x_groups;
-      share.x_sums = a.x_sums + m * a.x_groups;
+      share.x_scales = a.x_scales + m;
+      share.x_sums = a.x_sums + m;
     } else {
       share.xf = a.xf + m * a.xf_stride;
     }
@@ -306,6 +306,7 @@ class MatmulCall {
     a.x_stride = ws_.stride_;
     a.x_scales = scales;
     a.x_sums = sums;
+    a.x_scale_stride = input_.rows;
     for_rows([&](int64_t begin, int64_t end, int thread) {
       float *own = ws_.row_.as<float>() + 2 * thread * ws_.stride_, *ordered = own + ws_.stride_;
       for (int64_t m = begin; m < end; ++m) {
@@ -314,8 +315,8 @@ class MatmulCall {
           for (int64_t k = 0; k < K; ++k) ordered[k] = row[order[k]];
           row = ordered;
         }
-        context_.table.quantize_row(row, K, w.K_padded(), a.x_group, codes + m * ws_.stride_, scales + m * a.x_groups,
-                                    sums + m * a.x_groups);
+        context_.table.quantize_row(row, K, w.K_padded(), a.x_group, codes + m * ws_.stride_, scales + m, sums + m,
+                                    a.x_scale_stride);
       }
     });
     return a;

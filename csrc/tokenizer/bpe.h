@@ -170,8 +170,7 @@ class Bpe {
   void start(std::string_view piece, std::vector<Symbol>& symbols) const;
   template <class Start>
   size_t start_symbols(std::string_view piece, Start* starts) const;
-  template <class Start>
-  size_t start_bytes(std::string_view piece, Start* starts) const;
+  uint32_t start_byte(uint8_t byte) const;
   template <class Start>
   size_t start_characters(std::string_view piece, Start* starts) const;
   void encode_block(const char* text, const uint32_t* ends, size_t n, size_t begin, const char* readable_end,

@@ -37,7 +37,18 @@ struct Run {
   size_t count;
 };
 
+[[noreturn]] void throw_no_token(uint8_t byte) {
+  throw TokenizerError("tokenizer: no token for byte " + std::to_string(byte));
+}
+
 }  // namespace
+
+/// The symbol of one byte.
+inline uint32_t Bpe::start_byte(uint8_t byte) const {
+  const uint32_t id = byte_symbols_[byte];
+  if (id == kNoId) throw_no_token(byte);
+  return id;
+}
 
 /// Writes symbols of a piece to begin merging with, or their ids alone, and returns how many there are: at most one per
 /// byte, but up to CharacterStarts::kWritten more may be written to.
@@ -48,17 +59,21 @@ size_t Bpe::start_symbols(std::string_view piece, Start* starts) const {
   uint32_t before = CharacterStarts::kNothing;
   size_t n = 0;
   for (size_t i = 0; i < piece.size();) {
-    size_t len = 1, count = 0;
-    uint32_t code = p[i];
-    if (code >= 0x80) {
-      // A piece may begin or end inside of a character.
-      const bool whole = code >= 0xC0 && utf8_length(p[i]) <= piece.size() - i;
-      if (whole) len = utf8_length(p[i]);
-      code = whole ? decode_utf8(p + i) : CharacterStarts::kNothing;
-      if (whole && len < 4) count = character_starts_.write(code, before, starts + n);
+    const uint8_t lead = p[i];
+    size_t len = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : 3, count = 0;
+    if (lead < 0x80) {
+      before = lead;
+    } else if (CharacterStarts::leads(lead) && len <= piece.size() - i) {
+      const uint32_t code = decode_utf8(p + i);
+      count = character_starts_.write(code, before, starts + n);
+      before = code;
+    } else {  // of four bytes, or a piece begins or ends inside of a character
+      len = lead >= 0xF0 && piece.size() - i >= 4 ? 4 : 1;
+      before = len == 4 ? decode_utf8(p + i) : CharacterStarts::kNothing;
     }
-    if (count == 0) count = start_bytes(piece.substr(i, len), starts + n);
-    before = code;
+    if (count == 0) {
+      for (; count < len; ++count) set_start(starts[n + count], start_byte(p[i + count]), 1);
+    }
     n += count;
     i += len;
   }
@@ -66,17 +81,6 @@ size_t Bpe::start_symbols(std::string_view piece, Start* starts) const {
 }
 template size_t Bpe::start_symbols(std::string_view piece, Symbol* starts) const;
 template size_t Bpe::start_symbols(std::string_view piece, uint32_t* starts) const;
-
-/// One symbol per byte.
-template <class Start>
-size_t Bpe::start_bytes(std::string_view piece, Start* starts) const {
-  for (size_t i = 0; i < piece.size(); ++i) {
-    const uint8_t byte = static_cast<uint8_t>(piece[i]);
-    if (byte_symbols_[byte] == kNoId) throw TokenizerError("tokenizer: no token for byte " + std::to_string(byte));
-    set_start(starts[i], byte_symbols_[byte], 1);
-  }
-  return piece.size();
-}
 
 template <class Start>
 size_t Bpe::start_characters(std::string_view piece, Start* starts) const {
@@ -140,7 +144,8 @@ void Bpe::encode_with_dropout(std::string_view piece, double dropout, std::mt199
     start(piece, state.symbols);
   } else {
     state.symbols.resize(piece.size());
-    start_bytes(piece, state.symbols.data());  // any merge may be left out, those within a character too
+    // Any merge may be left out, those within a character too.
+    for (size_t i = 0; i < piece.size(); ++i) state.symbols[i] = {start_byte(static_cast<uint8_t>(piece[i])), 1};
   }
   merge_with_dropout(pairs_, dropout, random, state.symbols);
 }

@@ -83,7 +83,7 @@ Codes query_codes(int64_t first, int64_t count, int64_t head_dim) {
             std::vector<int32_t>(static_cast<size_t>(count))};
   for (int64_t r = 0; r < count; ++r) {
     scalar_table().quantize_row(query(first + r, head_dim).data(), head_dim, width, width, all.codes.data() + r * width,
-                                &all.scales[static_cast<size_t>(r)], &all.sums[static_cast<size_t>(r)]);
+                                &all.scales[static_cast<size_t>(r)], &all.sums[static_cast<size_t>(r)], 1);
   }
   return all;
 }

@@ -113,19 +113,19 @@ Matrix random_matrix(const WeightType& type, const Shape& shape) {
 // Rows of activations as the kernels take them: float32, and int8 by the scalar table.
 struct Activations {
   Activations(const Matrix& w, int64_t M, uint64_t seed)
-      : groups((w.K_padded() + w.activation_group() - 1) / w.activation_group()),
+      : rows(M),
+        groups((w.K_padded() + w.activation_group() - 1) / w.activation_group()),
         floats(Random(seed).units(M * w.K())) {
     codes.resize(static_cast<size_t>(M * w.K_padded()));
     scales.resize(static_cast<size_t>(M * groups));
     sums.resize(static_cast<size_t>(M * groups));
     for (int64_t m = 0; m < M; ++m) {
       scalar_table().quantize_row(floats.data() + m * w.K(), w.K(), w.K_padded(), w.activation_group(),
-                                  codes.data() + m * w.K_padded(), scales.data() + m * groups,
-                                  sums.data() + m * groups);
+                                  codes.data() + m * w.K_padded(), scales.data() + m, sums.data() + m, M);
     }
   }
-  int64_t groups;
-  std::vector<float> floats, scales;
+  int64_t rows, groups;
+  std::vector<float> floats, scales;  // scales and sums: [groups][rows]
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
 };
@@ -189,6 +189,7 @@ class Product {
     a.x_stride = w_.K_padded();
     a.x_scales = x_scales_.data();
     a.x_sums = x_sums_.data();
+    a.x_scale_stride = M_;
     a.x_group = w_.activation_group();
     a.x_groups = groups_;
     a.xf = floats_.data();
@@ -245,7 +246,7 @@ double exact_product(const Matrix& w, const Activations& x, int64_t m, int64_t n
     const int64_t own = w.per_row() ? 0 : group;
     const double code = codes[k] - static_cast<double>(zero_points[own]);
     const double weight = static_cast<double>(scales[own]) * code - static_cast<double>(minima[own]);
-    sum += weight * x.scales[m * x.groups + group] * x.codes[m * w.K_padded() + k];
+    sum += weight * x.scales[group * x.rows + m] * x.codes[m * w.K_padded() + k];
   }
   return sum;
 }
@@ -339,8 +340,10 @@ TEST(matmul, a_row_does_not_depend_on_the_rows_beside_it) {
         Activations one(w, 1, 0);
         one.floats.assign(many.floats.begin() + m * w.K(), many.floats.begin() + (m + 1) * w.K());
         one.codes.assign(many.codes.begin() + m * w.K_padded(), many.codes.begin() + (m + 1) * w.K_padded());
-        one.scales.assign(many.scales.begin() + m * many.groups, many.scales.begin() + (m + 1) * many.groups);
-        one.sums.assign(many.sums.begin() + m * many.groups, many.sums.begin() + (m + 1) * many.groups);
+        for (int64_t g = 0; g < many.groups; ++g) {
+          one.scales[g] = many.scales[g * kMany + m];
+          one.sums[g] = many.sums[g * kMany + m];
+        }
         const std::vector<float> y = Product(w, one, 1, {}, Edge::kBack).run(kernels_named(isa), w.panels());
         CHECK(same_bits(y.data(), all.data() + m * (w.N() + 1), w.N()));
       }

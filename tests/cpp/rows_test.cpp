@@ -195,12 +195,13 @@ TEST(rows, quantised_rows_have_the_scalar_bits) {
              kKindNames[static_cast<int>(kind)]);
         const Edge edge = index % 2 ? Edge::kFront : Edge::kBack;
         const int64_t padded = (n + 15) / 16 * 16, groups = (padded + group - 1) / group;
+        const int64_t stride = index / 4 % 2 ? 1 : 3, last = (groups - 1) * stride + 1;
         Guarded<float> x(row(kind, n, static_cast<uint64_t>(n)), edge);
         const auto quantize = [&](const KernelTable& table, std::vector<float>* scales) {
           Guarded<int8_t> codes(padded, edge);
-          Guarded<int32_t> sums(groups, edge);
-          Guarded<float> scale(groups, edge);
-          table.quantize_row(x.data(), n, padded, group, codes.data(), scale.data(), sums.data());
+          Guarded<int32_t> sums(last, edge);
+          Guarded<float> scale(last, edge);
+          table.quantize_row(x.data(), n, padded, group, codes.data(), scale.data(), sums.data(), stride);
           *scales = scale.values();
           return std::pair(codes.values(), sums.values());
         };
@@ -209,7 +210,7 @@ TEST(rows, quantised_rows_have_the_scalar_bits) {
         for (const KernelTable* table : other_tables()) {
           NOTE(table->name);
           CHECK(quantize(*table, &scales) == expected);
-          CHECK(same_bits(scales.data(), expected_scales.data(), groups));
+          CHECK(same_bits(scales.data(), expected_scales.data(), last));
         }
       }
     }
@@ -223,7 +224,7 @@ TEST(rows, a_quantised_row_is_within_half_a_step) {
     std::vector<int8_t> codes(static_cast<size_t>(padded));
     std::vector<float> scales(static_cast<size_t>(groups));
     std::vector<int32_t> sums(static_cast<size_t>(groups)), expected_sums(static_cast<size_t>(groups));
-    scalar_table().quantize_row(x.data(), n, padded, 64, codes.data(), scales.data(), sums.data());
+    scalar_table().quantize_row(x.data(), n, padded, 64, codes.data(), scales.data(), sums.data(), 1);
     for (int64_t i = 0; i < padded; ++i) {
       const double value = i < n ? x[i] : 0.0, scale = scales[i / 64];
       CHECK(codes[i] != -128);
@@ -244,7 +245,7 @@ TEST(rows, a_value_that_is_not_finite_makes_its_groups_scale_nan_and_no_other) {
       std::vector<int32_t> sums(2);
       for (const std::string& isa : available_isas()) {
         NOTE(isa);
-        kernels_named(isa).quantize_row(x.data(), 100, 112, 64, codes.data(), scales.data(), sums.data());
+        kernels_named(isa).quantize_row(x.data(), 100, 112, 64, codes.data(), scales.data(), sums.data(), 1);
         CHECK(std::isnan(scales[static_cast<size_t>(at / 64)]));
         CHECK(std::isfinite(scales[static_cast<size_t>(1 - at / 64)]));
       }

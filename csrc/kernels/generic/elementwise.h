@@ -270,8 +270,8 @@ void rope_interleaved_kernel(float* x, const float* cosines, const float* sines,
 }
 
 void quantize_row_kernel(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
-                         int32_t* sums) noexcept {
-  for (int64_t begin = 0, g = 0; begin < n_padded; begin += group, ++g) {
+                         int32_t* sums, int64_t stride) noexcept {
+  for (int64_t begin = 0, g = 0; begin < n_padded; begin += group, g += stride) {
     const int64_t end = begin + group < n_padded ? begin + group : n_padded;
     F32x16 top = set1(0.0f), poison = set1(0.0f);
     for (int64_t i = begin; i < end && i < n; i += 16) {

@@ -334,7 +334,7 @@ struct Block {
   int64_t begin, end;
   int32_t offset;  // code_offset of the format
   float* sums;     // [M][NP][16], what the blocks before have summed
-  // Of the groups, [group][NP][16]: scales, unless there is one for each row, and shifts or minima, if there are.
+  // Of the groups, [group][NP][16]: scales, 1 where rows have them, and shifts or minima, if there are.
   const float *scales, *offsets;
   // What main memory is asked for meanwhile: so many more lines of each panel after every kSpan lines that are used.
   const uint8_t* next;
@@ -342,9 +342,34 @@ struct Block {
   int64_t next_lines;
 };
 
+// What the total of a group becomes: times a scale of its own, unless there is one for the whole row at the end;
+// shifted; less a minimum.
+template <bool scaled, bool shifted, bool lowered>
+struct GroupKind {
+  static constexpr bool kScaled = scaled, kShifted = shifted, kLowered = lowered;
+};
+template <class Function>
+LLMCORE_INLINE void with_kind(const llmcore::MatmulArgs& a, Function&& function) {
+  if (a.minima) return function.template operator()<GroupKind<true, false, true>>();
+  if (a.shifts) return function.template operator()<GroupKind<true, true, false>>();
+  if (a.per_row) return function.template operator()<GroupKind<false, false, false>>();
+  function.template operator()<GroupKind<true, false, false>>();
+}
+
+// Writes the outputs of `rows` rows from m0 on, whose sums are [row][NP][16].
+template <int NP>
+__attribute__((noinline)) void store_tile(const llmcore::MatmulArgs& a, const float* sums, int64_t panel, int64_t m0,
+                                          int64_t rows) noexcept {
+  F32x16 scales[NP];
+  for (int p = 0; p < NP; ++p) scales[p] = final_scale(a, panel + p);
+  for (int64_t m = m0; m < m0 + rows; ++m) {
+    for (int p = 0; p < NP; ++p, sums += 16) store_outputs(a, m, panel + p, mul(load(sums), scales[p]));
+  }
+}
+
 // MR rows of x times the panels of a block.
-template <class Lines, int MR, int NP>
-void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
+template <class Lines, class Kind, int MR, int NP>
+__attribute__((noinline)) void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
   F32x16 sums[MR][NP];
   float* stored = b.sums + m0 * NP * 16;
   if (b.begin == 0) {
@@ -356,12 +381,18 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
       _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) sums[m][p] = load(stored + (m * NP + p) * 16);
     }
   }
+  if (b.end == a.K) {
+    for (int m = 0; m < MR; ++m) {
+      const float* y = a.y + (m0 + m) * a.y_stride + b.panel * 16 - a.y_begin;
+      for (int p = 0; p < NP; ++p) prefetch_to_write(y + p * 16);
+    }
+  }
   const int64_t first_group = b.begin / a.x_group;
   for (int64_t g = first_group, begin = b.begin; begin < b.end; ++g, begin += a.x_group) {
     const int64_t end = begin + a.x_group < b.end ? begin + a.x_group : b.end;
     TileSums<MR, NP> acc;
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      acc.start(m, set1_i32(-b.offset * a.x_sums[(m0 + m) * a.x_groups + g]));
+      acc.start(m, set1_i32(-b.offset * a.x_sums[g * a.x_scale_stride + m0 + m]));
     }
     const int8_t* x = a.x + m0 * a.x_stride;
     for (int64_t k = begin, span; k < end; k = span) {
@@ -371,45 +402,24 @@ void integer_tile(const llmcore::MatmulArgs& a, Block& b, int64_t m0) noexcept {
         for (int p = 0; p < NP; ++p) prefetch(b.next + p * b.next_panel_bytes);
       }
     }
-    // What kind of group it is is asked once, not for each row.
     const float *scales = b.scales + (g - first_group) * NP * 16, *offsets = b.offsets + (g - first_group) * NP * 16;
-    const auto add_groups = [&]<bool scaled, bool shifted, bool lowered>() __attribute__((always_inline)) {
-      _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-        const int64_t x_index = (m0 + m) * a.x_groups + g;
-        const F32x16 x_scale = set1(a.x_scales[x_index]);
-        _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-          const GroupOffset own{shifted, lowered, shifted || lowered ? load(offsets + p * 16) : set1(0.0f)};
-          const F32x16 scale = scaled ? mul(load(scales + p * 16), x_scale) : x_scale;
-          sums[m][p] = add_total(own, acc.total(m, p), scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
-        }
-      }
-    };
-    if (a.minima) {
-      add_groups.template operator()<true, false, true>();
-    } else if (a.shifts) {
-      if (a.per_row) {
-        add_groups.template operator()<false, true, false>();
-      } else {
-        add_groups.template operator()<true, true, false>();
-      }
-    } else if (a.per_row) {
-      add_groups.template operator()<false, false, false>();
-    } else {
-      add_groups.template operator()<true, false, false>();
-    }
-  }
-  if (b.end < a.K) {
     _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) store(stored + (m * NP + p) * 16, sums[m][p]);
+      const int64_t x_index = g * a.x_scale_stride + m0 + m;
+      const F32x16 x_scale = set1(a.x_scales[x_index]);
+      _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
+        constexpr bool kOffset = Kind::kShifted || Kind::kLowered;
+        const GroupOffset own{Kind::kShifted, Kind::kLowered, kOffset ? load(offsets + p * 16) : set1(0.0f)};
+        const F32x16 scale = Kind::kScaled ? mul(load(scales + p * 16), x_scale) : x_scale;
+        sums[m][p] = add_total(own, acc.total(m, p), scale, a.x_scales[x_index], a.x_sums[x_index], sums[m][p]);
+      }
     }
-    return;
   }
-  _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) {
-    const F32x16 scale = final_scale(a, b.panel + p);
-    _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
-      store_outputs(a, m0 + m, b.panel + p, mul(sums[m][p], scale));
-    }
+  float last[MR * NP * 16];
+  float* to = b.end < a.K ? stored : last;
+  _Pragma("GCC unroll 8") for (int m = 0; m < MR; ++m) {
+    _Pragma("GCC unroll 8") for (int p = 0; p < NP; ++p) store(to + (m * NP + p) * 16, sums[m][p]);
   }
+  if (b.end == a.K) store_tile<NP>(a, last, b.panel, m0, MR);
 }
 
 // Scales and offsets of the groups of a block as float32, once for all its tiles.
@@ -421,28 +431,30 @@ void prepare_groups(const llmcore::MatmulArgs& a, Block& b, float* out) noexcept
   b.offsets = offsets;
   for (int64_t g = first; g < end; ++g) {
     for (int p = 0; p < NP; ++p, out += 16, offsets += 16) {
-      if (!a.per_row) store(out, load_scales(a, b.panel + p, g));
+      store(out, a.per_row ? set1(1.0f) : load_scales(a, b.panel + p, g));
       if (a.shifts || a.minima) store(offsets, load_offset(a, b.panel + p, g).offset);
     }
   }
 }
 
 // Tiles of as many rows each as can be.
-template <class Lines, int MR, int NP>
+template <class Lines, class Kind, int MR, int NP>
 void integer_tiles(const llmcore::MatmulArgs& a, Block& b, int64_t rows, int64_t& m, int64_t end) noexcept {
   if (rows == MR) {
-    for (; m < end; m += MR) integer_tile<Lines, MR, NP>(a, b, m);
+    for (; m < end; m += MR) integer_tile<Lines, Kind, MR, NP>(a, b, m);
   } else if constexpr (MR > 1) {
-    integer_tiles<Lines, MR - 1, NP>(a, b, rows, m, end);
+    integer_tiles<Lines, Kind, MR - 1, NP>(a, b, rows, m, end);
   }
 }
 
 template <class Lines, int NP>
 void integer_rows(const llmcore::MatmulArgs& a, Block& b) noexcept {
   const int64_t tiles = (a.M + kTileRows - 1) / kTileRows, rows = a.M / tiles, larger = a.M % tiles;
-  int64_t m = 0;
-  if (larger) integer_tiles<Lines, kTileRows, NP>(a, b, rows + 1, m, larger * (rows + 1));
-  integer_tiles<Lines, kTileRows, NP>(a, b, rows, m, a.M);
+  with_kind(a, [&]<class Kind>() {
+    int64_t m = 0;
+    if (larger) integer_tiles<Lines, Kind, kTileRows, NP>(a, b, rows + 1, m, larger * (rows + 1));
+    integer_tiles<Lines, Kind, kTileRows, NP>(a, b, rows, m, a.M);
+  });
 }
 
 template <class Lines, int part>
@@ -523,9 +535,10 @@ constexpr int kAhead = 8192;  // bytes
 
 // The same where there is one row.
 LLMCORE_INLINE F32x16 add_group(const llmcore::MatmulArgs& a, int64_t panel, int64_t g, I32x16 total, F32x16 sum) {
-  F32x16 scale = set1(a.x_scales[g]);
+  const float x_scale = a.x_scales[g * a.x_scale_stride];
+  F32x16 scale = set1(x_scale);
   if (!a.per_row) scale = mul(load_scales(a, panel, g), scale);
-  return add_total(load_offset(a, panel, g), total, scale, a.x_scales[g], a.x_sums[g], sum);
+  return add_total(load_offset(a, panel, g), total, scale, x_scale, a.x_sums[g * a.x_scale_stride], sum);
 }
 
 // start + the products of one row of x and a group of one panel, k from `begin` to `end`; moves on in x, and in codes
@@ -577,7 +590,8 @@ LLMCORE_INLINE F32x16 vector_groups(const llmcore::MatmulArgs& a, int64_t panel,
   const int8_t* x = a.x + k;
   for (int64_t g = k / a.x_group; g < a.x_groups; ++g) {
     const int64_t end = (g + 1) * a.x_group < a.K ? (g + 1) * a.x_group : a.K;
-    total = group_total<Lines>(add(total, set1_i32(-offset * a.x_sums[g])), codes, x, k, end, a.levels);
+    total =
+        group_total<Lines>(add(total, set1_i32(-offset * a.x_sums[g * a.x_scale_stride])), codes, x, k, end, a.levels);
     sum = add_group(a, panel, g, total, sum);
     total = set1_i32(0);
     k = end;
@@ -607,7 +621,7 @@ LLMCORE_INLINE F32x16 dense_groups(const llmcore::MatmulArgs& a, int64_t panel, 
     total = add(total, third);
     k += DenseLines::kUnit / 3;
     if (k % a.x_group) return;
-    sum = add_group(a, panel, g, sub(total, set1_i32(a.x_sums[g])), sum);
+    sum = add_group(a, panel, g, sub(total, set1_i32(a.x_sums[g * a.x_scale_stride])), sum);
     total = zero;
     ++g;
   };
