@@ -161,10 +161,11 @@ struct KernelTable {
   void (*store_key[kNumKvTypes])(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*store_value[kNumKvTypes])(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*attention[kNumKvTypes])(const AttentionArgs&) noexcept;
-  // Adds a split to a row's state: splits in ascending order, and one without a visible token changes nothing. The
-  // state's weights are e^(score - maximum); it starts at maximum -infinity, sum 0. `out` is padded to 16.
-  void (*attention_fold)(const float* output, float split_maximum, float split_sum, float* out, float* maximum,
-                         float* sum, int64_t head_dim) noexcept;
+  // Adds a split to the states of rows: splits in ascending order, and one without a visible token changes nothing. A
+  // state's weights are e^(score - maximum); it starts at maximum -infinity, sum 0. Outputs, of the split and of the
+  // state, are [rows][head_dim padded to 16].
+  void (*attention_fold)(int rows, const float* outputs, const float* split_maxima, const float* split_sums,
+                         float* states, float* maxima, float* sums, int64_t head_dim) noexcept;
   // out[d] = state[d] / sum
   void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
   // Finds pieces of text until a window finds none, or fewer than kWindowBytes more ends have room.

@@ -406,10 +406,8 @@ class PagedAttention {
     std::fill(state.outputs, state.outputs + rows.count * ws_.padded_, 0.0f);
   }
   void fold(const Rows& rows, const Part& part, const Part& state) const {
-    for (int r = 0; r < rows.count; ++r) {
-      table_.attention_fold(part.outputs + r * ws_.padded_, part.maxima[r], part.sums[r],
-                            state.outputs + r * ws_.padded_, &state.maxima[r], &state.sums[r], layout_.head_dim);
-    }
+    table_.attention_fold(rows.count, part.outputs, part.maxima, part.sums, state.outputs, state.maxima, state.sums,
+                          layout_.head_dim);
   }
   void finish(const Block& b, const Part& state) const {
     int64_t r = 0;

@@ -323,8 +323,8 @@ TEST(attention, the_result_is_right) {
         float maximum = -INFINITY, sum = 0.0f;
         for (int64_t split = begin / kSplitTokens; split * kSplitTokens < end; ++split) {
           const Result part = attend(c, pages, type, scalar_table(), split, r, 1, Edge::kBack);
-          scalar_table().attention_fold(part.outputs.data(), part.maxima[0], part.sums[0], state.data(), &maximum, &sum,
-                                        c.head_dim);
+          scalar_table().attention_fold(1, part.outputs.data(), part.maxima.data(), part.sums.data(), state.data(),
+                                        &maximum, &sum, c.head_dim);
         }
         scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
         const std::vector<double> q = asked(r, c.head_dim, type);
@@ -391,35 +391,48 @@ TEST(attention, integer_pages_hold_the_nearest_codes) {
   }
 }
 
+// Some rows don't see the first split.
 TEST(attention, folding_splits_gives_the_scalar_bits) {
   for (const int64_t head_dim : kHeadDims) {
-    for (const int64_t splits : {1, 2, 5}) {
-      NOTE("head_dim " + std::to_string(head_dim) + ", " + std::to_string(splits) + " splits");
+    for (const auto& [rows, splits] : {std::pair<int64_t, int64_t>{1, 1}, {1, 5}, {16, 2}, {19, 3}}) {
+      NOTE("head_dim " + std::to_string(head_dim) + ", " + std::to_string(rows) + " rows, " + std::to_string(splits) +
+           " splits");
       Random random(static_cast<uint64_t>(head_dim + splits));
-      std::vector<float> maxima = random.units(splits, 8.0f), sums = random.units(splits, 0.5f);
+      std::vector<float> maxima = random.units(splits * rows, 8.0f), sums = random.units(splits * rows, 0.5f);
       for (float& sum : sums) sum += 1.0f;
-      if (splits > 1) {
-        maxima[0] = -INFINITY;
-        sums[0] = 0.0f;
+      for (int64_t r = 0; r < rows && splits > 1; r += 2) {
+        maxima[static_cast<size_t>(r)] = -INFINITY;
+        sums[static_cast<size_t>(r)] = 0.0f;
       }
+      const int64_t width = padded(head_dim);
+      const std::vector<float> outputs = random.units(splits * rows * width);
+      // Rows [begin, end) of all, folded together.
+      const auto fold = [&](const KernelTable& table, int64_t begin, int64_t end, Edge edge) {
+        const int64_t count = end - begin;
+        Guarded<float> states(std::vector<float>(static_cast<size_t>(count * width)), edge);
+        Guarded<float> tops(std::vector<float>(static_cast<size_t>(count), -INFINITY), edge);
+        Guarded<float> totals(std::vector<float>(static_cast<size_t>(count)), edge);
+        for (int64_t at = begin; at < splits * rows; at += rows) {
+          const auto part = [&](const std::vector<float>& all, int64_t size) {
+            return Guarded<float>(std::vector<float>(all.begin() + at * size, all.begin() + (at + count) * size), edge);
+          };
+          table.attention_fold(static_cast<int>(count), part(outputs, width).data(), part(maxima, 1).data(),
+                               part(sums, 1).data(), states.data(), tops.data(), totals.data(), head_dim);
+        }
+        Guarded<float> out(count * head_dim, edge);
+        for (int64_t r = 0; r < count; ++r) {
+          table.attention_finish(states.data() + r * width, totals.data()[r], out.data() + r * head_dim, head_dim);
+        }
+        return out.values();
+      };
       for (const Edge edge : {Edge::kFront, Edge::kBack}) {
-        Guarded<float> outputs(random.units(splits * padded(head_dim)), edge), expected(head_dim, edge);
-        const auto fold = [&](const KernelTable& table, float* out) {
-          Guarded<float> state(padded(head_dim), edge);
-          float maximum = -INFINITY, sum = 0.0f;
-          for (int64_t s = 0; s < splits; ++s) {
-            table.attention_fold(outputs.data() + s * padded(head_dim), maxima[static_cast<size_t>(s)],
-                                 sums[static_cast<size_t>(s)], state.data(), &maximum, &sum, head_dim);
-          }
-          table.attention_finish(state.data(), sum, out, head_dim);
-        };
-        fold(scalar_table(), expected.data());
+        const std::vector<float> expected = fold(scalar_table(), 0, rows, edge);
         for (const KernelTable* table : other_tables()) {
           NOTE(table->name);
-          Guarded<float> out(head_dim, edge);
-          fold(*table, out.data());
-          CHECK(same_bits(out.data(), expected.data(), head_dim));
+          CHECK(same_bits(fold(*table, 0, rows, edge).data(), expected.data(), rows * head_dim));
         }
+        const std::vector<float> last = fold(scalar_table(), rows - 1, rows, edge);
+        CHECK(same_bits(last.data(), expected.data() + (rows - 1) * head_dim, head_dim));
       }
     }
   }

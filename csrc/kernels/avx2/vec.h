@@ -68,11 +68,6 @@ template <int n>
 LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 x) {
   return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
-template <int n>
-LLMCORE_INLINE I32x16 low_bits(I32x16 x) {
-  const __m256i mask = _mm256_set1_epi32((1 << n) - 1);
-  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
-}
 LLMCORE_INLINE F32x16 as_float(I32x16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 LLMCORE_INLINE I32x16 as_int(F32x16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 LLMCORE_INLINE F32x16 to_float(I32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
@@ -90,8 +85,18 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
-LLMCORE_INLINE void store_i8(int8_t* p, const I32x16 (&x)[4]) {
-  for (int i = 0; i < 4; ++i) store_i8(p + 16 * i, x[i]);
+template <int n>
+LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&x)[4]) {
+  const __m256i lowest = _mm256_set1_epi16((1 << n) - 1);
+  // Each half has four bytes of each of four halves.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i a = _mm256_packs_epi32(x[i].a, x[i].b), b = _mm256_packs_epi32(x[i + 1].a, x[i + 1].b);
+    const __m256i above = _mm256_packs_epi16(_mm256_srai_epi16(a, n), _mm256_srai_epi16(b, n));
+    const __m256i below = _mm256_packs_epi16(_mm256_and_si256(a, lowest), _mm256_and_si256(b, lowest));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 16 * i), _mm256_permutevar8x32_epi32(above, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + 16 * i), _mm256_permutevar8x32_epi32(below, order));
+  }
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 x, F32x16 y) {

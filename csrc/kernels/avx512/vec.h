@@ -60,10 +60,6 @@ template <int n>
 LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 a) {
   return {_mm512_srai_epi32(a.v, n)};
 }
-template <int n>
-LLMCORE_INLINE I32x16 low_bits(I32x16 a) {
-  return {_mm512_and_si512(a.v, _mm512_set1_epi32((1 << n) - 1))};
-}
 LLMCORE_INLINE F32x16 as_float(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 LLMCORE_INLINE I32x16 as_int(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
 LLMCORE_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -75,11 +71,16 @@ LLMCORE_INLINE void store(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 LLMCORE_INLINE void store_i8(int8_t* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
-LLMCORE_INLINE void store_i8(int8_t* p, const I32x16 (&a)[4]) {
-  const __m512i low = _mm512_packs_epi32(a[0].v, a[1].v), high = _mm512_packs_epi32(a[2].v, a[3].v);
+template <int n>
+LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
+  const __m512i x = _mm512_packs_epi32(a[0].v, a[1].v), y = _mm512_packs_epi32(a[2].v, a[3].v);
+  const __m512i lowest = _mm512_set1_epi16((1 << n) - 1);
   // Each quarter has four bytes of each of the four.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
+  const __m512i above = _mm512_packs_epi16(_mm512_srai_epi16(x, n), _mm512_srai_epi16(y, n));
+  const __m512i below = _mm512_packs_epi16(_mm512_and_si512(x, lowest), _mm512_and_si512(y, lowest));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, above));
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, below));
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }

@@ -513,19 +513,17 @@ LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int
   const F32x16 inverse = set1(tiny ? 0.0f : kLargestWeight / largest);
   I32x16 sum = set1_i32(0);
   for (int64_t n = page_begin / kDigitPages * kDigitPages; n < page_end; n += kDigitPages) {
-    I32x16 code[kDigitPages], high[kDigitPages], low[kDigitPages];
+    I32x16 code[kDigitPages];
     const bool all = n >= first && n + kDigitPages <= end;
     _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
       code[i] = set1_i32(0);
-      if (all || (n + i >= first && n + i < end)) code[i] = to_int(mul(load(weights + (n + i) * 16), inverse));
-    }
-    _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
+      if (all || (n + i >= first && n + i < end)) {
+        const I32x16 biased = as_int(fma(load(weights + (n + i) * 16), inverse, set1(12582912.0f)));
+        code[i] = sub(biased, set1_i32(0x4b400000));
+      }
       sum = add(sum, code[i]);
-      high[i] = shift_right_arithmetic<kDigitBits>(code[i]);
-      low[i] = low_bits<kDigitBits>(code[i]);
     }
-    store_i8(digits + digits_at(n), high);
-    store_i8(digits + digits_at(n) + kLowDigits, low);
+    store_digits<kDigitBits>(digits + digits_at(n), digits + digits_at(n) + kLowDigits, code);
   }
   s.scales[row] = tiny ? 0.0f : largest / kLargestWeight;
   s.sums[row] = reduce_add(sum);
@@ -736,26 +734,38 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
 }
 
 // Rescales what has the smaller maximum. The first split is taken as it is.
-void attention_fold_kernel(const float* output, float split_maximum, float split_sum, float* out, float* maximum,
-                           float* sum, int64_t head_dim) noexcept {
-  if (split_sum == 0.0f) return;
+void attention_fold_kernel(int rows, const float* outputs, const float* split_maxima, const float* split_sums,
+                           float* states, float* maxima, float* sums, int64_t head_dim) noexcept {
   const int64_t padded = padded_dim(head_dim);
-  if (*sum == 0.0f) {
-    for (int64_t d = 0; d < padded; d += 16) store(out + d, load(output + d));
-    *maximum = split_maximum;
-    *sum = split_sum;
-    return;
+  for (int first = 0; first < rows; first += 16) {
+    const int count = rows - first < 16 ? rows - first : 16;
+    const F32x16 split = load_first(split_maxima + first, count), own = load_first(maxima + first, count);
+    const F32x16 top = max(own, split), split_weight = exp16(sub(split, top)), own_weight = exp16(sub(own, top));
+    const F32x16 split_sum = load_first(split_sums + first, count), own_sum = load_first(sums + first, count);
+    float split_weights[16], own_weights[16], tops[16], totals[16];
+    store(split_weights, split_weight);
+    store(own_weights, own_weight);
+    store(tops, top);
+    store(totals, fma(split_weight, split_sum, mul(own_weight, own_sum)));
+    for (int i = 0; i < count; ++i) {
+      const int row = first + i;
+      if (split_sums[row] == 0.0f) continue;
+      const float* output = outputs + row * padded;
+      float* state = states + row * padded;
+      if (sums[row] == 0.0f) {
+        for (int64_t d = 0; d < padded; d += 16) store(state + d, load(output + d));
+        maxima[row] = split_maxima[row];
+        sums[row] = split_sums[row];
+        continue;
+      }
+      const F32x16 new_part = set1(split_weights[i]), old_part = set1(own_weights[i]);
+      for (int64_t d = 0; d < padded; d += 16) {
+        store(state + d, fma(new_part, load(output + d), mul(old_part, load(state + d))));
+      }
+      maxima[row] = tops[i];
+      sums[row] = totals[i];
+    }
   }
-  const float top = *maximum > split_maximum ? *maximum : split_maximum;
-  float lane[16] = {*maximum - top, split_maximum - top};
-  store(lane, exp16(load(lane)));
-  const F32x16 old_weight = set1(lane[0]), new_weight = set1(lane[1]);
-  for (int64_t d = 0; d < padded; d += 16) {
-    store(out + d, fma(new_weight, load(output + d), mul(old_weight, load(out + d))));
-  }
-  store(lane, fma(new_weight, set1(split_sum), mul(old_weight, set1(*sum))));
-  *maximum = top;
-  *sum = lane[0];
 }
 
 void attention_finish_kernel(const float* state, float sum, float* out, int64_t head_dim) noexcept {

@@ -84,11 +84,6 @@ LLMCORE_INLINE I32x16 shift_left(I32x16 a) {
   return a;
 }
 template <int n>
-LLMCORE_INLINE I32x16 low_bits(I32x16 a) {
-  LLMCORE_QUADS a.v[i] = vandq_s32(a.v[i], vdupq_n_s32((1 << n) - 1));
-  return a;
-}
-template <int n>
 LLMCORE_INLINE I32x16 shift_right_arithmetic(I32x16 a) {
   LLMCORE_QUADS a.v[i] = vshrq_n_s32(a.v[i], n);
   return a;
@@ -123,8 +118,15 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 a) {
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
-LLMCORE_INLINE void store_i8(int8_t* p, const I32x16 (&a)[4]) {
-  for (int i = 0; i < 4; ++i) store_i8(p + 16 * i, a[i]);
+template <int n>
+LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
+  const int16x8_t lowest = vdupq_n_s16((1 << n) - 1);
+  for (int i = 0; i < 4; ++i) {
+    const int16x8_t x = vcombine_s16(vmovn_s32(a[i].v[0]), vmovn_s32(a[i].v[1]));
+    const int16x8_t y = vcombine_s16(vmovn_s32(a[i].v[2]), vmovn_s32(a[i].v[3]));
+    vst1q_s8(high + 16 * i, vcombine_s8(vshrn_n_s16(x, n), vshrn_n_s16(y, n)));
+    vst1q_s8(low + 16 * i, vcombine_s8(vmovn_s16(vandq_s16(x, lowest)), vmovn_s16(vandq_s16(y, lowest))));
+  }
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) {

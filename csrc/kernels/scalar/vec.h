@@ -132,12 +132,6 @@ inline I32x16 shift_left(I32x16 a) {
   return r;
 }
 template <int n>
-inline I32x16 low_bits(I32x16 a) {
-  I32x16 r;
-  LLMCORE_LANES r.v[i] = a.v[i] & ((1 << n) - 1);
-  return r;
-}
-template <int n>
 inline I32x16 shift_right_arithmetic(I32x16 a) {
   I32x16 r;
   LLMCORE_LANES r.v[i] = a.v[i] >> n;
@@ -168,8 +162,13 @@ inline void store(int32_t* p, I32x16 a) { __builtin_memcpy(p, a.v, 64); }
 // Lanes must be within [-128, 127].
 inline void store_i8(int8_t* p, I32x16 a) { LLMCORE_LANES p[i] = static_cast<int8_t>(a.v[i]); }
 
-inline void store_i8(int8_t* p, const I32x16 (&a)[4]) {
-  for (int i = 0; i < 4; ++i) store_i8(p + 16 * i, a[i]);
+// The lowest n bits of each lane, and what is above them; lanes are within 16 bits, digits within [-128, 127].
+template <int n>
+inline void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
+  for (int j = 0; j < 4; ++j) {
+    LLMCORE_LANES high[16 * j + i] = static_cast<int8_t>(a[j].v[i] >> n);
+    LLMCORE_LANES low[16 * j + i] = static_cast<int8_t>(a[j].v[i] & ((1 << n) - 1));
+  }
 }
 
 inline Mask16 less(F32x16 a, F32x16 b) {
