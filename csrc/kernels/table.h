@@ -71,7 +71,7 @@ struct MatmulArgs {
   // Integer formats: rows of int8 activations with a scale and a sum for each group of x_group elements.
   const int8_t* x;
   int64_t x_stride;
-  const float* x_scales;   // [x_groups][M], as tiles read those of a group's rows together
+  const float* x_scales;   // [x_groups][x_scale_stride]: tiles read those of a group's M rows together
   const int32_t* x_sums;   // the same
   int64_t x_scale_stride;  // from a group to the next
   int64_t x_group;

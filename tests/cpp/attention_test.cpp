@@ -391,7 +391,7 @@ TEST(attention, integer_pages_hold_the_nearest_codes) {
   }
 }
 
-// Some rows don't see the first split.
+// Some rows don't see the first split, some not the last; one has a sink, and one isn't finite.
 TEST(attention, folding_splits_gives_the_scalar_bits) {
   for (const int64_t head_dim : kHeadDims) {
     for (const auto& [rows, splits] : {std::pair<int64_t, int64_t>{1, 1}, {1, 5}, {16, 2}, {19, 3}}) {
@@ -400,10 +400,14 @@ TEST(attention, folding_splits_gives_the_scalar_bits) {
       Random random(static_cast<uint64_t>(head_dim + splits));
       std::vector<float> maxima = random.units(splits * rows, 8.0f), sums = random.units(splits * rows, 0.5f);
       for (float& sum : sums) sum += 1.0f;
-      for (int64_t r = 0; r < rows && splits > 1; r += 2) {
-        maxima[static_cast<size_t>(r)] = -INFINITY;
-        sums[static_cast<size_t>(r)] = 0.0f;
-      }
+      const auto hide = [&](size_t at) {
+        maxima[at] = -INFINITY;
+        sums[at] = 0.0f;
+      };
+      for (int64_t r = 0; r < rows && splits > 1; r += 2) hide(static_cast<size_t>(r));
+      for (int64_t r = 1; r < rows && splits > 1; r += 4) hide(static_cast<size_t>((splits - 1) * rows + r));
+      constexpr int64_t kSink = 3, kNan = 5;
+      if (rows > kNan) maxima[kNan] = sums[kNan] = NAN;
       const int64_t width = padded(head_dim);
       const std::vector<float> outputs = random.units(splits * rows * width);
       // Rows [begin, end) of all, folded together.
@@ -412,6 +416,10 @@ TEST(attention, folding_splits_gives_the_scalar_bits) {
         Guarded<float> states(std::vector<float>(static_cast<size_t>(count * width)), edge);
         Guarded<float> tops(std::vector<float>(static_cast<size_t>(count), -INFINITY), edge);
         Guarded<float> totals(std::vector<float>(static_cast<size_t>(count)), edge);
+        if (begin <= kSink && kSink < end) {
+          tops.data()[kSink - begin] = 0.5f;
+          totals.data()[kSink - begin] = 1.0f;
+        }
         for (int64_t at = begin; at < splits * rows; at += rows) {
           const auto part = [&](const std::vector<float>& all, int64_t size) {
             return Guarded<float>(std::vector<float>(all.begin() + at * size, all.begin() + (at + count) * size), edge);
@@ -431,8 +439,11 @@ TEST(attention, folding_splits_gives_the_scalar_bits) {
           NOTE(table->name);
           CHECK(same_bits(fold(*table, 0, rows, edge).data(), expected.data(), rows * head_dim));
         }
-        const std::vector<float> last = fold(scalar_table(), rows - 1, rows, edge);
-        CHECK(same_bits(last.data(), expected.data() + (rows - 1) * head_dim, head_dim));
+        for (int64_t r = 0; r < rows; ++r) {
+          const std::vector<float> alone = fold(scalar_table(), r, r + 1, edge);
+          CHECK(same_bits(alone.data(), expected.data() + r * head_dim, head_dim));
+          CHECK(std::isnan(alone[0]) == (rows > kNan && r == kNan));
+        }
       }
     }
   }

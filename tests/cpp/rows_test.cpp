@@ -212,6 +212,15 @@ TEST(rows, quantised_rows_have_the_scalar_bits) {
           CHECK(quantize(*table, &scales) == expected);
           CHECK(same_bits(scales.data(), expected_scales.data(), last));
         }
+        // Where they go is all that a stride changes.
+        std::vector<int8_t> codes(static_cast<size_t>(padded));
+        std::vector<float> dense(static_cast<size_t>(groups));
+        std::vector<int32_t> sums(static_cast<size_t>(groups));
+        scalar_table().quantize_row(x.data(), n, padded, group, codes.data(), dense.data(), sums.data(), 1);
+        for (int64_t g = 0; g < groups; ++g) {
+          CHECK(same_bits(&dense[static_cast<size_t>(g)], &expected_scales[static_cast<size_t>(g * stride)], 1));
+          CHECK(sums[static_cast<size_t>(g)] == expected.second[static_cast<size_t>(g * stride)]);
+        }
       }
     }
   }

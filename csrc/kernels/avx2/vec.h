@@ -259,7 +259,6 @@ LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   return {dot4_half<kMaxCode>(acc.a, w.a, x.v), dot4_half<kMaxCode>(acc.b, w.b, x.v)};
 }
 LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-LLMCORE_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 #if defined(LLMCORE_AVX_VNNI)
 constexpr int kTileRows = 6;

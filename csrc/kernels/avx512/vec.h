@@ -159,7 +159,6 @@ LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   return acc;
 }
 LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-LLMCORE_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 constexpr int kTileRows = 6;
 constexpr int kTilePanels = 4;

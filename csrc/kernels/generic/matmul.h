@@ -334,7 +334,7 @@ struct Block {
   int64_t begin, end;
   int32_t offset;  // code_offset of the format
   float* sums;     // [M][NP][16], what the blocks before have summed
-  // Of the groups, [group][NP][16]: scales, 1 where rows have them, and shifts or minima, if there are.
+  // Of the groups, [group][NP][16]: scales, 1 where rows have them and shifts, and shifts or minima, if there are.
   const float *scales, *offsets;
   // What main memory is asked for meanwhile: so many more lines of each panel after every kSpan lines that are used.
   const uint8_t* next;
@@ -342,8 +342,8 @@ struct Block {
   int64_t next_lines;
 };
 
-// What the total of a group becomes: times a scale of its own, unless there is one for the whole row at the end;
-// shifted; less a minimum.
+// What the total of a group becomes: shifted; times a scale of its own, unless there is one for the whole row at the
+// end, and no shift; less a minimum.
 template <bool scaled, bool shifted, bool lowered>
 struct GroupKind {
   static constexpr bool kScaled = scaled, kShifted = shifted, kLowered = lowered;
@@ -384,7 +384,7 @@ __attribute__((noinline)) void integer_tile(const llmcore::MatmulArgs& a, Block&
   if (b.end == a.K) {
     for (int m = 0; m < MR; ++m) {
       const float* y = a.y + (m0 + m) * a.y_stride + b.panel * 16 - a.y_begin;
-      for (int p = 0; p < NP; ++p) prefetch_to_write(y + p * 16);
+      for (int p = 0; p < NP; ++p) prefetch(y + p * 16);
     }
   }
   const int64_t first_group = b.begin / a.x_group;
@@ -431,7 +431,11 @@ void prepare_groups(const llmcore::MatmulArgs& a, Block& b, float* out) noexcept
   b.offsets = offsets;
   for (int64_t g = first; g < end; ++g) {
     for (int p = 0; p < NP; ++p, out += 16, offsets += 16) {
-      store(out, a.per_row ? set1(1.0f) : load_scales(a, b.panel + p, g));
+      if (!a.per_row) {
+        store(out, load_scales(a, b.panel + p, g));
+      } else if (a.shifts) {
+        store(out, set1(1.0f));
+      }
       if (a.shifts || a.minima) store(offsets, load_offset(a, b.panel + p, g).offset);
     }
   }

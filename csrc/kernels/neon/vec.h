@@ -321,7 +321,6 @@ LLMCORE_INLINE I32x16x2 dot8(I32x16x2 acc, U8x64 low, U8x64 high, S8x8x2 x) {
 }
 #endif
 LLMCORE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-LLMCORE_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 #undef LLMCORE_QUADS
 

@@ -329,7 +329,6 @@ inline I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   return acc;
 }
 inline void prefetch(const void*) {}
-inline void prefetch_to_write(const void*) {}
 
 #undef LLMCORE_LANES
 
