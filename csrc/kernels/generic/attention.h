@@ -517,10 +517,7 @@ LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int
     const bool all = n >= first && n + kDigitPages <= end;
     _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
       code[i] = set1_i32(0);
-      if (all || (n + i >= first && n + i < end)) {
-        const I32x16 biased = as_int(fma(load(weights + (n + i) * 16), inverse, set1(12582912.0f)));
-        code[i] = sub(biased, set1_i32(0x4b400000));
-      }
+      if (all || (n + i >= first && n + i < end)) code[i] = product_to_int(load(weights + (n + i) * 16), inverse);
       sum = add(sum, code[i]);
     }
     store_digits<kDigitBits>(digits + digits_at(n), digits + digits_at(n) + kLowDigits, code);

@@ -40,6 +40,11 @@ LLMCORE_INLINE int32_t reduce_add(I32x16 a) {
   return __builtin_bit_cast(int32_t, sum);
 }
 
+// The integer nearest to a * b, rounded once; |a * b| must be below 2^22 (as with to_int, NaN gives some integer).
+LLMCORE_INLINE I32x16 product_to_int(F32x16 a, F32x16 b) {
+  return sub(as_int(fma(a, b, set1(12582912.0f))), set1_i32(0x4b400000));
+}
+
 // e^x. Range reduction x = n ln 2 + r with ln 2 in two parts, then the polynomial of degree 6 on |r| <= ln 2 / 2 of
 // Cephes' expf. Error below 1.5 ulp where the result is normal (tests/test_kernels.py); 0 below -104, NaN stays.
 LLMCORE_INLINE F32x16 exp16(F32x16 x) {
