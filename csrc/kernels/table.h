@@ -117,16 +117,17 @@ struct AttentionArgs {
   int64_t next_count;
   float* scratch;  // attention_scratch_floats(rows, head_dim)
   float* outputs;  // [rows][head_dim padded to 16], not yet divided by the sum
-  float* maxima;   // [rows]; -infinity when no token of the split is visible
+  float* maxima;   // [rows] weights are 2^(score * kLog2E - maximum); -infinity when no token of the split is visible
   float* sums;     // [rows]; 0 then
 };
 
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr int kScoreStride = kSplitTokens + 16;  // of a row's scores: rows that lie one cache set apart
 constexpr int kTilePages = 4;                    // pages that are worked on together
 
-/// Scores of all rows, some pages as float32, a scale and a sum for the weights of each row.
+/// Scores of all rows, four numbers of each row, some pages as float32.
 constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
-  return rows * (kScoreStride + 2) + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
+  return rows * (kScoreStride + 4) + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
 }
 
 struct KernelTable {
@@ -162,8 +163,8 @@ struct KernelTable {
   void (*store_value[kNumKvTypes])(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept;
   void (*attention[kNumKvTypes])(const AttentionArgs&) noexcept;
   // Adds a split to the states of rows: splits in ascending order, and one without a visible token changes nothing. A
-  // state's weights are e^(score - maximum); it starts at maximum -infinity, sum 0. Outputs, of the split and of the
-  // state, are [rows][head_dim padded to 16].
+  // state's weights are 2^(score * kLog2E - maximum); it starts at maximum -infinity, sum 0. Outputs, of the split and
+  // of the state, are [rows][head_dim padded to 16].
   void (*attention_fold)(int rows, const float* outputs, const float* split_maxima, const float* split_sums,
                          float* states, float* maxima, float* sums, int64_t head_dim) noexcept;
   // out[d] = state[d] / sum

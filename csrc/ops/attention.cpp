@@ -400,7 +400,8 @@ class PagedAttention {
 
   void begin_state(const Rows& rows, const Part& state) const {
     for (int r = 0; r < rows.count; ++r) {
-      state.maxima[r] = pattern_.sinks ? pattern_.sinks[rows.heads[r]] : -std::numeric_limits<float>::infinity();
+      state.maxima[r] =
+          pattern_.sinks ? pattern_.sinks[rows.heads[r]] * kLog2E : -std::numeric_limits<float>::infinity();
       state.sums[r] = pattern_.sinks ? 1.0f : 0.0f;
     }
     std::fill(state.outputs, state.outputs + rows.count * ws_.padded_, 0.0f);

@@ -24,6 +24,7 @@ struct Case {
   std::vector<int32_t> begins, ends;
   float softcap = 0.0f;
   bool slopes = false;
+  int decades = 0;  // values are from 10^-decades to 10^decades, token by token, and some are 0
 };
 
 struct Result {
@@ -46,7 +47,10 @@ class Pages {
     std::iota(block_table.data(), block_table.data() + layout.pages, 0);
     for (int64_t i = layout.pages - 1; i > 0; --i) std::swap(block_table[i], block_table[random.integer(0, i)]);
     for (int64_t t = 0; t < c.tokens; ++t) {
-      Guarded<float> key(random.units(c.head_dim, 2.0f), edge), value(random.units(c.head_dim, 2.0f), edge);
+      Guarded<float> key(random.units(c.head_dim, 2.0f), edge);
+      const bool zero = c.decades && t % 11 == 3;
+      const double size = c.decades ? std::pow(10.0, c.decades * (static_cast<double>(t * 5 % 13) / 6 - 1)) : 1;
+      Guarded<float> value(random.units(c.head_dim, zero ? 0.0f : static_cast<float>(2 * size)), edge);
       const int64_t page = block_table[t / 16];
       table.store_key[type](key.data(), c.head_dim, static_cast<int>(t % 16),
                             keys.data() + page * layout.key_page_bytes());
@@ -189,6 +193,8 @@ std::vector<Case> cases() {
     all.back().slopes = true;
     all.push_back(block(head_dim, 530, 5, 300));
     all.push_back(block(head_dim, 270, 8, 9));  // some rows see nothing of the first split, some nothing but it
+    all.push_back(block(head_dim, 290, 30, 100));
+    all.back().decades = 4;
     all.push_back({head_dim, 300, {290, 3, 261, 0, 17, 299, 100, 256}, {291, 4, 300, 300, 18, 300, 256, 257}});
   }
   return all;
@@ -309,12 +315,15 @@ TEST(attention, a_row_that_sees_nothing_of_a_split_has_no_weight_there) {
 
 // Splits folded, against softmax in double over the elements that the pages hold.
 TEST(attention, the_result_is_right) {
-  std::vector<Case> some = {block(20, 40, 3, 0), block(80, 300, 2, 0), block(64, 530, 2, 300), block(64, 300, 2, 0),
-                            block(20, 300, 2, 0)};
+  std::vector<Case> some = {block(20, 40, 3, 0),  block(80, 300, 2, 0), block(64, 530, 2, 300), block(64, 300, 2, 0),
+                            block(20, 300, 2, 0), block(64, 530, 3, 0), block(64, 530, 3, 0)};
   some[3].softcap = 1.5f;
   some[4].slopes = true;
+  some[5].decades = 4;
+  some[6].decades = 15;
   for (const Case& c : some) {
     for (const KvType type : kKvTypes) {
+      if (c.decades > 4 && (type == kKvF16 || type == kKvBF16)) continue;  // f16 ends at 65,504
       NOTE(describe(c, type));
       Pages pages(c, type, scalar_table(), Edge::kBack);
       for (int r = 0; r < static_cast<int>(c.begins.size()); ++r) {
@@ -329,7 +338,7 @@ TEST(attention, the_result_is_right) {
         scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
         const std::vector<double> q = asked(r, c.head_dim, type);
         std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
-        double total = 0, heaviest = 0;  // of weighted values
+        double total = 0, largest = 2, heaviest = 0;  // of weights, values and weighted values
         for (int64_t t = begin; t < end; ++t) {
           double score = 0;
           for (int64_t d = 0; d < c.head_dim; ++d) score += q[static_cast<size_t>(d)] * pages.key(t, d);
@@ -339,13 +348,14 @@ TEST(attention, the_result_is_right) {
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const double weighted = std::exp(score) * pages.value(t, d);
             expected[d] += weighted;
+            largest = std::max(largest, std::fabs(pages.value(t, d)));
             heaviest = std::max(heaviest, std::fabs(weighted));
           }
         }
-        // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24, values below 2. Weights of
-        // integer values are off by half a 16,256th of the largest with its value.
-        double bound = 4.0 * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
-        if (scaled(type)) bound += static_cast<double>(end - begin) / 2 * heaviest / total / 16256;
+        // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24. Weights of integer values are
+        // off by half an 8,128th of the largest with its value.
+        double bound = 2.0 * largest * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
+        if (scaled(type)) bound += static_cast<double>(end - begin) / 2 * heaviest / total / 8128;
         for (int64_t d = 0; d < c.head_dim; ++d) CHECK(std::fabs(out[d] - expected[d] / total) <= bound);
       }
     }

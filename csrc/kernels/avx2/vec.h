@@ -91,7 +91,11 @@ LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&x)[4]
   // Each half has four bytes of each of four halves.
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int i = 0; i < 4; i += 2) {
-    const __m256i a = _mm256_packs_epi32(x[i].a, x[i].b), b = _mm256_packs_epi32(x[i + 1].a, x[i + 1].b);
+    const auto words = [&](const I32x16& v) {
+      const __m256i lower = _mm256_set1_epi32(0xffff);
+      return _mm256_packus_epi32(_mm256_and_si256(v.a, lower), _mm256_and_si256(v.b, lower));
+    };
+    const __m256i a = words(x[i]), b = words(x[i + 1]);
     const __m256i above = _mm256_packs_epi16(_mm256_srai_epi16(a, n), _mm256_srai_epi16(b, n));
     const __m256i below = _mm256_packs_epi16(_mm256_and_si256(a, lowest), _mm256_and_si256(b, lowest));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 16 * i), _mm256_permutevar8x32_epi32(above, order));
@@ -269,5 +273,6 @@ constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 6;
 constexpr int kAttentionSums = 6;
+constexpr int kExp2Together = 1;
 
 }  // namespace

@@ -73,14 +73,17 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 a) {
 }
 template <int n>
 LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
-  const __m512i x = _mm512_packs_epi32(a[0].v, a[1].v), y = _mm512_packs_epi32(a[2].v, a[3].v);
+  // Of each quarter half of one and half of another.
+  const __m512i words = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 30, 28, 26, 24, 22, 20, 18, 16,  //
+                                         46, 44, 42, 40, 38, 36, 34, 32, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i x = _mm512_permutex2var_epi16(a[0].v, words, a[1].v);
+  const __m512i y = _mm512_permutex2var_epi16(a[2].v, words, a[3].v);
   const __m512i lowest = _mm512_set1_epi16((1 << n) - 1);
-  // Each quarter has four bytes of each of the four.
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i order = _mm512_setr_epi64(0, 4, 2, 6, 1, 5, 3, 7);
   const __m512i above = _mm512_packs_epi16(_mm512_srai_epi16(x, n), _mm512_srai_epi16(y, n));
   const __m512i below = _mm512_packs_epi16(_mm512_and_si512(x, lowest), _mm512_and_si512(y, lowest));
-  _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, above));
-  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, below));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi64(order, above));
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi64(order, below));
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
@@ -163,7 +166,8 @@ LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const cha
 constexpr int kTileRows = 6;
 constexpr int kTilePanels = 4;
 constexpr int kVectorPanels = 4;
-constexpr int kAttentionRows = 8;
-constexpr int kAttentionSums = 16;
+constexpr int kAttentionRows = 6;
+constexpr int kAttentionSums = 24;
+constexpr int kExp2Together = 8;
 
 }  // namespace

@@ -136,17 +136,39 @@ using llmcore::kTilePages;
 struct RowGroup {
   int row, count, head;
   int first, last, begin, end;
+  // The pages of what some see, and those of them among [page, stop).
+  struct Pages {
+    int64_t begin, end;
+  };
+  Pages pages() const { return {first / 16, (last + 15) / 16}; }
+  Pages pages(int64_t page, int64_t stop) const {
+    const Pages all = pages();
+    return {all.begin > page ? all.begin : page, all.end < stop ? all.end : stop};
+  }
 };
 
 // The work on one split: where its pages are, and which of its tokens each row sees.
 struct Split {
+  explicit LLMCORE_INLINE Split(const llmcore::AttentionArgs& args)
+      : a(args),
+        padded(padded_dim(a.head_dim)),
+        scores(a.scratch),
+        starts(reinterpret_cast<int32_t*>(a.scratch + a.rows * kScoreStride)),
+        factors(reinterpret_cast<float*>(starts + a.rows)),
+        scales(factors + a.rows),
+        sums(reinterpret_cast<int32_t*>(scales + a.rows)),
+        lines(reinterpret_cast<float*>(sums + a.rows)) {}
   const llmcore::AttentionArgs& a;
   int64_t padded;  // head_dim
-  float* scores;   // [row][kScoreStride]
-  // Where pages hold integers: of each row's rounded weights.
-  float* scales;
+  float* scores;   // [row][kScoreStride], from first_row on
+  int first_row = 0;
+  // Where pages hold integers, of each row: where sums of products begin, what scores still lack for base 2, and the
+  // scale and the sum of its rounded weights.
+  int32_t* starts;
+  float *factors, *scales;
   int32_t* sums;
-  int groups;  // of all heads, one head's after another's
+  float* lines;    // some pages as float32; where they hold integers, the ValueScales of a head
+  int groups = 0;  // of all heads, one head's after another's
   int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
   RowGroup group[llmcore::kMaxQueryBlock];
 
@@ -157,20 +179,21 @@ struct Split {
   const uint8_t* values(int64_t index, int head) const {
     return a.values + a.pages[index] * a.value_page_stride + head * a.value_head_stride;
   }
+  bool bent() const { return a.softcap != 0.0f || a.slopes; }
+  float* scores_of(int row) const { return scores + (row - first_row) * kScoreStride; }
   // Where a row's scores were: its weights' digits, of kDigitPages pages the high ones, then the low.
-  int8_t* digits(int row) const { return reinterpret_cast<int8_t*>(scores + row * kScoreStride); }
+  int8_t* digits(int row) const { return reinterpret_cast<int8_t*>(scores_of(row)); }
 };
 
-// Weights of integer values, times the values' scales, are rounded to 14 bits and a sign: two digits of 7, for dot4
-// takes no more on every ISA. The split's largest of a row is kLargestWeight.
+// Weights of integer values, times the values' scales, are rounded to at most 14 bits and a sign: two digits of 7, for
+// dot4 takes no more on every ISA.
 constexpr int kDigitBits = 7;
-constexpr float kLargestWeight = 127 << kDigitBits;
 static_assert(255 * (1 << 2 * kDigitBits) * int64_t{llmcore::kSplitTokens} < (int64_t{1} << 31));
 constexpr int64_t kDigitPages = 4, kLowDigits = kDigitPages * 16;
 // Where a page's high digits are; its low ones are kLowDigits on.
 LLMCORE_INLINE int64_t digits_at(int64_t page) { return page / kDigitPages * 2 * kLowDigits + page % kDigitPages * 16; }
 // Rows whose values are added together: two digits each.
-constexpr int kCodeRows = kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
+constexpr int kCodeRows = kAttentionSums >= 24 ? 3 : kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
 
 // How many of n rows to take next: as many as registers hold, but no less than four while there are four.
 LLMCORE_INLINE int rows_to_take(int n) {
@@ -210,7 +233,7 @@ LLMCORE_INLINE void find_groups(Split& s) {
 template <int R, class Function>
 LLMCORE_INLINE void with_rows(int rows, Function&& function) {
   if constexpr (R > 1) {
-    if (rows != R) return with_rows<(R > 4 ? 4 : R / 2)>(rows, function);
+    if (rows != R) return with_rows<(R > 4 ? 4 : R > 2 ? 2 : 1)>(rows, function);
   }
   function.template operator()<R>();
 }
@@ -224,8 +247,8 @@ constexpr int beside(int most) {
 
 // A page of keys or of integer values, a page to prefetch if not null, and where the first row's scores of keys go.
 struct Page {
-  const uint8_t *codes, *ahead;
-  float* scores;
+  const uint8_t *codes = nullptr, *ahead = nullptr;
+  float* scores = nullptr;
 };
 
 // scores[r][16 tokens of a page] = q[r] . k, for P pages.
@@ -266,15 +289,15 @@ void score_pages(const float* const* queries, const Page* pages, int64_t head_di
   }
 }
 
-// The same for integer keys: scores are (sum of q * k) * scale of q * scale of k.
+// The same for integer keys: scores are (sum of q * k) * scale of k, still without the scale of q.
 template <class Kv, int R, int P>
 void score_codes(const Split& s, int row, const Page* pages) noexcept {
   using Lines = typename Kv::Lines;
-  constexpr int kOffset = Kv::kZero - dot4_zero<Lines::kMaxCode>();
   const int8_t* x = s.a.query_codes + row * s.padded;
+  const int32_t* starts = s.starts + row;
   I32x16 acc[R][P];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1_i32(-kOffset * s.a.query_sums[row + r]);
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = set1_i32(starts[r]);
   }
   const int64_t bytes = Lines::bytes(key_dim<Kv>(s.a.head_dim));
   for (int64_t at = 0; at < bytes; at += 64, x += Lines::kStep) {
@@ -289,9 +312,9 @@ void score_codes(const Split& s, int row, const Page* pages) noexcept {
   _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
     if (pages[p].ahead) prefetch(pages[p].ahead + bytes);
     const F32x16 scales = load(reinterpret_cast<const float*>(pages[p].codes + bytes));
+    float* scores = pages[p].scores;
     _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-      const F32x16 score = mul(to_float(acc[r][p]), set1(s.a.query_scales[row + r]));
-      store(pages[p].scores + r * kScoreStride, mul(score, scales));
+      store(scores + r * kScoreStride, mul(to_float(acc[r][p]), scales));
     }
   }
 }
@@ -354,8 +377,7 @@ template <class Kv>
 LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const ValueTile& tile) {
   if (from >= g.last || to <= g.first) return;
   const auto add = [&]<int R>(int row, int begin, int end) {
-    add_values<Kv, R>(s.scores + row * kScoreStride + from, tile, s.padded, begin - from, end - from,
-                      s.a.outputs + row * s.padded);
+    add_values<Kv, R>(s.scores_of(row) + from, tile, s.padded, begin - from, end - from, s.a.outputs + row * s.padded);
   };
   const int begin = g.begin > from ? g.begin : from, end = g.end < to ? g.end : to;
   const bool shared = begin < end;
@@ -371,23 +393,25 @@ LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, in
   if (end < to) one_by_one(end, to);
 }
 
-// Adds the tokens of pages [from, to) by weight to R rows of outputs, elements [d, d + 16 B); the outputs are integers.
-// `digits` are the first row's, `tile` begins with page `from`.
+// Adds the tokens of some pages by weight to R rows of outputs, elements [d, d + 16 B). `tile` begins with the first.
+// The outputs are integers, none before the `first` pages, and after the `last` what the integers stand for.
 template <class Kv, int R, int B>
-void add_codes(const int8_t* digits, const Page* tile, int64_t from, int64_t to, int64_t padded, int64_t d,
-               float* outputs) noexcept {
+void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages, int64_t d, bool first,
+               bool last) noexcept {
   using Lines = typename Kv::Lines;
+  constexpr int kOffset = Kv::kZero - dot4_zero<Lines::kMaxCode>();
   constexpr int64_t kRow = kScoreStride * 4;
   I32x16 high[R][B], low[R][B];
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
     _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) high[r][b] = low[r][b] = set1_i32(0);
   }
-  const int64_t first = d / 16 * Lines::bytes(16);
-  for (int64_t n = from; n < to; ++n, ++tile) {
+  const int8_t* digits = s.digits(row);
+  const int64_t block = d / 16 * Lines::bytes(16);
+  for (int64_t n = pages.begin; n < pages.end; ++n, ++tile) {
     const int8_t* x = digits + digits_at(n);
-    const uint8_t *codes = tile->codes + first, *ahead = tile->ahead;
+    const uint8_t *codes = tile->codes + block, *ahead = tile->ahead;
     if (ahead) {
-      for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(ahead + first + at);
+      for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(ahead + block + at);
     }
     for (int64_t at = 0; at < Lines::bytes(16); at += 64, x += Lines::kStep) {
       U8x64 line[B];
@@ -400,27 +424,30 @@ void add_codes(const int8_t* digits, const Page* tile, int64_t from, int64_t to,
       }
     }
   }
+  float* outputs = s.a.outputs + row * s.padded + d;
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
+    const I32x16 offset = set1_i32(-kOffset * s.sums[row + r]);
+    const F32x16 scale = set1(s.scales[row + r]);
     _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) {
-      float* out = outputs + r * padded + d + 16 * b;
-      const I32x16 total = add(shift_left<kDigitBits>(high[r][b]), low[r][b]);
-      store(out, as_float(add(as_int(load(out)), total)));
+      float* out = outputs + r * s.padded + 16 * b;
+      I32x16 total = add(shift_left<kDigitBits>(high[r][b]), low[r][b]);
+      if (!first) total = add(total, as_int(load(out)));
+      store(out, last ? mul(to_float(add(total, offset)), scale) : as_float(total));
     }
   }
 }
 
 // The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`.
 template <class Kv>
-LLMCORE_INLINE void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page,
-                                       int64_t stop) {
-  const int64_t from = g.first / 16 > page ? g.first / 16 : page;
-  const int64_t to = (g.last + 15) / 16 < stop ? (g.last + 15) / 16 : stop;
-  if (from >= to) return;
+void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page, int64_t stop) noexcept {
+  const RowGroup::Pages pages = g.pages(page, stop);
+  if (pages.begin >= pages.end) return;
+  const bool first = pages.begin == g.pages().begin, last = pages.end == g.pages().end;
   for (int row = g.row; row < g.row + g.count;) {
     const int left = g.row + g.count - row, count = left >= kCodeRows ? kCodeRows : left >= 2 ? 2 : 1;
     with_rows<kCodeRows>(count, [&]<int R>() {
       const auto add = [&]<int B>(int64_t d) {
-        add_codes<Kv, R, B>(s.digits(row), tile + from - page, from, to, s.padded, d, s.a.outputs + row * s.padded);
+        add_codes<Kv, R, B>(s, row, tile + pages.begin - page, pages, d, first, last);
       };
       constexpr int B = beside<2 * R>(4);
       int64_t d = 0;
@@ -431,118 +458,233 @@ LLMCORE_INLINE void add_codes_to_group(const Split& s, const RowGroup& g, const 
   }
 }
 
-// What a row's integers stand for.
+// Rows whose steps of softmax take turns, so that none waits for its own.
+constexpr int kSoftmaxRows = 6;
+
+// What the scales of integer values, [token], are to softmax: scale = 2^exponent * factor / kUnitFactor, where factors
+// are below 2 kUnitFactor, and inverse = 2^-exponent, NaN where the scale is. Exponents are added to scores, so that a
+// row's largest weight is 1 and becomes, times its factor, an integer of 14 bits. Exponents end at kLowestExponent:
+// smaller scales lose bits, and with larger ones than 2^60 in the same split the sum of weights may be wrong.
+constexpr float kUnitFactor = (127 << kDigitBits) / 2;
+constexpr float kLowestExponent = -60.0f;
+
+struct ValueScales {
+  float *exponents, *inverses, *factors;
+};
+static_assert(3 * llmcore::kSplitTokens <= kTilePages * 16 * 16);  // what Split::lines has room for
+
 template <class Kv>
-LLMCORE_INLINE void finish_codes(const Split& s, int row) {
-  using Lines = typename Kv::Lines;
-  constexpr int kOffset = Kv::kZero - dot4_zero<Lines::kMaxCode>();
-  const I32x16 offset = set1_i32(-kOffset * s.sums[row]);
-  const F32x16 scale = set1(s.scales[row]);
-  float* out = s.a.outputs + row * s.padded;
-  for (int64_t d = 0; d < s.padded; d += 16) {
-    store(out + d, mul(to_float(add(as_int(load(out + d)), offset)), scale));
+LLMCORE_INLINE ValueScales value_scales(const Split& s, int64_t begin, int64_t end, int head) {
+  const ValueScales v{s.lines, s.lines + llmcore::kSplitTokens, s.lines + 2 * llmcore::kSplitTokens};
+  if constexpr (Kv::kScaled) {
+    for (int64_t i = begin; i < end; ++i) {
+      const F32x16 scale = load(reinterpret_cast<const float*>(s.values(i, head) + s.padded * Kv::kLineBytes));
+      const I32x16 bits = sub(shift_right_arithmetic<23>(as_int(abs(scale))), set1_i32(127));
+      const F32x16 exponent = max(to_float(bits), set1(kLowestExponent));
+      const F32x16 power = as_float(shift_left<23>(sub(set1_i32(127), to_int(exponent))));
+      store(v.exponents + i * 16, exponent);
+      store(v.inverses + i * 16, fma(scale, set1(0.0f), power));
+      store(v.factors + i * 16, mul(mul(scale, power), set1(kUnitFactor)));
+    }
+  }
+  return v;
+}
+
+// Exponents of scales are in a row's maximum, but not in its sum. Where they are far from 0, so are both: takes the
+// power of two from the sum to the maximum, lest splits can't be folded.
+LLMCORE_INLINE void balance(const Split& s, int row) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, s.a.sums + row, 4);
+  const int exponent = static_cast<int>(bits >> 23 & 0xff) - 127;
+  float scale = 1.0f / kUnitFactor;
+  if ((exponent < -20 || exponent > 20) && exponent > -127 && exponent < 128) {
+    const uint32_t power = static_cast<uint32_t>(127 - exponent) << 23;
+    float inverse;
+    __builtin_memcpy(&inverse, &power, 4);
+    s.a.maxima[row] += static_cast<float>(exponent);
+    s.a.sums[row] *= inverse;
+    scale *= inverse;
+  }
+  s.scales[row] = scale;
+}
+
+// Calls f.template operator()<edge>(t) for the lines of 16 tokens from t on in which [begin, end) lies, in ascending
+// order; edge where a line isn't all in it.
+template <class Function>
+LLMCORE_INLINE void for_lines(int begin, int end, Function&& f) {
+  int t = begin / 16 * 16;
+  const int inner_end = end / 16 * 16;
+  if (t < begin && t < end) {
+    f.template operator()<true>(t);
+    t += 16;
+  }
+  for (; t < inner_end; t += 16) f.template operator()<false>(t);
+  if (t < end) f.template operator()<true>(t);
+}
+
+// Scores of the lines a row sees, which lack `factor`, become capped and biased.
+__attribute__((noinline)) void bend_scores(const Split& s, int row, float factor) noexcept {
+  static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const llmcore::AttentionArgs& a = s.a;
+  float* scores = s.scores_of(row);
+  const F32x16 cap = set1(a.softcap), slope = set1(a.slopes ? -a.slopes[row] : 0.0f);
+  for (int t = s.begins[row] / 16 * 16; t < s.ends[row]; t += 16) {
+    F32x16 score = mul(load(scores + t), set1(factor));
+    if (a.softcap != 0.0f) score = softcap16(score, cap);
+    if (a.slopes) {
+      const F32x16 offset = set1(static_cast<float>(a.token_begin + t - a.positions[row]));
+      score = fma(slope, abs(add(load(kLane), offset)), score);
+    }
+    store(scores + t, score);
   }
 }
 
-// Rows whose steps of softmax take turns, so that none waits for its own.
-constexpr int kSoftmaxRows = 4;
-
-// The largest score a row sees, capped and biased.
-LLMCORE_INLINE F32x16 largest_score(const Split& s, int row) {
-  static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const llmcore::AttentionArgs& a = s.a;
-  float* scores = s.scores + row * kScoreStride;
-  const int begin = s.begins[row], end = s.ends[row], first = begin / 16 * 16;
-  if (a.softcap != 0.0f) {
-    const F32x16 cap = set1(a.softcap);
-    for (int t = first; t < end; t += 16) store(scores + t, softcap16(load(scores + t), cap));
-  }
-  if (a.slopes) {
-    const F32x16 slope = set1(-a.slopes[row]);
-    for (int t = first; t < end; t += 16) {
-      const F32x16 offset = set1(static_cast<float>(a.token_begin + t - a.positions[row]));
-      store(scores + t, fma(slope, abs(add(load(kLane), offset)), load(scores + t)));
-    }
-  }
+// The largest score a row sees. Where values have scales, scores become score * factor + exponent of the scale.
+template <class Kv>
+LLMCORE_INLINE F32x16 largest_score(const Split& s, int row, F32x16 factor, const ValueScales& values) {
+  float* scores = s.scores_of(row);
+  const int begin = s.begins[row], end = s.ends[row];
+  const float* exponents = values.exponents;
   const F32x16 lowest = set1(-__builtin_inff());
   F32x16 top = lowest;
-  for (int t = first; t < end; t += 16) {
+  for_lines(begin, end, [&]<bool edge>(int t) {
     F32x16 score = load(scores + t);
-    if (t < begin || t + 16 > end) score = select(lanes(begin - t, end - t), score, lowest);
+    if constexpr (Kv::kScaled) {
+      score = fma(score, factor, load(exponents + t));
+      store(scores + t, score);
+    }
+    if constexpr (edge) score = select(lanes(begin - t, end - t), score, lowest);
     top = max(top, score);
-  }
+  });
   return set1(reduce_max(top));
 }
 
-// Of a row's weights, lane by lane: their sum, and where values have scales the largest with its scale.
-struct Weights {
-  F32x16 sum, largest;
-};
-
-// Turns a row's scores into weights e^(score - maximum), zero where the row does not see. Where values have scales,
-// [token], the weights take them in and are as exact as will be kept of them; the sum doesn't.
-template <class Kv>
-LLMCORE_INLINE Weights weigh_scores(const Split& s, int row, F32x16 maximum, const float* scales) {
-  float* scores = s.scores + row * kScoreStride;
+// Turns a row's scores into weights 2^(score * factor - maximum), zero where the row does not see, and returns their
+// sum, lane by lane.
+LLMCORE_INLINE F32x16 weigh_scores(const Split& s, int row, F32x16 factor, F32x16 maximum) {
+  float* scores = s.scores_of(row);
   const int begin = s.begins[row], end = s.ends[row];
-  const F32x16 zero = set1(0.0f);
-  Weights w{zero, zero};
-  for (int t = begin / 16 * 16; t < end; t += 16) {
-    const bool edge = t < begin || t + 16 > end;
-    F32x16 weight = exp16_nonpositive<Kv::kScaled ? 4 : 6>(sub(load(scores + t), maximum));
-    if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
-    w.sum = add(w.sum, weight);
-    if constexpr (Kv::kScaled) {
-      weight = mul(weight, load(scales + t));
-      if (edge) weight = select(lanes(begin - t, end - t), weight, zero);
-      w.largest = max(Kv::kLowest == -Kv::kHighest ? weight : abs(weight), w.largest);  // scales of int4 have a sign
-    }
+  const F32x16 zero = set1(0.0f), shift = neg(maximum);
+  F32x16 sum = zero;
+  for_lines(begin, end, [&]<bool edge>(int t) {
+    F32x16 weight = exp2_nonpositive(fma(load(scores + t), factor, shift));
+    if constexpr (edge) weight = select(lanes(begin - t, end - t), weight, zero);
+    sum = add(sum, weight);
     store(scores + t, weight);
-  }
-  return w;
+  });
+  return sum;
 }
 
-// Rounds a row's weights to digits, 0 for what else there is of the pages [page_begin, page_end). The sum of digits of
-// NaN is anything.
-LLMCORE_INLINE void round_weights(const Split& s, int row, const Weights& w, int64_t page_begin, int64_t page_end) {
-  const float* weights = s.scores + row * kScoreStride;
-  int8_t* digits = s.digits(row);  // always behind the weights that are still to be read
-  const int64_t first = s.begins[row] / 16, end = (s.ends[row] + 15) / 16;
-  const float largest = reduce_max(w.largest);
-  const bool tiny = !(largest > 1e-30f);
-  const F32x16 inverse = set1(tiny ? 0.0f : kLargestWeight / largest);
-  I32x16 sum = set1_i32(0);
-  for (int64_t n = page_begin / kDigitPages * kDigitPages; n < page_end; n += kDigitPages) {
+// Turns a row's scores with exponents into digits of weights with scales, 0 for what else there is of the pages, and
+// returns the sum of the weights without scales, lane by lane. The sum of digits of NaN is anything.
+LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, const ValueScales& values,
+                                    RowGroup::Pages pages) {
+  const int begin = s.begins[row], end = s.ends[row];
+  const float *scores = s.scores_of(row), *inverses = values.inverses, *factors = values.factors;
+  const F32x16 zero = set1(0.0f);
+  F32x16 sum[kDigitPages] = {zero, zero, zero, zero};
+  I32x16 code_sum = set1_i32(0);
+  uint32_t shifts = 0;  // how often code_sum has kShiftedZero
+  int64_t n = pages.begin / kDigitPages * kDigitPages;
+  int8_t* digits = s.digits(row) + digits_at(n);  // always behind the scores that are still to be read
+  const auto put = [&](const I32x16(&code)[kDigitPages]) __attribute__((always_inline)) {
+    code_sum = add(code_sum, add(add(code[0], code[1]), add(code[2], code[3])));
+    shifts += kDigitPages * 16;
+    store_digits<kDigitBits>(digits, digits + kLowDigits, code);
+    digits += 2 * kLowDigits;
+    n += kDigitPages;
+  };
+  // Pages all of whose tokens the row sees, in blocks.
+  constexpr int kBlockPages = kExp2Together > kDigitPages ? kExp2Together : kDigitPages;
+  const auto round_block = [&]() __attribute__((always_inline)) {
+    F32x16 weight[kBlockPages / kExp2Together][kExp2Together];
+    I32x16 code[kBlockPages / kDigitPages][kDigitPages];
+    const int t = static_cast<int>(n * 16);
+    _Pragma("GCC unroll 4") for (int i = 0; i < kBlockPages; i += kExp2Together) {
+      F32x16(&w)[kExp2Together] = weight[i / kExp2Together];
+      repeat<kExp2Together>([&](int j) { w[j] = sub(load(scores + t + (i + j) * 16), maximum); });
+      exp2_nonpositive<4>(w);
+    }
+    repeat<kBlockPages>([&](int i) {
+      const F32x16 w = weight[i / kExp2Together][i % kExp2Together];
+      sum[i % kDigitPages] = fma(w, load(inverses + t + i * 16), sum[i % kDigitPages]);
+      code[i / kDigitPages][i % kDigitPages] = shifted_product(w, load(factors + t + i * 16));
+    });
+    _Pragma("GCC unroll 2") for (int i = 0; i < kBlockPages / kDigitPages; ++i) put(code[i]);
+  };
+  while (n < pages.end) {
+    const int first = static_cast<int>(n * 16);
+    if (first >= begin && first + kBlockPages * 16 <= end) {
+      round_block();
+      continue;
+    }
     I32x16 code[kDigitPages];
-    const bool all = n >= first && n + kDigitPages <= end;
-    _Pragma("GCC unroll 4") for (int i = 0; i < kDigitPages; ++i) {
-      code[i] = set1_i32(0);
-      if (all || (n + i >= first && n + i < end)) code[i] = product_to_int(load(weights + (n + i) * 16), inverse);
-      sum = add(sum, code[i]);
+    for (int i = 0; i < kDigitPages; ++i) {
+      const int t = first + i * 16;
+      code[i] = set1_i32(kShiftedZero);
+      if (t >= end || t + 16 <= begin) continue;
+      const Mask16 seen = lanes(begin - t, end - t);
+      F32x16 weight[1] = {sub(load(scores + t), maximum)};
+      exp2_nonpositive<4>(weight);
+      weight[0] = select(seen, weight[0], zero);
+      sum[i] = fma(weight[0], select(seen, load(inverses + t), zero), sum[i]);
+      code[i] = shifted_product(weight[0], select(seen, load(factors + t), zero));
     }
-    store_digits<kDigitBits>(digits + digits_at(n), digits + digits_at(n) + kLowDigits, code);
+    put(code);
   }
-  s.scales[row] = tiny ? 0.0f : largest / kLargestWeight;
-  s.sums[row] = reduce_add(sum);
+  s.sums[row] = static_cast<int32_t>(static_cast<uint32_t>(reduce_add(code_sum)) - shifts * kShiftedZero);
+  return add(add(sum[0], sum[1]), add(sum[2], sum[3]));
 }
 
-// Softmax of `count` rows over the pages [page_begin, page_end) of the split: weights for scores, and each row's
-// maximum and sum. Where not all scales are finite, what sees one that isn't becomes NaN.
+// Softmax of a group's rows: weights for scores, and each row's maximum and sum.
 template <class Kv>
-LLMCORE_INLINE void softmax_rows(const Split& s, int row, int count, const float* scales, bool finite,
-                                 int64_t page_begin, int64_t page_end) {
-  F32x16 maxima[kSoftmaxRows];
-  Weights weights[kSoftmaxRows];
-  for (int r = 0; r < count; ++r) maxima[r] = largest_score(s, row + r);
-  for (int r = 0; r < count; ++r) weights[r] = weigh_scores<Kv>(s, row + r, maxima[r], scales);
-  for (int r = 0; r < count; ++r) {
-    s.a.maxima[row + r] = first_lane(maxima[r]);
-    s.a.sums[row + r] = reduce_add(weights[r].sum);
-    if constexpr (Kv::kScaled) {
-      round_weights(s, row + r, weights[r], page_begin, page_end);
-      for (int t = s.begins[row + r]; !finite && t < s.ends[row + r]; ++t) s.scales[row + r] += 0.0f * scales[t];
+void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values) noexcept {
+  for (int row = g.row; row < g.row + g.count; row += kSoftmaxRows) {
+    const int left = g.row + g.count - row, count = left < kSoftmaxRows ? left : kSoftmaxRows;
+    F32x16 factors[kSoftmaxRows], maxima[kSoftmaxRows];
+    for (int r = 0; r < count; ++r) {
+      factors[r] = set1(Kv::kScaled ? s.factors[row + r] : llmcore::kLog2E);
+      if (s.bent()) {
+        bend_scores(s, row + r, Kv::kScaled ? s.a.query_scales[row + r] : 1.0f);
+        factors[r] = set1(llmcore::kLog2E);
+      }
+      maxima[r] = largest_score<Kv>(s, row + r, factors[r], values);
+      if constexpr (!Kv::kScaled) maxima[r] = mul(maxima[r], factors[r]);
+    }
+    for (int r = 0; r < count; ++r) {
+      F32x16 sums;
+      if constexpr (Kv::kScaled) {
+        sums = round_weights(s, row + r, maxima[r], values, g.pages());
+      } else {
+        sums = weigh_scores(s, row + r, factors[r], maxima[r]);
+      }
+      const float sum = reduce_add(sums);
+      s.a.maxima[row + r] = first_lane(maxima[r]);
+      s.a.sums[row + r] = sum;
+      if constexpr (Kv::kScaled) balance(s, row + r);
     }
   }
+}
+
+// Scores of a group's rows for the pages from `page` on that it sees, up to `stop`; `tile` begins with `page`.
+template <class Kv>
+void score_group(const Split& s, const RowGroup& g, Page* tile, int64_t page, int64_t stop) noexcept {
+  const RowGroup::Pages pages = g.pages(page, stop);
+  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].scores = s.scores_of(g.row) + n * 16;
+  with_rows<kAttentionRows>(g.count, [&]<int R>() {
+    const auto score = [&]<int P>(int64_t n) {
+      if constexpr (Kv::kScaled) {
+        score_codes<Kv, R, P>(s, g.row, tile + n - page);
+      } else {
+        score_pages<Kv, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
+      }
+    };
+    constexpr int P = beside<R>(kTilePages);
+    int64_t n = pages.begin;
+    for (; n + P <= pages.end; n += P) score.template operator()<P>(n);
+    for (; n < pages.end; ++n) score.template operator()<1>(n);
+  });
+  for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;
 }
 
 // A page's lines as float32, for rows enough that converting them anew for every few would cost more: line i of token t
@@ -579,12 +721,11 @@ struct Stream {
 };
 
 // Pages [begin, end) of a split, worked on `step` at a time, head by head. With `many` rows a head, float pages are
-// converted to float32 in `lines` once for all groups of rows; `lines` holds kTilePages.
+// converted to float32 once for all groups of rows, kTilePages at a time.
 struct Pass {
   int64_t begin, end, step;
   int head_groups;
   bool many;
-  float* lines;
 };
 
 template <class Kv>
@@ -592,7 +733,7 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
   for (int64_t page = pass.begin; page < pass.end; page += pass.step) {
     const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
     for (int head = 0; head < s.a.kv_heads; ++head) {
-      Page tile[kTilePages]{};
+      Page tile[kTilePages];
       for (int64_t i = page; i < stop; ++i) {
         Page& p = tile[i - page];
         p.codes = s.keys(i, head);
@@ -600,33 +741,18 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
         if constexpr (Kv::kScaled) {
           prefetch(s.values(i, head) + s.padded * Kv::kLineBytes);  // what softmax wants of the values
         } else if (pass.many) {
-          float* out = pass.lines + (i - page) * 16 * s.padded;
+          float* out = s.lines + (i - page) * 16 * s.padded;
           convert<Kv>(p.codes, s.a.head_dim, 1, out, 0, p.ahead);
           p.codes = reinterpret_cast<const uint8_t*>(out);
           p.ahead = nullptr;
         }
       }
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
-        const RowGroup& g = s.group[i];
-        const int64_t from = g.first / 16 > page ? g.first / 16 : page;
-        const int64_t to = (g.last + 15) / 16 < stop ? (g.last + 15) / 16 : stop;
-        for (int64_t n = from; n < to; ++n) tile[n - page].scores = s.scores + g.row * kScoreStride + n * 16;
-        with_rows<kAttentionRows>(g.count, [&]<int R>() {
-          const auto score = [&]<int P>(int64_t n) {
-            if constexpr (Kv::kScaled) {
-              score_codes<Kv, R, P>(s, g.row, tile + n - page);
-            } else if (pass.many) {
-              score_pages<KvF32, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
-            } else {
-              score_pages<Kv, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
-            }
-          };
-          constexpr int P = beside<R>(kTilePages / 2);
-          int64_t n = from;
-          for (; n + P <= to; n += P) score.template operator()<P>(n);
-          for (; n < to; ++n) score.template operator()<1>(n);
-        });
-        for (Page& p : tile) p.ahead = nullptr;
+        if (!Kv::kScaled && pass.many) {
+          score_group<KvF32>(s, s.group[i], tile, page, stop);
+        } else {
+          score_group<Kv>(s, s.group[i], tile, page, stop);
+        }
       }
     }
   }
@@ -649,7 +775,7 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
         values = s.values(i, head);
         const uint8_t* ahead = stream.next();
         if (pass.many) {
-          float* out = pass.lines + (i - page) * 256;
+          float* out = s.lines + (i - page) * 256;
           convert<Kv>(values, 16, s.padded / 16, out, (stop - page) * 256, ahead);
           values = reinterpret_cast<const uint8_t*>(out);
         } else {
@@ -667,60 +793,81 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
   }
 }
 
-// Adds integer values by weight. With many rows a group passes the whole split before the next.
+// Adds integer values by weight.
 template <class Kv>
 LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream) {
-  constexpr int64_t kSplitPages = llmcore::kSplitTokens / 16;
-  const int64_t step = pass.many ? kSplitPages : pass.step;
-  for (int64_t page = pass.begin; page < pass.end; page += step) {
-    const int64_t stop = page + step < pass.end ? page + step : pass.end;
+  for (int64_t page = pass.begin; page < pass.end; page += pass.step) {
+    const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
     for (int head = 0; head < s.a.kv_heads; ++head) {
-      Page tile[kSplitPages];
-      for (int64_t i = page; i < stop; ++i) tile[i - page] = {s.values(i, head), stream.next(), nullptr};
+      Page tile[kTilePages];
+      for (int64_t i = page; i < stop; ++i) tile[i - page] = {s.values(i, head), stream.next()};
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
         add_codes_to_group<Kv>(s, s.group[i], tile, page, stop);
         for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;
       }
     }
   }
-  for (int r = 0; r < s.a.rows; ++r) finish_codes<Kv>(s, r);
+}
+
+// Integer keys and values: with many rows a head a group passes the whole split before the next, so that its scores
+// stay at hand. Pages that follow are asked for by the first group.
+template <class Kv>
+LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
+  constexpr int64_t kSplitPages = llmcore::kSplitTokens / 16;
+  const llmcore::AttentionArgs& a = s.a;
+  for (int head = 0; head < a.kv_heads; ++head) {
+    const ValueScales scales = value_scales<Kv>(s, pass.begin, pass.end, head);
+    Page keys[kSplitPages], values[kSplitPages];
+    for (int64_t i = pass.begin; i < pass.end; ++i) {
+      keys[i - pass.begin] = {s.keys(i, head), s.values(i, head)};
+      const uint8_t* next = nullptr;
+      if (i < a.next_count) next = a.next_keys + a.next_pages[i] * a.key_page_stride + head * a.key_head_stride;
+      values[i - pass.begin] = {s.values(i, head), next};
+    }
+    for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
+      const RowGroup& g = s.group[i];
+      s.first_row = g.row;
+      score_group<Kv>(s, g, keys, pass.begin, pass.end);
+      softmax_group<Kv>(s, g, scales);
+      add_codes_to_group<Kv>(s, g, values, pass.begin, pass.end);
+      for (int64_t n = 0; n < pass.end - pass.begin; ++n) values[n].ahead = nullptr;
+    }
+  }
 }
 
 template <class Kv>
 void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
-  const int64_t padded = padded_dim(a.head_dim);
-  float* scales = a.scratch + a.rows * kScoreStride;
-  float* lines = scales + 2 * a.rows;
-  Split s{a, padded, a.scratch, scales, reinterpret_cast<int32_t*>(scales + a.rows), 0, {}, {}, {}};
+  Split s(a);
   find_groups(s);
+  if constexpr (Kv::kScaled) {
+    constexpr int kOffset = Kv::kZero - dot4_zero<Kv::Lines::kMaxCode>();
+    for (int r = 0; r < a.rows; ++r) {
+      s.starts[r] = -kOffset * a.query_sums[r];
+      s.factors[r] = a.query_scales[r] * llmcore::kLog2E;
+    }
+  }
   int first = llmcore::kSplitTokens, last = 0;
   for (int i = 0; i < s.groups; ++i) {
-    first = s.group[i].first < first ? s.group[i].first : first;
-    last = s.group[i].last > last ? s.group[i].last : last;
+    const RowGroup& g = s.group[i];
+    first = g.first < first ? g.first : first;
+    last = g.last > last ? g.last : last;
+    if (Kv::kScaled && g.first < g.last) continue;  // written once
+    float* outputs = a.outputs + g.row * s.padded;
+    for (int64_t d = 0; d < g.count * s.padded; d += 16) store(outputs + d, set1(0.0f));
   }
-  for (int64_t i = 0; i < a.rows * padded; i += 16) store(a.outputs + i, set1(0.0f));
-  Pass pass{first / 16, (last + 15) / 16, kTilePages / 2, s.groups / a.kv_heads, false, lines};
+  Pass pass{first / 16, (last + 15) / 16, kTilePages / 2, s.groups / a.kv_heads, false};
   if (pass.head_groups > 2) {
     pass.many = true;
     pass.step = kTilePages;
+    if constexpr (Kv::kScaled) return attend_by_group<Kv>(s, pass);
   }
   Stream stream{a, a.pages + pass.begin, pass.end - pass.begin, pass.step * a.kv_heads + kChunksAhead};
 
   score_keys<Kv>(s, pass, stream);
-  const int head_rows = a.rows / a.kv_heads;
   for (int head = 0; head < a.kv_heads; ++head) {
-    F32x16 poison = set1(0.0f);
-    if constexpr (Kv::kScaled) {  // `lines` for the scales of the head's values
-      for (int64_t i = pass.begin; i < pass.end; ++i) {
-        const F32x16 line = load(reinterpret_cast<const float*>(s.values(i, head) + padded * Kv::kLineBytes));
-        poison = fma(line, set1(0.0f), poison);
-        store(lines + i * 16, line);
-      }
-    }
-    const bool finite = reduce_add(poison) == 0.0f;
-    for (int r = 0; r < head_rows; r += kSoftmaxRows) {
-      const int count = head_rows - r < kSoftmaxRows ? head_rows - r : kSoftmaxRows;
-      softmax_rows<Kv>(s, head * head_rows + r, count, lines, finite, pass.begin, pass.end);
+    const ValueScales values = value_scales<Kv>(s, pass.begin, pass.end, head);
+    for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
+      softmax_group<Kv>(s, s.group[i], values);
     }
   }
   if constexpr (Kv::kScaled) {
@@ -737,7 +884,8 @@ void attention_fold_kernel(int rows, const float* outputs, const float* split_ma
   for (int first = 0; first < rows; first += 16) {
     const int count = rows - first < 16 ? rows - first : 16;
     const F32x16 split = load_first(split_maxima + first, count), own = load_first(maxima + first, count);
-    const F32x16 top = max(own, split), split_weight = exp16(sub(split, top)), own_weight = exp16(sub(own, top));
+    const F32x16 top = max(own, split), split_weight = exp2_nonpositive(sub(split, top));
+    const F32x16 own_weight = exp2_nonpositive(sub(own, top));
     const F32x16 split_sum = load_first(split_sums + first, count), own_sum = load_first(sums + first, count);
     float split_weights[16], own_weights[16], tops[16], totals[16];
     store(split_weights, split_weight);

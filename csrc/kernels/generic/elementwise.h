@@ -40,9 +40,14 @@ LLMCORE_INLINE int32_t reduce_add(I32x16 a) {
   return __builtin_bit_cast(int32_t, sum);
 }
 
-// The integer nearest to a * b, rounded once; |a * b| must be below 2^22 (as with to_int, NaN gives some integer).
-LLMCORE_INLINE I32x16 product_to_int(F32x16 a, F32x16 b) {
-  return sub(as_int(fma(a, b, set1(12582912.0f))), set1_i32(0x4b400000));
+// The integer nearest to a * b, rounded once, less kShiftedZero; |a * b| must be below 2^22 (NaN gives anything).
+constexpr int32_t kShiftedZero = 0x4b400000;
+LLMCORE_INLINE I32x16 shifted_product(F32x16 a, F32x16 b) { return as_int(fma(a, b, set1(12582912.0f))); }
+
+// Calls f(i) for i < n, unrolled.
+template <int n, class Function>
+LLMCORE_INLINE void repeat(Function&& f) {
+  _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i) f(i);
 }
 
 // e^x. Range reduction x = n ln 2 + r with ln 2 in two parts, then the polynomial of degree 6 on |r| <= ln 2 / 2 of
@@ -68,33 +73,38 @@ LLMCORE_INLINE F32x16 exp16(F32x16 x) {
   return select(is_nan(x), x, mul(mul(p, low), high));
 }
 
-// e^x for x <= 0, as softmax has it: 2^n 2^r with n + r = x log2 e, |r| <= 1/2, and 2^r by a polynomial of degree 6
-// (minimax, 4e-9), or of degree 4 (minimax, 3e-6) where the result is to be rounded to fewer bits. The rounding of
-// x log2 e makes the relative error |x| 2^-24 and more, the absolute error below 1e-7; below -86 the result stays at
-// e^-86, and NaN stays.
-template <int degree = 6>
-LLMCORE_INLINE F32x16 exp16_nonpositive(F32x16 x) {
+// 2^x for x <= 0, as softmax has it: 2^n 2^r with n + r = x, |r| <= 1/2, and 2^r by a polynomial of degree 6 (minimax,
+// 4e-9), or of degree 4 (minimax, 3e-6) where the result is to be rounded to fewer bits. Below -124 the result stays at
+// 2^-124, and NaN stays. Step by step for all of x, so that no step waits for the one before.
+template <int degree = 6, int count>
+LLMCORE_INLINE void exp2_nonpositive(F32x16 (&x)[count]) {
   static_assert(degree == 4 || degree == 6);
-  const F32x16 clamped = max(set1(-86.0f), x);
   const F32x16 magic = set1(12582912.0f);
-  const F32x16 shifted = fma(clamped, set1(1.44269504088896341f), magic);  // n in its lowest bits
-  const F32x16 r = fma(clamped, set1(1.44269504088896341f), sub(magic, shifted));
-  F32x16 p;
+  F32x16 shifted[count], p[count];
+  const auto next = [&](float c) { repeat<count>([&](int i) { p[i] = fma(p[i], x[i], set1(c)); }); };
+  repeat<count>([&](int i) { x[i] = max(set1(-124.0f), x[i]); });
+  repeat<count>([&](int i) { shifted[i] = add(x[i], magic); });  // n in its lowest bits
+  repeat<count>([&](int i) { p[i] = sub(shifted[i], magic); });
+  repeat<count>([&](int i) { x[i] = sub(x[i], p[i]); });
+  repeat<count>([&](int i) { p[i] = set1(degree == 6 ? 0.00015353362f : 0.00958285f); });
   if constexpr (degree == 6) {
-    p = set1(0.00015353362f);
-    p = fma(p, r, set1(0.0013398875f));
-    p = fma(p, r, set1(0.009618437f));
-    p = fma(p, r, set1(0.055503324f));
-    p = fma(p, r, set1(0.24022648f));
-    p = fma(p, r, set1(0.6931472f));
+    next(0.0013398875f);
+    next(0.009618437f);
+    next(0.055503324f);
+    next(0.24022648f);
+    next(0.6931472f);
   } else {
-    p = set1(0.00958285f);
-    p = fma(p, r, set1(0.05590643f));
-    p = fma(p, r, set1(0.24024099f));
-    p = fma(p, r, set1(0.69312419f));
+    next(0.05590643f);
+    next(0.24024099f);
+    next(0.69312419f);
   }
-  p = fma(p, r, set1(1.0f));
-  return as_float(add(as_int(p), shift_left<23>(as_int(shifted))));
+  next(1.0f);
+  repeat<count>([&](int i) { x[i] = as_float(add(as_int(p[i]), shift_left<23>(as_int(shifted[i])))); });
+}
+LLMCORE_INLINE F32x16 exp2_nonpositive(F32x16 x) {
+  F32x16 one[1] = {x};
+  exp2_nonpositive(one);
+  return one[0];
 }
 
 // tanh x: Cephes' tanhf, an odd polynomial below 0.625 in magnitude and 1 - 2 / (e^2|x| + 1) with the sign of x above.

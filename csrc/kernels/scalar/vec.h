@@ -162,7 +162,7 @@ inline void store(int32_t* p, I32x16 a) { __builtin_memcpy(p, a.v, 64); }
 // Lanes must be within [-128, 127].
 inline void store_i8(int8_t* p, I32x16 a) { LLMCORE_LANES p[i] = static_cast<int8_t>(a.v[i]); }
 
-// The lowest n bits of each lane, and what is above them; lanes are within 16 bits, digits within [-128, 127].
+// Of the lowest 16 bits of each lane the lowest n, and what is above them; digits are within [-128, 127].
 template <int n>
 inline void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
   for (int j = 0; j < 4; ++j) {
@@ -338,5 +338,6 @@ constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 1;
 constexpr int kAttentionRows = 1;
 constexpr int kAttentionSums = 1;  // of 16 outputs, at once
+constexpr int kExp2Together = 1;   // vectors of 16 whose steps take turns
 
 }  // namespace
