@@ -167,7 +167,7 @@ struct KernelTable {
   // of the state, are [rows][head_dim padded to 16].
   void (*attention_fold)(int rows, const float* outputs, const float* split_maxima, const float* split_sums,
                          float* states, float* maxima, float* sums, int64_t head_dim) noexcept;
-  // out[d] = state[d] / sum
+  // out[d] = state[d] * (1 / sum)
   void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
   // Finds pieces of text until a window finds none, or fewer than kWindowBytes more ends have room.
   void (*window[kNumWindowPatterns])(WindowArgs& args) noexcept;

@@ -594,28 +594,34 @@ LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, con
     digits += 2 * kLowDigits;
     n += kDigitPages;
   };
-  // Pages all of whose tokens the row sees, in blocks.
-  constexpr int kBlockPages = kExp2Together > kDigitPages ? kExp2Together : kDigitPages;
-  const auto round_block = [&]() __attribute__((always_inline)) {
-    F32x16 weight[kBlockPages / kExp2Together][kExp2Together];
-    I32x16 code[kBlockPages / kDigitPages][kDigitPages];
+  // Pages all of whose tokens the row sees.
+  const auto round_whole = [&]<int count>() __attribute__((always_inline)) {
+    constexpr int kTogether = count < kExp2Together ? count : kExp2Together;
+    F32x16 weight[count / kTogether][kTogether];
+    I32x16 code[count / kDigitPages][kDigitPages];
     const int t = static_cast<int>(n * 16);
-    _Pragma("GCC unroll 4") for (int i = 0; i < kBlockPages; i += kExp2Together) {
-      F32x16(&w)[kExp2Together] = weight[i / kExp2Together];
-      repeat<kExp2Together>([&](int j) { w[j] = sub(load(scores + t + (i + j) * 16), maximum); });
+    _Pragma("GCC unroll 4") for (int i = 0; i < count; i += kTogether) {
+      F32x16(&w)[kTogether] = weight[i / kTogether];
+      repeat<kTogether>([&](int j) { w[j] = sub(load(scores + t + (i + j) * 16), maximum); });
       exp2_nonpositive<4>(w);
     }
-    repeat<kBlockPages>([&](int i) {
-      const F32x16 w = weight[i / kExp2Together][i % kExp2Together];
+    repeat<count>([&](int i) {
+      const F32x16 w = weight[i / kTogether][i % kTogether];
       sum[i % kDigitPages] = fma(w, load(inverses + t + i * 16), sum[i % kDigitPages]);
       code[i / kDigitPages][i % kDigitPages] = shifted_product(w, load(factors + t + i * 16));
     });
-    _Pragma("GCC unroll 2") for (int i = 0; i < kBlockPages / kDigitPages; ++i) put(code[i]);
+    _Pragma("GCC unroll 2") for (int i = 0; i < count / kDigitPages; ++i) put(code[i]);
   };
   while (n < pages.end) {
-    const int first = static_cast<int>(n * 16);
-    if (first >= begin && first + kBlockPages * 16 <= end) {
-      round_block();
+    const int first = static_cast<int>(n * 16), left = end - first;
+    if constexpr (kExp2Together > kDigitPages) {
+      if (first >= begin && left >= kExp2Together * 16) {
+        round_whole.template operator()<kExp2Together>();
+        continue;
+      }
+    }
+    if (first >= begin && left >= kDigitPages * 16) {
+      round_whole.template operator()<kDigitPages>();
       continue;
     }
     I32x16 code[kDigitPages];
@@ -914,7 +920,8 @@ void attention_fold_kernel(int rows, const float* outputs, const float* split_ma
 }
 
 void attention_finish_kernel(const float* state, float sum, float* out, int64_t head_dim) noexcept {
-  for (int64_t d = 0; d < head_dim; d += 16) store_first(out + d, div(load(state + d), set1(sum)), head_dim - d);
+  const F32x16 inverse = set1(1.0f / sum);
+  for (int64_t d = 0; d < head_dim; d += 16) store_first(out + d, mul(load(state + d), inverse), head_dim - d);
 }
 
 }  // namespace
