@@ -272,6 +272,7 @@ constexpr int kTileRows = 3;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 6;
+constexpr int kAttentionManyRows = 6;
 constexpr int kAttentionSums = 6;
 constexpr int kExp2Together = 1;
 

@@ -166,7 +166,8 @@ LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const cha
 constexpr int kTileRows = 6;
 constexpr int kTilePanels = 4;
 constexpr int kVectorPanels = 4;
-constexpr int kAttentionRows = 6;
+constexpr int kAttentionRows = 8;
+constexpr int kAttentionManyRows = 6;
 constexpr int kAttentionSums = 24;
 constexpr int kExp2Together = 8;
 

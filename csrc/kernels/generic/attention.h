@@ -192,14 +192,17 @@ static_assert(255 * (1 << 2 * kDigitBits) * int64_t{llmcore::kSplitTokens} < (in
 constexpr int64_t kDigitPages = 4, kLowDigits = kDigitPages * 16;
 // Where a page's high digits are; its low ones are kLowDigits on.
 LLMCORE_INLINE int64_t digits_at(int64_t page) { return page / kDigitPages * 2 * kLowDigits + page % kDigitPages * 16; }
-// Rows whose values are added together: two digits each.
-constexpr int kCodeRows = kAttentionSums >= 24 ? 3 : kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
 
-// How many of n rows to take next: as many as registers hold, but no less than four while there are four.
-LLMCORE_INLINE int rows_to_take(int n) {
-  constexpr int R = kAttentionRows;
-  if (n >= R && (R <= 4 || n == R || n >= R + 4)) return R;
-  return n >= 4 && R > 4 ? 4 : n >= 2 && R > 2 ? 2 : 1;
+// How many of a head's last n rows to take next: `most`, but no less than four while there are four.
+LLMCORE_INLINE int rows_to_take(int n, int most) {
+  if (n >= most && (most <= 4 || n == most || n >= most + 4)) return most;
+  return n >= 4 && most > 4 ? 4 : n >= 2 && most > 2 ? 2 : 1;
+}
+// Rows of integer values that are added together, two digits each: few enough that some blocks of outputs fit beside.
+constexpr int kCodeRows = kAttentionSums >= 16 ? 4 : kAttentionSums >= 4 ? 2 : 1;
+LLMCORE_INLINE int code_rows_to_take(int n) {
+  if (kAttentionSums >= 24 && (n == 3 || n == 6)) return 3;
+  return n >= kCodeRows ? kCodeRows : n >= 2 ? 2 : 1;
 }
 
 LLMCORE_INLINE void find_groups(Split& s) {
@@ -212,8 +215,9 @@ LLMCORE_INLINE void find_groups(Split& s) {
   }
   s.groups = 0;
   const int head_rows = a.rows / a.kv_heads;
+  const int most = head_rows > 2 * kAttentionRows ? kAttentionManyRows : kAttentionRows;
   for (int row = 0; row < a.rows;) {
-    const int head = row / head_rows, count = rows_to_take((head + 1) * head_rows - row);
+    const int head = row / head_rows, count = rows_to_take((head + 1) * head_rows - row, most);
     RowGroup g{row, count, head, llmcore::kSplitTokens, 0, 0, llmcore::kSplitTokens};
     for (int r = row; r < row + g.count; ++r) {
       const int begin = s.begins[r], end = s.ends[r];
@@ -229,20 +233,28 @@ LLMCORE_INLINE void find_groups(Split& s) {
   }
 }
 
-// Calls function.template operator()<R>() with R = rows.
-template <int R, class Function>
+// Calls function.template operator()<R>() with R = rows, at most `most`.
+template <int most, class Function>
 LLMCORE_INLINE void with_rows(int rows, Function&& function) {
-  if constexpr (R > 1) {
-    if (rows != R) return with_rows<(R > 4 ? 4 : R > 2 ? 2 : 1)>(rows, function);
-  }
-  function.template operator()<R>();
+  const auto call = [&]<int R>() {
+    if constexpr (R <= most) {
+      if (rows == R) function.template operator()<R>();
+    }
+  };
+  call.template operator()<8>();
+  call.template operator()<6>();
+  call.template operator()<4>();
+  if constexpr (most == 4 && kAttentionSums >= 24) call.template operator()<3>();
+  call.template operator()<2>();
+  call.template operator()<1>();
 }
 
 // How many vectors of R rows are summed at once, so that enough sums are on their way and a row's number, once loaded,
-// is used for all: pages of scores, blocks of 16 outputs.
+// is used for all: pages of scores, blocks of 16 outputs. One, two or four.
 template <int R>
 constexpr int beside(int most) {
-  return kAttentionSums / R < 1 ? 1 : kAttentionSums / R > most ? most : kAttentionSums / R;
+  const int n = kAttentionSums / R < most ? kAttentionSums / R : most;
+  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
 // A page of keys or of integer values, a page to prefetch if not null, and where the first row's scores of keys go.
@@ -374,7 +386,8 @@ void add_values(const float* weights, const ValueTile& tile, int64_t padded, int
 // sees: those all rows see are added together, the others row by row, so that no row's result depends on the rows
 // beside it.
 template <class Kv>
-LLMCORE_INLINE void add_to_group(const Split& s, const RowGroup& g, int from, int to, const ValueTile& tile) {
+__attribute__((noinline)) void add_to_group(const Split& s, const RowGroup& g, int from, int to,
+                                            const ValueTile& tile) noexcept {
   if (from >= g.last || to <= g.first) return;
   const auto add = [&]<int R>(int row, int begin, int end) {
     add_values<Kv, R>(s.scores_of(row) + from, tile, s.padded, begin - from, end - from, s.a.outputs + row * s.padded);
@@ -439,12 +452,13 @@ void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
 
 // The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`.
 template <class Kv>
-void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page, int64_t stop) noexcept {
+__attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page,
+                                                  int64_t stop) noexcept {
   const RowGroup::Pages pages = g.pages(page, stop);
   if (pages.begin >= pages.end) return;
   const bool first = pages.begin == g.pages().begin, last = pages.end == g.pages().end;
   for (int row = g.row; row < g.row + g.count;) {
-    const int left = g.row + g.count - row, count = left >= kCodeRows ? kCodeRows : left >= 2 ? 2 : 1;
+    const int count = code_rows_to_take(g.row + g.count - row);
     with_rows<kCodeRows>(count, [&]<int R>() {
       const auto add = [&]<int B>(int64_t d) {
         add_codes<Kv, R, B>(s, row, tile + pages.begin - page, pages, d, first, last);
@@ -644,7 +658,7 @@ LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, con
 
 // Softmax of a group's rows: weights for scores, and each row's maximum and sum.
 template <class Kv>
-void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values) noexcept {
+__attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values) noexcept {
   for (int row = g.row; row < g.row + g.count; row += kSoftmaxRows) {
     const int left = g.row + g.count - row, count = left < kSoftmaxRows ? left : kSoftmaxRows;
     F32x16 factors[kSoftmaxRows], maxima[kSoftmaxRows];
@@ -674,7 +688,8 @@ void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values)
 
 // Scores of a group's rows for the pages from `page` on that it sees, up to `stop`; `tile` begins with `page`.
 template <class Kv>
-void score_group(const Split& s, const RowGroup& g, Page* tile, int64_t page, int64_t stop) noexcept {
+__attribute__((noinline)) void score_group(const Split& s, const RowGroup& g, Page* tile, int64_t page,
+                                           int64_t stop) noexcept {
   const RowGroup::Pages pages = g.pages(page, stop);
   for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].scores = s.scores_of(g.row) + n * 16;
   with_rows<kAttentionRows>(g.count, [&]<int R>() {
@@ -688,6 +703,9 @@ void score_group(const Split& s, const RowGroup& g, Page* tile, int64_t page, in
     constexpr int P = beside<R>(kTilePages);
     int64_t n = pages.begin;
     for (; n + P <= pages.end; n += P) score.template operator()<P>(n);
+    if constexpr (P > 2) {
+      for (; n + 2 <= pages.end; n += 2) score.template operator()<2>(n);
+    }
     for (; n < pages.end; ++n) score.template operator()<1>(n);
   });
   for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;

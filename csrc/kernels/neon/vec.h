@@ -328,6 +328,7 @@ constexpr int kTileRows = 4;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 2;
 constexpr int kAttentionRows = 4;
+constexpr int kAttentionManyRows = 4;
 constexpr int kAttentionSums = 4;
 constexpr int kExp2Together = 2;
 

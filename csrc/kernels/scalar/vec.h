@@ -337,7 +337,8 @@ constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
 constexpr int kVectorPanels = 1;
 constexpr int kAttentionRows = 1;
-constexpr int kAttentionSums = 1;  // of 16 outputs, at once
-constexpr int kExp2Together = 1;   // vectors of 16 whose steps take turns
+constexpr int kAttentionManyRows = 1;  // the same where a head has more than twice as many
+constexpr int kAttentionSums = 1;      // of 16 outputs, at once
+constexpr int kExp2Together = 1;       // vectors of 16 whose steps take turns
 
 }  // namespace
