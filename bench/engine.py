@@ -12,6 +12,7 @@ answers `--requests` short requests, one after another in batches of 64, against
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -96,25 +97,25 @@ def depths(model: llmcore.Model, at: list[int], rounds: int) -> dict[str, Any]:
 
 def prefill(model: llmcore.Model, rounds: int) -> dict[str, float]:
     """Tokens a second of prompts of 512 and 2,048 tokens, by type of the keys and values."""
-    engines = {
-        kv: llmcore.LLM(model, max_model_len=2056, max_batch_size=1, kv_dtype=kv, enable_prefix_caching=False)
-        for kv in KV_DTYPES
-    }
 
     def seconds(llm: llmcore.LLM, length: int) -> float:
         metrics = llm.generate(tokens(model, length), greedy(1), progress=False)[0].metrics
         return metrics.time_to_first_token - metrics.queue_time
 
     rates: dict[tuple[str, int], list[float]] = {}
-    for _ in range(rounds):
-        for kv, llm in engines.items():
+    with contextlib.ExitStack() as stack:
+        engines = {
+            kv: stack.enter_context(
+                llmcore.LLM(model, max_model_len=2056, max_batch_size=1, kv_dtype=kv, enable_prefix_caching=False)
+            )
+            for kv in KV_DTYPES
+        }
+        for kv, llm in list(engines.items()) * rounds:
             short = [seconds(llm, 512) for _ in range(2)]
             long = seconds(llm, 2048)
             short += [seconds(llm, 512) for _ in range(2)]
             rates.setdefault((kv, 512), []).append(2048 / sum(short))
             rates.setdefault((kv, 2048), []).append(2048 / long)
-    for llm in engines.values():
-        llm.close()
     found = {f"{kv}, {length} tokens, tokens/s": statistics.median(times) for (kv, length), times in rates.items()}
     for kv in KV_DTYPES:
         ratios = [a / b for a, b in zip(rates[kv, 2048], rates[kv, 512], strict=True)]

@@ -78,10 +78,10 @@ def asked(q: Floats, dtype: str, scale: float) -> Floats:
 
 def bound(q: Floats, k: Floats, v: Floats, dtype: str = "f32") -> float:
     """A score is off by dim E |q||k| / sqrt(dim), which moves a weight by as much; the sums over S follow. Weights of
-    integer values are rounded, too, in steps of the largest weighted value / 16,256."""
+    integer values are rounded, too, in steps of the largest weighted value / 8,128."""
     dim = q.shape[-1]
     reach = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * dim**-0.5
-    rounding = (dtype in INTEGERS) * (len(k) ** 0.5) / 16256
+    rounding = (dtype in INTEGERS) * (len(k) ** 0.5) / 8128
     return float((2 * ((dim + 8) * reach + len(k) / 16 + 32) * E + rounding) * np.abs(v).max())
 
 

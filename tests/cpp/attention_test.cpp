@@ -193,8 +193,10 @@ std::vector<Case> cases() {
     all.back().slopes = true;
     all.push_back(block(head_dim, 530, 5, 300));
     all.push_back(block(head_dim, 270, 8, 9));  // some rows see nothing of the first split, some nothing but it
-    all.push_back(block(head_dim, 290, 30, 100));
-    all.back().decades = 4;
+    for (const int decades : {4, 10}) {
+      all.push_back(block(head_dim, 290, 30, 100));
+      all.back().decades = decades;
+    }
     all.push_back({head_dim, 300, {290, 3, 261, 0, 17, 299, 100, 256}, {291, 4, 300, 300, 18, 300, 256, 257}});
   }
   return all;
@@ -274,42 +276,77 @@ TEST(attention, a_row_does_not_depend_on_the_heads_beside_its_own) {
   }
 }
 
-// What a row does not see is NaN here, in every token: its result must not show it.
-TEST(attention, nothing_outside_a_rows_window_is_looked_at) {
+// What a row does not see is NaN here, in every token: its result must not show it. Of what it sees, one NaN makes it
+// NaN.
+TEST(attention, a_row_shows_nan_where_it_sees_it) {
+  const Case c{20, 300, {37, 40, 100}, {38, 90, 290}};
+  constexpr uint32_t kNans[] = {0x7fc00000, 0xffffffff, 0x7f800001};
   for (const std::string& isa : available_isas()) {
     NOTE(isa);
-    const Case c{20, 300, {37, 40, 100}, {38, 90, 290}};
-    Pages pages(c, kKvF32, scalar_table(), Edge::kBack), poisoned(c, kKvF32, scalar_table(), Edge::kBack);
-    for (int r = 0; r < 3; ++r) {
-      const int32_t begin = c.begins[static_cast<size_t>(r)], end = c.ends[static_cast<size_t>(r)];
-      std::memcpy(poisoned.keys.data(), pages.keys.data(), static_cast<size_t>(pages.keys.size()));
-      std::memcpy(poisoned.values.data(), pages.values.data(), static_cast<size_t>(pages.values.size()));
-      auto* keys = reinterpret_cast<float*>(poisoned.keys.data());
-      auto* values = reinterpret_cast<float*>(poisoned.values.data());
-      for (int64_t t = 0; t < c.tokens; ++t) {
-        if (t >= begin && t < end) continue;
+    for (const KvType type : kKvTypes) {
+      NOTE(describe(c, type));
+      Pages pages(c, type, scalar_table(), Edge::kBack), poisoned(c, type, scalar_table(), Edge::kBack);
+      const auto poison = [&](int64_t t, bool keys, bool values, uint32_t bits) {
+        float nan;
+        std::memcpy(&nan, &bits, 4);
+        const std::vector<float> bad(20, nan);
+        const int lane = static_cast<int>(t % 16);
         const int64_t page = pages.block_table[t / 16];
-        for (int64_t d = 0; d < 20; ++d) keys[page * 320 + d * 16 + t % 16] = NAN;
-        for (int64_t d = 0; d < 32; ++d) values[page * 512 + t % 16 * 32 + d] = NAN;
-      }
-      for (const int64_t split : {0, 1}) {
-        const Result clean = attend(c, pages, kKvF32, kernels_named(isa), split, r, 1, Edge::kBack);
-        CHECK(same(attend(c, poisoned, kKvF32, kernels_named(isa), split, r, 1, Edge::kBack), clean));
-        CHECK(clean.sums[0] == clean.sums[0]);
+        if (keys) {
+          scalar_table().store_key[type](bad.data(), 20, lane,
+                                         poisoned.keys.data() + page * pages.layout.key_page_bytes());
+        }
+        if (values) {
+          scalar_table().store_value[type](bad.data(), 20, lane,
+                                           poisoned.values.data() + page * pages.layout.value_page_bytes());
+        }
+      };
+      const auto restore = [&]() {
+        std::memcpy(poisoned.keys.data(), pages.keys.data(), static_cast<size_t>(pages.keys.size()));
+        std::memcpy(poisoned.values.data(), pages.values.data(), static_cast<size_t>(pages.values.size()));
+      };
+      for (int r = 0; r < 3; ++r) {
+        const int32_t begin = c.begins[static_cast<size_t>(r)], end = c.ends[static_cast<size_t>(r)];
+        restore();
+        for (int64_t t = 0; t < c.tokens; ++t) {
+          if (t < begin || t >= end) poison(t, true, true, kNans[t % 3]);
+        }
+        for (const int64_t split : {0, 1}) {
+          const Result clean = attend(c, pages, type, kernels_named(isa), split, r, 1, Edge::kBack);
+          CHECK(same(attend(c, poisoned, type, kernels_named(isa), split, r, 1, Edge::kBack), clean));
+          CHECK(clean.sums[0] == clean.sums[0]);
+        }
+        for (const uint32_t bits : kNans) {
+          for (const bool keys : {true, false}) {
+            restore();
+            poison((begin + end) / 2, keys, !keys, bits);
+            const int64_t split = (begin + end) / 2 / kSplitTokens;
+            const Result bad = attend(c, poisoned, type, kernels_named(isa), split, r, 1, Edge::kBack);
+            // Of float values, just the outputs.
+            CHECK(bad.sums[0] != bad.sums[0] || (!keys && !scaled(type) && bad.outputs[0] != bad.outputs[0]));
+          }
+        }
       }
     }
   }
 }
 
 TEST(attention, a_row_that_sees_nothing_of_a_split_has_no_weight_there) {
-  const Case c{16, 300, {290, 261}, {291, 300}};
-  Pages pages(c, kKvF32, scalar_table(), Edge::kBack);
-  for (const std::string& isa : available_isas()) {
-    NOTE(isa);
-    const Result result = attend(c, pages, kKvF32, kernels_named(isa), 0, 0, 2, Edge::kBack);
-    for (const float maximum : result.maxima) CHECK_EQ(maximum, -INFINITY);
-    for (const float sum : result.sums) CHECK_EQ(sum, 0.0f);
-    for (const float output : result.outputs) CHECK_EQ(output, 0.0f);
+  const Case c{16, 300, {290, 261, 0}, {291, 300, 300}};
+  for (const KvType type : kKvTypes) {
+    NOTE(describe(c, type));
+    Pages pages(c, type, scalar_table(), Edge::kBack);
+    for (const std::string& isa : available_isas()) {
+      NOTE(isa);
+      for (const int rows : {2, 3}) {  // alone, and beside a row that sees something
+        const Result result = attend(c, pages, type, kernels_named(isa), 0, 0, rows, Edge::kBack);
+        for (size_t r = 0; r < 2; ++r) {
+          CHECK_EQ(result.maxima[r], -INFINITY);
+          CHECK_EQ(result.sums[r], 0.0f);
+          for (size_t d = 0; d < 16; ++d) CHECK_EQ(result.outputs[r * 16 + d], 0.0f);
+        }
+      }
+    }
   }
 }
 
@@ -323,7 +360,7 @@ TEST(attention, the_result_is_right) {
   some[6].decades = 15;
   for (const Case& c : some) {
     for (const KvType type : kKvTypes) {
-      if (c.decades > 4 && (type == kKvF16 || type == kKvBF16)) continue;  // f16 ends at 65,504
+      if (c.decades > 4 && type == kKvF16) continue;  // which ends at 65,504
       NOTE(describe(c, type));
       Pages pages(c, type, scalar_table(), Edge::kBack);
       for (int r = 0; r < static_cast<int>(c.begins.size()); ++r) {
@@ -336,6 +373,7 @@ TEST(attention, the_result_is_right) {
                                         &maximum, &sum, c.head_dim);
         }
         scalar_table().attention_finish(state.data(), sum, out.data(), c.head_dim);
+        const double mass = maximum + std::log2(static_cast<double>(sum));
         const std::vector<double> q = asked(r, c.head_dim, type);
         std::vector<double> expected(static_cast<size_t>(c.head_dim), 0.0);
         double total = 0, largest = 2, heaviest = 0;  // of weights, values and weighted values
@@ -352,6 +390,7 @@ TEST(attention, the_result_is_right) {
             heaviest = std::max(heaviest, std::fabs(weighted));
           }
         }
+        CHECK(std::fabs(mass - std::log2(total)) <= 4.0 * static_cast<double>(c.head_dim * c.head_dim) * 0x1p-22);
         // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24. Weights of integer values are
         // off by half an 8,128th of the largest with its value.
         double bound = 2.0 * largest * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;

@@ -7,7 +7,8 @@
 namespace {
 
 // What a page holds: kLineBytes for 16 elements, and how they become float32, or how integers lie in panels (matmul.h).
-// Those have a scale for each token, which is multiplied into the score (keys) or the weight (values). Keys are a panel
+// Those have a scale for each token, which is taken into the score (of values only its power of two, and the rest into
+// the weight). Keys are a panel
 // whose rows are tokens, to which the query, rounded to int8, is the activation; values are panels whose rows are 16
 // elements of the head, to which the weights of tokens are.
 
@@ -80,7 +81,8 @@ LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t pad
       if (d + i < padded) put(d + i, codes[i]);
     }
   }
-  return (tiny ? 0.0f : scale) + reduce_add(poison);
+  const float result = (tiny ? 0.0f : scale) + reduce_add(poison);
+  return result == result ? result : __builtin_nanf("");  // the same NaN whatever it was
 }
 
 // Puts the code at k of a panel's row.
@@ -136,7 +138,7 @@ using llmcore::kTilePages;
 struct RowGroup {
   int row, count, head;
   int first, last, begin, end;
-  // The pages of what some see, and those of them among [page, stop).
+  // The pages of what some see, none if begin >= end, and those of them among [page, stop).
   struct Pages {
     int64_t begin, end;
   };
@@ -167,8 +169,9 @@ struct Split {
   int32_t* starts;
   float *factors, *scales;
   int32_t* sums;
-  float* lines;    // some pages as float32; where they hold integers, the ValueScales of a head
-  int groups = 0;  // of all heads, one head's after another's
+  float* lines;       // some pages as float32; where they hold integers, the ValueScales of a head
+  bool many = false;  // rows a head
+  int groups = 0;     // of all heads, one head's after another's
   int16_t begins[llmcore::kMaxQueryBlock], ends[llmcore::kMaxQueryBlock];
   RowGroup group[llmcore::kMaxQueryBlock];
 
@@ -215,7 +218,8 @@ LLMCORE_INLINE void find_groups(Split& s) {
   }
   s.groups = 0;
   const int head_rows = a.rows / a.kv_heads;
-  const int most = head_rows > 2 * kAttentionRows ? kAttentionManyRows : kAttentionRows;
+  s.many = head_rows > 2 * kAttentionRows;
+  const int most = s.many ? kAttentionManyRows : kAttentionRows;
   for (int row = 0; row < a.rows;) {
     const int head = row / head_rows, count = rows_to_take((head + 1) * head_rows - row, most);
     RowGroup g{row, count, head, llmcore::kSplitTokens, 0, 0, llmcore::kSplitTokens};
@@ -439,7 +443,7 @@ void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
   }
   float* outputs = s.a.outputs + row * s.padded + d;
   _Pragma("GCC unroll 8") for (int r = 0; r < R; ++r) {
-    const I32x16 offset = set1_i32(-kOffset * s.sums[row + r]);
+    const I32x16 offset = set1_i32(static_cast<int32_t>(-kOffset * static_cast<uint32_t>(s.sums[row + r])));
     const F32x16 scale = set1(s.scales[row + r]);
     _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) {
       float* out = outputs + r * s.padded + 16 * b;
@@ -461,7 +465,7 @@ __attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup
     const int count = code_rows_to_take(g.row + g.count - row);
     with_rows<kCodeRows>(count, [&]<int R>() {
       const auto add = [&]<int B>(int64_t d) {
-        add_codes<Kv, R, B>(s, row, tile + pages.begin - page, pages, d, first, last);
+        add_codes<Kv, R, B>(s, row, tile + (pages.begin - page), pages, d, first, last);
       };
       constexpr int B = beside<2 * R>(4);
       int64_t d = 0;
@@ -472,15 +476,13 @@ __attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup
   }
 }
 
-// Rows whose steps of softmax take turns, so that none waits for its own.
-constexpr int kSoftmaxRows = 6;
-
 // What the scales of integer values, [token], are to softmax: scale = 2^exponent * factor / kUnitFactor, where factors
 // are below 2 kUnitFactor, and inverse = 2^-exponent, NaN where the scale is. Exponents are added to scores, so that a
-// row's largest weight is 1 and becomes, times its factor, an integer of 14 bits. Exponents end at kLowestExponent:
-// smaller scales lose bits, and with larger ones than 2^60 in the same split the sum of weights may be wrong.
+// row's largest weight is 1 and becomes, times its factor, an integer of 14 bits. Exponents are at least
+// kLowestExponent, and smaller scales lose bits; scales above 1 / kPastLargestScale become NaN. Between the two the sum
+// of weights is right whatever the scales beside.
 constexpr float kUnitFactor = (127 << kDigitBits) / 2;
-constexpr float kLowestExponent = -60.0f;
+constexpr float kLowestExponent = -40.0f, kPastLargestScale = 0x1p-60f;
 
 struct ValueScales {
   float *exponents, *inverses, *factors;
@@ -497,7 +499,8 @@ LLMCORE_INLINE ValueScales value_scales(const Split& s, int64_t begin, int64_t e
       const F32x16 exponent = max(to_float(bits), set1(kLowestExponent));
       const F32x16 power = as_float(shift_left<23>(sub(set1_i32(127), to_int(exponent))));
       store(v.exponents + i * 16, exponent);
-      store(v.inverses + i * 16, fma(scale, set1(0.0f), power));
+      const F32x16 beyond = mul(mul(scale, set1(kPastLargestScale)), set1(3.4028235e38f));  // infinite then
+      store(v.inverses + i * 16, fma(beyond, set1(0.0f), power));
       store(v.factors + i * 16, mul(mul(scale, power), set1(kUnitFactor)));
     }
   }
@@ -511,7 +514,7 @@ LLMCORE_INLINE void balance(const Split& s, int row) {
   __builtin_memcpy(&bits, s.a.sums + row, 4);
   const int exponent = static_cast<int>(bits >> 23 & 0xff) - 127;
   float scale = 1.0f / kUnitFactor;
-  if ((exponent < -20 || exponent > 20) && exponent > -127 && exponent < 128) {
+  if ((exponent < -20 || exponent > 20) && exponent > -127 && exponent < 127) {
     const uint32_t power = static_cast<uint32_t>(127 - exponent) << 23;
     float inverse;
     __builtin_memcpy(&inverse, &power, 4);
@@ -578,10 +581,10 @@ LLMCORE_INLINE F32x16 largest_score(const Split& s, int row, F32x16 factor, cons
 LLMCORE_INLINE F32x16 weigh_scores(const Split& s, int row, F32x16 factor, F32x16 maximum) {
   float* scores = s.scores_of(row);
   const int begin = s.begins[row], end = s.ends[row];
-  const F32x16 zero = set1(0.0f), shift = neg(maximum);
+  const F32x16 zero = set1(0.0f);
   F32x16 sum = zero;
   for_lines(begin, end, [&]<bool edge>(int t) {
-    F32x16 weight = exp2_nonpositive(fma(load(scores + t), factor, shift));
+    F32x16 weight = exp2_nonpositive(sub(mul(load(scores + t), factor), maximum));
     if constexpr (edge) weight = select(lanes(begin - t, end - t), weight, zero);
     sum = add(sum, weight);
     store(scores + t, weight);
@@ -656,33 +659,32 @@ LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, con
   return add(add(sum[0], sum[1]), add(sum[2], sum[3]));
 }
 
-// Softmax of a group's rows: weights for scores, and each row's maximum and sum.
+// Softmax of a group's rows: weights for scores, and each row's maximum and sum. Steps take turns row by row, so that
+// none waits for its own.
 template <class Kv>
 __attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values) noexcept {
-  for (int row = g.row; row < g.row + g.count; row += kSoftmaxRows) {
-    const int left = g.row + g.count - row, count = left < kSoftmaxRows ? left : kSoftmaxRows;
-    F32x16 factors[kSoftmaxRows], maxima[kSoftmaxRows];
-    for (int r = 0; r < count; ++r) {
-      factors[r] = set1(Kv::kScaled ? s.factors[row + r] : llmcore::kLog2E);
-      if (s.bent()) {
-        bend_scores(s, row + r, Kv::kScaled ? s.a.query_scales[row + r] : 1.0f);
-        factors[r] = set1(llmcore::kLog2E);
-      }
-      maxima[r] = largest_score<Kv>(s, row + r, factors[r], values);
-      if constexpr (!Kv::kScaled) maxima[r] = mul(maxima[r], factors[r]);
+  F32x16 factors[kAttentionRows], maxima[kAttentionRows];
+  for (int r = 0; r < g.count; ++r) {
+    const int row = g.row + r;
+    factors[r] = set1(Kv::kScaled ? s.factors[row] : llmcore::kLog2E);
+    if (s.bent()) {
+      bend_scores(s, row, Kv::kScaled ? s.a.query_scales[row] : 1.0f);
+      factors[r] = set1(llmcore::kLog2E);
     }
-    for (int r = 0; r < count; ++r) {
-      F32x16 sums;
-      if constexpr (Kv::kScaled) {
-        sums = round_weights(s, row + r, maxima[r], values, g.pages());
-      } else {
-        sums = weigh_scores(s, row + r, factors[r], maxima[r]);
-      }
-      const float sum = reduce_add(sums);
-      s.a.maxima[row + r] = first_lane(maxima[r]);
-      s.a.sums[row + r] = sum;
-      if constexpr (Kv::kScaled) balance(s, row + r);
+    maxima[r] = largest_score<Kv>(s, row, factors[r], values);
+    if constexpr (!Kv::kScaled) maxima[r] = mul(maxima[r], factors[r]);
+  }
+  for (int r = 0; r < g.count; ++r) {
+    const int row = g.row + r;
+    F32x16 sums;
+    if constexpr (Kv::kScaled) {
+      sums = round_weights(s, row, maxima[r], values, g.pages());
+    } else {
+      sums = weigh_scores(s, row, factors[r], maxima[r]);
     }
+    s.a.maxima[row] = first_lane(maxima[r]);
+    s.a.sums[row] = reduce_add(sums);
+    if constexpr (Kv::kScaled) balance(s, row);
   }
 }
 
@@ -695,9 +697,9 @@ __attribute__((noinline)) void score_group(const Split& s, const RowGroup& g, Pa
   with_rows<kAttentionRows>(g.count, [&]<int R>() {
     const auto score = [&]<int P>(int64_t n) {
       if constexpr (Kv::kScaled) {
-        score_codes<Kv, R, P>(s, g.row, tile + n - page);
+        score_codes<Kv, R, P>(s, g.row, tile + (n - page));
       } else {
-        score_pages<Kv, R, P>(s.a.queries + g.row, tile + n - page, s.a.head_dim);
+        score_pages<Kv, R, P>(s.a.queries + g.row, tile + (n - page), s.a.head_dim);
       }
     };
     constexpr int P = beside<R>(kTilePages);
@@ -708,7 +710,7 @@ __attribute__((noinline)) void score_group(const Split& s, const RowGroup& g, Pa
     }
     for (; n < pages.end; ++n) score.template operator()<1>(n);
   });
-  for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;
+  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = nullptr;
 }
 
 // A page's lines as float32, for rows enough that converting them anew for every few would cost more: line i of token t
@@ -749,7 +751,6 @@ struct Stream {
 struct Pass {
   int64_t begin, end, step;
   int head_groups;
-  bool many;
 };
 
 template <class Kv>
@@ -764,7 +765,7 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
         p.ahead = stream.next();
         if constexpr (Kv::kScaled) {
           prefetch(s.values(i, head) + s.padded * Kv::kLineBytes);  // what softmax wants of the values
-        } else if (pass.many) {
+        } else if (s.many) {
           float* out = s.lines + (i - page) * 16 * s.padded;
           convert<Kv>(p.codes, s.a.head_dim, 1, out, 0, p.ahead);
           p.codes = reinterpret_cast<const uint8_t*>(out);
@@ -772,7 +773,7 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
         }
       }
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
-        if (!Kv::kScaled && pass.many) {
+        if (!Kv::kScaled && s.many) {
           score_group<KvF32>(s, s.group[i], tile, page, stop);
         } else {
           score_group<Kv>(s, s.group[i], tile, page, stop);
@@ -790,7 +791,7 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
     const int from = static_cast<int>(page * 16), to = static_cast<int>(stop * 16);
     for (int head = 0; head < s.a.kv_heads; ++head) {
       ValueTile tile{{}, {}, s.padded / 16 * Kv::kLineBytes, Kv::kLineBytes};
-      if (pass.many) {
+      if (s.many) {
         tile.row_bytes = 64;
         tile.block_bytes = (stop - page) * 16 * 64;
       }
@@ -798,7 +799,7 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
         const uint8_t*& values = tile.pages[i - page];
         values = s.values(i, head);
         const uint8_t* ahead = stream.next();
-        if (pass.many) {
+        if (s.many) {
           float* out = s.lines + (i - page) * 256;
           convert<Kv>(values, 16, s.padded / 16, out, (stop - page) * 256, ahead);
           values = reinterpret_cast<const uint8_t*>(out);
@@ -807,7 +808,7 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
         }
       }
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
-        if (pass.many) {
+        if (s.many) {
           add_to_group<KvF32>(s, s.group[i], from, to, tile);
         } else {
           add_to_group<Kv>(s, s.group[i], from, to, tile);
@@ -845,7 +846,8 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
     for (int64_t i = pass.begin; i < pass.end; ++i) {
       keys[i - pass.begin] = {s.keys(i, head), s.values(i, head)};
       const uint8_t* next = nullptr;
-      if (i < a.next_count) next = a.next_keys + a.next_pages[i] * a.key_page_stride + head * a.key_head_stride;
+      const int64_t n = i - pass.begin;
+      if (n < a.next_count) next = a.next_keys + a.next_pages[n] * a.key_page_stride + head * a.key_head_stride;
       values[i - pass.begin] = {s.values(i, head), next};
     }
     for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
@@ -854,7 +856,8 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
       score_group<Kv>(s, g, keys, pass.begin, pass.end);
       softmax_group<Kv>(s, g, scales);
       add_codes_to_group<Kv>(s, g, values, pass.begin, pass.end);
-      for (int64_t n = 0; n < pass.end - pass.begin; ++n) values[n].ahead = nullptr;
+      const RowGroup::Pages seen = g.pages();
+      for (int64_t n = seen.begin; n < seen.end; ++n) values[n - pass.begin].ahead = nullptr;
     }
   }
 }
@@ -867,7 +870,8 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
     constexpr int kOffset = Kv::kZero - dot4_zero<Kv::Lines::kMaxCode>();
     for (int r = 0; r < a.rows; ++r) {
       s.starts[r] = -kOffset * a.query_sums[r];
-      s.factors[r] = a.query_scales[r] * llmcore::kLog2E;
+      const float factor = a.query_scales[r] * llmcore::kLog2E;
+      s.factors[r] = factor == factor ? factor : __builtin_nanf("");  // with no bits that exp2_nonpositive would lose
     }
   }
   int first = llmcore::kSplitTokens, last = 0;
@@ -879,9 +883,15 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
     float* outputs = a.outputs + g.row * s.padded;
     for (int64_t d = 0; d < g.count * s.padded; d += 16) store(outputs + d, set1(0.0f));
   }
-  Pass pass{first / 16, (last + 15) / 16, kTilePages / 2, s.groups / a.kv_heads, false};
-  if (pass.head_groups > 2) {
-    pass.many = true;
+  if (first >= last) {
+    for (int r = 0; r < a.rows; ++r) {
+      a.maxima[r] = -__builtin_inff();
+      a.sums[r] = 0.0f;
+    }
+    return;
+  }
+  Pass pass{first / 16, (last + 15) / 16, kTilePages / 2, s.groups / a.kv_heads};
+  if (s.many) {
     pass.step = kTilePages;
     if constexpr (Kv::kScaled) return attend_by_group<Kv>(s, pass);
   }

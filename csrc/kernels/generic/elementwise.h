@@ -40,7 +40,7 @@ LLMCORE_INLINE int32_t reduce_add(I32x16 a) {
   return __builtin_bit_cast(int32_t, sum);
 }
 
-// The integer nearest to a * b, rounded once, less kShiftedZero; |a * b| must be below 2^22 (NaN gives anything).
+// The integer nearest to a * b, rounded once, plus kShiftedZero; |a * b| must be below 2^22 (NaN gives anything).
 constexpr int32_t kShiftedZero = 0x4b400000;
 LLMCORE_INLINE I32x16 shifted_product(F32x16 a, F32x16 b) { return as_int(fma(a, b, set1(12582912.0f))); }
 
@@ -75,7 +75,8 @@ LLMCORE_INLINE F32x16 exp16(F32x16 x) {
 
 // 2^x for x <= 0, as softmax has it: 2^n 2^r with n + r = x, |r| <= 1/2, and 2^r by a polynomial of degree 6 (minimax,
 // 4e-9), or of degree 4 (minimax, 3e-6) where the result is to be rounded to fewer bits. Below -124 the result stays at
-// 2^-124, and NaN stays. Step by step for all of x, so that no step waits for the one before.
+// 2^-124. NaN stays; with degree 4 just one whose lowest bits are 0. Step by step for all of x, so that no step waits
+// for the one before.
 template <int degree = 6, int count>
 LLMCORE_INLINE void exp2_nonpositive(F32x16 (&x)[count]) {
   static_assert(degree == 4 || degree == 6);
@@ -99,7 +100,10 @@ LLMCORE_INLINE void exp2_nonpositive(F32x16 (&x)[count]) {
     next(0.69312419f);
   }
   next(1.0f);
-  repeat<count>([&](int i) { x[i] = as_float(add(as_int(p[i]), shift_left<23>(as_int(shifted[i])))); });
+  repeat<count>([&](int i) {
+    const F32x16 y = as_float(add(as_int(p[i]), shift_left<23>(as_int(shifted[i]))));
+    x[i] = degree == 6 ? select(is_nan(p[i]), p[i], y) : y;
+  });
 }
 LLMCORE_INLINE F32x16 exp2_nonpositive(F32x16 x) {
   F32x16 one[1] = {x};
