@@ -454,9 +454,10 @@ void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
   }
 }
 
-// The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`.
+// The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`. What it asked
+// for ahead isn't asked for again.
 template <class Kv>
-__attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup& g, const Page* tile, int64_t page,
+__attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup& g, Page* tile, int64_t page,
                                                   int64_t stop) noexcept {
   const RowGroup::Pages pages = g.pages(page, stop);
   if (pages.begin >= pages.end) return;
@@ -474,6 +475,7 @@ __attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup
     });
     row += count;
   }
+  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = nullptr;
 }
 
 // What the scales of integer values, [token], are to softmax: scale = 2^exponent * factor / kUnitFactor, where factors
@@ -828,7 +830,6 @@ LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream
       for (int64_t i = page; i < stop; ++i) tile[i - page] = {s.values(i, head), stream.next()};
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
         add_codes_to_group<Kv>(s, s.group[i], tile, page, stop);
-        for (int64_t n = page; n < stop; ++n) tile[n - page].ahead = nullptr;
       }
     }
   }
@@ -844,11 +845,11 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
     const ValueScales scales = value_scales<Kv>(s, pass.begin, pass.end, head);
     Page keys[kSplitPages], values[kSplitPages];
     for (int64_t i = pass.begin; i < pass.end; ++i) {
-      keys[i - pass.begin] = {s.keys(i, head), s.values(i, head)};
-      const uint8_t* next = nullptr;
       const int64_t n = i - pass.begin;
+      const uint8_t* next = nullptr;
       if (n < a.next_count) next = a.next_keys + a.next_pages[n] * a.key_page_stride + head * a.key_head_stride;
-      values[i - pass.begin] = {s.values(i, head), next};
+      keys[n] = {s.keys(i, head), s.values(i, head)};
+      values[n] = {s.values(i, head), next};
     }
     for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
       const RowGroup& g = s.group[i];
@@ -856,8 +857,6 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
       score_group<Kv>(s, g, keys, pass.begin, pass.end);
       softmax_group<Kv>(s, g, scales);
       add_codes_to_group<Kv>(s, g, values, pass.begin, pass.end);
-      const RowGroup::Pages seen = g.pages();
-      for (int64_t n = seen.begin; n < seen.end; ++n) values[n - pass.begin].ahead = nullptr;
     }
   }
 }
