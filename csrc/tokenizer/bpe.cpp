@@ -335,8 +335,7 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
       } else {
         state.keys[i] = EncodeState::kNoKey;
         state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
-        words_.prefetch(state.hashes[i], size);
-        state.merged.prefetch(state.hashes[i]);
+        words_.prefetch_filter(state.hashes[i]);
       }
       begin = ends[i];
     }
@@ -392,9 +391,8 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
   if (key.hi == 0) return;
   EncodeState::Line& line = state.line(hash);
   EncodeState::Slot& slot = line.slots[0];
-  state.merged.prefetch(hash);
+  words_.prefetch_filter(hash);
   if (!slot.holds(key)) {
-    words_.prefetch(hash, key.hi >> 56);
     const EncodeState::Slot& last = line.slots[1];
     state.taken += last.hi == 0;
     if (last.count() > 1 && last.count() != EncodeState::kElsewhere) {
@@ -411,40 +409,52 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
   }
 }
 
-/// Looks for the batch's misses in the vocabulary and in the ring of what was merged before. What isn't there is left
-/// in `unmerged`, or merged at once if it is long.
+/// Looks for the batch's misses in the vocabulary and in the ring of what was merged before, each in turn, for what is
+/// where can't be foreseen. What isn't there is left in `unmerged`, or merged at once if it is long.
 void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
   state.results_used = 0;
-  state.unmerged.clear();
-  for (EncodeState::Miss& miss : state.misses) {
-    const size_t i = miss.piece;
-    const std::string_view piece = piece_of(text, ends, first, miss);
-    const uint64_t hash = state.hashes[i];
-    const uint32_t index = static_cast<uint32_t>(&miss - state.misses.data());
-    if (miss.same != index) continue;
-    if (piece.size() > PieceCache::kBytes) {
-      encode_symbols(piece, state);
-      settle(state, miss, state.symbols);
-      continue;
-    }
-    const ShortKey& key = state.keys[i];
-    uint32_t id = kNoId;
-    if (words_.may_have_word(hash)) {
-      id = key.hi != 0 ? words_.find_short_word(key, hash) : words_.find_long_word(piece, hash);
-    }
+  state.words.resize(state.misses.size());
+  state.unmerged.resize(state.misses.size());
+  size_t words = 0, others = 0;
+  for (size_t index = 0; index < state.misses.size(); ++index) {
+    const EncodeState::Miss& miss = state.misses[index];
+    const size_t size = piece_of(text, ends, first, miss).size();
+    const uint64_t hash = state.hashes[miss.piece];
+    const bool own = miss.same == index, word = size <= PieceCache::kBytes && words_.may_have_word(hash);
+    __builtin_prefetch(word ? words_.home(hash, size) : state.merged.home(hash));
+    state.words[words] = state.unmerged[others] = static_cast<uint32_t>(index);
+    words += own && word;
+    others += own && !word;
+  }
+  for (size_t n = 0; n < words; ++n) {
+    EncodeState::Miss& miss = state.misses[state.words[n]];
+    const ShortKey& key = state.keys[miss.piece];
+    const uint64_t hash = state.hashes[miss.piece];
+    const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash)
+                                    : words_.find_long_word(piece_of(text, ends, first, miss), hash);
     if (id != kNoId) {
       *place_ids(state, miss, 1) = id;
       settle(state, miss, 1);
-      continue;
-    }
-    const std::span<const uint32_t> kept = state.merged.find(piece, hash);
-    std::copy(kept.begin(), kept.end(), place_ids(state, miss, kept.size()));
-    if (kept.empty()) {
-      state.unmerged.push_back(index);
     } else {
-      settle(state, miss, kept.size());
+      state.unmerged[others++] = state.words[n];
     }
   }
+  state.unmerged.resize(others);
+  const auto merged_before = [&](uint32_t index) {
+    EncodeState::Miss& miss = state.misses[index];
+    const std::string_view piece = piece_of(text, ends, first, miss);
+    if (piece.size() > PieceCache::kBytes) {
+      encode_symbols(piece, state);
+      settle(state, miss, state.symbols);
+      return true;
+    }
+    const std::span<const uint32_t> kept = state.merged.find(piece, state.hashes[miss.piece]);
+    if (kept.empty()) return false;
+    std::copy(kept.begin(), kept.end(), place_ids(state, miss, kept.size()));
+    settle(state, miss, kept.size());
+    return true;
+  };
+  std::erase_if(state.unmerged, merged_before);
 }
 
 /// Where the ids of a miss go, at most that many.

@@ -107,8 +107,8 @@ struct EncodeState {
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
   std::array<uint32_t, kIds * kPieceBatch + kSpare> staged;                   // ids of the pieces that aren't missed
   std::vector<Miss> misses;
-  std::vector<uint32_t> unmerged;  // of `misses`
-  std::vector<uint32_t> results;   // with room for kSpare more
+  std::vector<uint32_t> words, unmerged;  // of `misses`: what may be in the vocabulary, and what isn't there
+  std::vector<uint32_t> results;          // with room for kSpare more
   size_t results_used = 0;
   std::vector<Symbol> symbols;
   std::vector<uint32_t> rules, prev, next;

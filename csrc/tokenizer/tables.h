@@ -92,17 +92,18 @@ class WordTable {
   uint32_t find_word(std::string_view text, size_t readable) const noexcept {
     return word_of(find_entry(text, readable));
   }
-  /// The same in two steps, so that the cache misses of many overlap. `hash` is that of the key of a text of at most
-  /// kShortKeyBytes, and hash_text of a longer one.
-  void prefetch(uint64_t hash, size_t size) const noexcept {
+  /// Where a search begins, for a prefetch: so the cache misses of many overlap. `hash` is that of the key of a text of
+  /// at most kShortKeyBytes, and hash_text of a longer one.
+  const void* home(uint64_t hash, size_t size) const noexcept {
     const void* const tiny = &tiny_[hash & tiny_mask_];
     const void* const medium = &short_[hash & short_mask_];
     const void* const large = &long_[hash & long_mask_];
-    __builtin_prefetch(size <= kTinyBytes ? tiny : size <= kShortKeyBytes ? medium : large);
+    return size <= kTinyBytes ? tiny : size <= kShortKeyBytes ? medium : large;
   }
   void prefetch(std::string_view text) const noexcept {
     const bool is_long = text.size() > kShortKeyBytes;
-    prefetch(is_long ? hash_text(text) : short_key(text.data(), text.size(), text.size()).hash(), text.size());
+    __builtin_prefetch(
+        home(is_long ? hash_text(text) : short_key(text.data(), text.size(), text.size()).hash(), text.size()));
   }
   /// False for nine of ten texts that aren't words, as most pieces that a thread sees first: the search itself has
   /// branches that can't be foreseen, and a table that isn't in the near caches.
@@ -110,6 +111,7 @@ class WordTable {
     const uint64_t bit = filter_bit(hash);
     return filter_[bit / 64] >> bit % 64 & 1;
   }
+  void prefetch_filter(uint64_t hash) const noexcept { __builtin_prefetch(&filter_[filter_bit(hash) / 64]); }
   uint32_t find_short_word(const ShortKey& key, uint64_t hash) const noexcept {
     return word_of(key.hi >> 56 <= kTinyBytes ? find_tiny(key, hash & tiny_mask_) : find_short(key, hash));
   }
