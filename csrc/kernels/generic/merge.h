@@ -16,15 +16,21 @@ using llmcore::PairSlots;
 
 constexpr int kMergeGroups = 8;  // that take turns
 
+/// Sixteen pairs that are looked up: their slots are on their way from memory.
+struct PairQuery {
+  alignas(64) int32_t left[kMergeLanes], right[kMergeLanes], slots[kMergeLanes];
+  uint16_t wanted;
+};
+
 /// Sixteen pieces. Row 1 has the first symbol of each: what is left of a piece is nothing, too.
 struct MergeGroup {
   int places;                                                  // of the longest piece that isn't finished
   alignas(64) int32_t ids[kMergeSymbols + 3][kMergeLanes];     // kNoSymbol after a piece
   alignas(64) int32_t orders[kMergeSymbols + 2][kMergeLanes];  // the rules of each symbol and the next one
   alignas(64) int32_t counts[kMergeLanes];                     // of symbols
-  // Of the last step: the rules of the new symbols with what is on either side, and where they are.
-  alignas(64) int32_t left[kMergeLanes], right[kMergeLanes];
-  uint16_t at[kMergeSymbols + 2];
+  // Of the last step: the new symbols with what is on either side (in one query if they are few), and where they are.
+  PairQuery left, right;
+  uint16_t active, at[kMergeSymbols + 2];
 };
 
 LLMCORE_INLINE I32x16 no_rules() { return set1_i32(llmcore::kNoRule); }
@@ -33,18 +39,36 @@ LLMCORE_INLINE Mask16 both_there(I32x16 left, I32x16 right) {
   return both_of(unequal(left, no_symbols()), unequal(right, no_symbols()));
 }
 
-/// The rules of sixteen pairs (PairHash says where they are); kNoRule where there is none, or it isn't wanted.
-LLMCORE_INLINE I32x16 find_rules(const PairSlots& t, I32x16 left, I32x16 right, Mask16 wanted) {
+LLMCORE_INLINE I32x16 slots_of(const PairSlots& t, I32x16 left, I32x16 right, Mask16 wanted) {
   const I32x16 both = mul(right, set1_i32(static_cast<int32_t>(t.hash.right)));
   const I32x16 bucket = add(mul(left, set1_i32(static_cast<int32_t>(t.hash.left))), both);
   const I32x16 place = add(mul(left, set1_i32(static_cast<int32_t>(t.hash.left_too))), both);
   const I32x16 factor = gather(t.multipliers, shift_right(bucket, t.hash.bucket_shift), wanted);
+  return shift_right(mul(place, factor), t.hash.slot_shift);
+}
+LLMCORE_INLINE I32x16 rules_in(const PairSlots& t, I32x16 slots, I32x16 left, I32x16 right, Mask16 wanted) {
   I32x16 low, high;
-  gather(t.slots, shift_right(mul(place, factor), t.hash.slot_shift), wanted, low, high);
+  gather(t.slots, slots, wanted, low, high);
   // Above: left and the upper 12 bits of right. Below: the other 8 of right, and the rule.
   const Mask16 same = both_of(equal(high, add(shift_left<12>(left), shift_right(right, 8))),
                               equal(shift_right(low, 24), bit_and(right, set1_i32(0xFF))));
   return select(both_of(same, wanted), bit_and(low, no_rules()), no_rules());
+}
+
+/// The rules of sixteen pairs (PairHash says where they are); kNoRule where there is none, or it isn't wanted.
+LLMCORE_INLINE I32x16 find_rules(const PairSlots& t, I32x16 left, I32x16 right, Mask16 wanted) {
+  return rules_in(t, slots_of(t, left, right, wanted), left, right, wanted);
+}
+/// The same in two steps.
+LLMCORE_INLINE void ask(const PairSlots& t, I32x16 left, I32x16 right, Mask16 wanted, PairQuery& q) {
+  store(q.left, left);
+  store(q.right, right);
+  store(q.slots, slots_of(t, left, right, wanted));
+  store(&q.wanted, wanted);
+  _Pragma("GCC unroll 16") for (int lane = 0; lane < kMergeLanes; ++lane) prefetch(t.slots + q.slots[lane]);
+}
+LLMCORE_INLINE I32x16 answer(const PairSlots& t, const PairQuery& q) {
+  return rules_in(t, load(q.slots), load(q.left), load(q.right), load_mask(&q.wanted));
 }
 
 /// Places the pieces in lanes and looks up their symbols with the next ones.
@@ -105,19 +129,24 @@ LLMCORE_INLINE bool merge_step(const PairSlots& t, MergeGroup& g, I32x16 best) {
   store(g.counts, sub(load(g.counts), select(active, set1_i32(1), set1_i32(0))));
   if (count_of(active) <= kMergeLanes / 2) {  // both sides fit in one vector
     const I32x16 lefts = pack(active, left, merged, no_symbols()), rights = pack(active, merged, right, no_symbols());
-    unpack(active, find_rules(t, lefts, rights, both_there(lefts, rights)), left, right);
+    ask(t, lefts, rights, both_there(lefts, rights), g.left);
   } else {
-    left = find_rules(t, left, merged, both_of(active, unequal(left, no_symbols())));
-    right = find_rules(t, merged, right, both_of(active, unequal(right, no_symbols())));
+    ask(t, left, merged, both_of(active, unequal(left, no_symbols())), g.left);
+    ask(t, merged, right, both_of(active, unequal(right, no_symbols())), g.right);
   }
-  store(g.left, left);
-  store(g.right, right);
+  store(&g.active, active);
   return true;
 }
 
 /// Writes down the rules of the new symbols, and returns the lowest ones of all.
-LLMCORE_INLINE I32x16 next_rules(MergeGroup& g) {
-  const I32x16 left = load(g.left), right = load(g.right);
+LLMCORE_INLINE I32x16 next_rules(const PairSlots& t, MergeGroup& g) {
+  const Mask16 active = load_mask(&g.active);
+  I32x16 left = answer(t, g.left), right;
+  if (count_of(active) <= kMergeLanes / 2) {
+    unpack(active, left, left, right);
+  } else {
+    right = answer(t, g.right);
+  }
   I32x16 best = no_rules();
   --g.places;
   for (int p = 1; p < g.places; ++p) {
@@ -172,7 +201,7 @@ void merge_kernel(const MergeArgs& a) noexcept {
     while (count > 0) {
       int still = 0;
       for (int i = 0; i < count; ++i) {
-        if (merge_step(t, *active[i], next_rules(*active[i]))) active[still++] = active[i];
+        if (merge_step(t, *active[i], next_rules(t, *active[i]))) active[still++] = active[i];
       }
       count = still;
     }
