@@ -19,10 +19,9 @@ constexpr size_t kMaxIds = PairTable::kMaxIds;
 /// Of a piece that has a key.
 bool is_ascii(const ShortKey& key) noexcept { return key.hi != 0 && ((key.lo | key.hi) & 0x8080808080808080u) == 0; }
 
-std::string_view piece_of(const char* text, const uint32_t* ends, size_t first,
-                          const EncodeState::Miss& miss) noexcept {
-  const size_t begin = miss.piece ? ends[miss.piece - 1] : first;
-  return {text + begin, ends[miss.piece] - begin};
+std::string_view piece_of(const char* text, const uint32_t* ends, size_t first, size_t i) noexcept {
+  const size_t begin = i ? ends[i - 1] : first;
+  return {text + begin, ends[i] - begin};
 }
 
 [[noreturn]] void refuse(const std::string& message) { throw TokenizerError("tokenizer: " + message); }
@@ -325,18 +324,17 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
   size_t staged = 0;
   for (size_t from = 0; from < n; from += kAhead) {
     const size_t to = std::min(n, from + kAhead);
-    size_t begin = from ? ends[from - 1] : first;
+    std::array<uint32_t, kAhead> longer;  // pieces that have no key: which they are can't be foreseen
+    size_t longer_count = 0, begin = from ? ends[from - 1] : first;
     for (size_t i = from; i < to; ++i) {
       const size_t size = ends[i] - begin;
-      if (size <= kShortKeyBytes) {
-        state.keys[i] = short_key(text + begin, size, readable - begin);
-        state.hashes[i] = state.keys[i].hash();
-        __builtin_prefetch(&state.line(state.hashes[i]));
-      } else {
-        state.keys[i] = EncodeState::kNoKey;
-        state.hashes[i] = size <= PieceCache::kBytes ? hash_text({text + begin, size}) : 0;
-        words_.prefetch_filter(state.hashes[i]);
-      }
+      const bool has_key = size <= kShortKeyBytes;
+      const ShortKey key = short_key(text + begin, size, readable - begin);
+      state.keys[i] = {has_key ? key.lo : EncodeState::kNoKey.lo, has_key ? key.hi : EncodeState::kNoKey.hi};
+      state.hashes[i] = state.keys[i].hash();
+      __builtin_prefetch(&state.line(state.hashes[i]));
+      longer[longer_count] = static_cast<uint32_t>(i);
+      longer_count += !has_key;
       begin = ends[i];
     }
     for (size_t i = from; i < to; ++i) {
@@ -349,6 +347,12 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
       } else {
         staged += slot.count();
       }
+    }
+    for (size_t k = 0; k < longer_count; ++k) {
+      const size_t i = longer[k];
+      const std::string_view piece = piece_of(text, ends, first, i);
+      state.hashes[i] = piece.size() <= PieceCache::kBytes ? hash_text(piece) : 0;
+      words_.prefetch_filter(state.hashes[i]);
     }
   }
   size_t count = ids.size();
@@ -418,7 +422,7 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
   size_t words = 0, others = 0;
   for (size_t index = 0; index < state.misses.size(); ++index) {
     const EncodeState::Miss& miss = state.misses[index];
-    const size_t size = piece_of(text, ends, first, miss).size();
+    const size_t size = piece_of(text, ends, first, miss.piece).size();
     const uint64_t hash = state.hashes[miss.piece];
     const bool own = miss.same == index, word = size <= PieceCache::kBytes && words_.may_have_word(hash);
     __builtin_prefetch(word ? words_.home(hash, size) : state.merged.home(hash));
@@ -431,7 +435,7 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
     const ShortKey& key = state.keys[miss.piece];
     const uint64_t hash = state.hashes[miss.piece];
     const uint32_t id = key.hi != 0 ? words_.find_short_word(key, hash)
-                                    : words_.find_long_word(piece_of(text, ends, first, miss), hash);
+                                    : words_.find_long_word(piece_of(text, ends, first, miss.piece), hash);
     if (id != kNoId) {
       *place_ids(state, miss, 1) = id;
       settle(state, miss, 1);
@@ -442,7 +446,7 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
   state.unmerged.resize(others);
   const auto merged_before = [&](uint32_t index) {
     EncodeState::Miss& miss = state.misses[index];
-    const std::string_view piece = piece_of(text, ends, first, miss);
+    const std::string_view piece = piece_of(text, ends, first, miss.piece);
     if (piece.size() > PieceCache::kBytes) {
       encode_symbols(piece, state);
       settle(state, miss, state.symbols);
@@ -504,7 +508,7 @@ void Bpe::merge_short_misses(const char* text, const uint32_t* ends, size_t firs
   size_t used = 0, left = 0;
   for (const uint32_t index : state.unmerged) {
     const EncodeState::Miss& miss = state.misses[index];
-    const std::string_view piece = piece_of(text, ends, first, miss);
+    const std::string_view piece = piece_of(text, ends, first, miss.piece);
     const ShortKey& key = state.keys[miss.piece];
     uint32_t* const out = few.symbols.data() + used;
     size_t n = piece.size();
@@ -542,7 +546,7 @@ void Bpe::merge_short_misses(const char* text, const uint32_t* ends, size_t firs
     EncodeState::Miss& miss = state.misses[few.sorted_misses[i]];
     miss.begin = static_cast<uint32_t>(state.results_used);
     settle(state, miss, few.sorted[i].count);
-    keep(state, miss, piece_of(text, ends, first, miss));
+    keep(state, miss, piece_of(text, ends, first, miss.piece));
   }
 }
 
@@ -552,14 +556,14 @@ void Bpe::merge_misses(const char* text, const uint32_t* ends, size_t first, Enc
   const auto finish = [&](const EncodeState::Lane& lane) {
     EncodeState::Miss& miss = state.misses[lane.miss];
     settle(state, miss, lane.merger.finish(place_ids(state, miss, lane.merger.size())));
-    keep(state, miss, piece_of(text, ends, first, miss));
+    keep(state, miss, piece_of(text, ends, first, miss.piece));
   };
   size_t next = 0;
   const auto fill = [&](EncodeState::Lane& lane) {
     while (next < state.unmerged.size()) {
       lane.miss = state.unmerged[next++];
       EncodeState::Miss& miss = state.misses[lane.miss];
-      const std::string_view piece = piece_of(text, ends, first, miss);
+      const std::string_view piece = piece_of(text, ends, first, miss.piece);
       if (ascii_known_ && is_ascii(state.keys[miss.piece])) {
         lane.merger.start_ascii(pairs_, byte_pairs_, byte_symbols_, piece);
         return true;
