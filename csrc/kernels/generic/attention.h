@@ -132,6 +132,7 @@ void store_value_kernel(const float* value, int64_t head_dim, int lane, uint8_t*
 
 using llmcore::kScoreStride;
 using llmcore::kTilePages;
+constexpr int64_t kSplitPages = llmcore::kSplitTokens / 16;
 
 // Rows that are worked on together, and which tokens of the split they see, counted from its first: some of them
 // [first, last), all of them [begin, end).
@@ -261,9 +262,10 @@ constexpr int beside(int most) {
   return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-// A page of keys or of integer values, a page to prefetch if not null, and where the first row's scores of keys go.
+// A page of keys or of integer values, pages to prefetch if not null, and where the first row's scores of keys go.
+// `again` was asked for before, but a CPU forgets prefetches while it waits for as many lines as it can.
 struct Page {
-  const uint8_t *codes = nullptr, *ahead = nullptr;
+  const uint8_t *codes = nullptr, *ahead = nullptr, *again = nullptr;
   float* scores = nullptr;
 };
 
@@ -321,6 +323,7 @@ void score_codes(const Split& s, int row, const Page* pages) noexcept {
     _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
       line[p] = load_u8(pages[p].codes + at);
       if (pages[p].ahead) prefetch(pages[p].ahead + at);
+      if (pages[p].again) prefetch(pages[p].again + at);
     }
     multiply_part<Lines, 0>(acc, line, x, s.padded);
     if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, s.padded);
@@ -424,12 +427,15 @@ void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
   }
   const int8_t* digits = s.digits(row);
   const int64_t block = d / 16 * Lines::bytes(16);
+  const auto prefetch_part = [&](const uint8_t* page) __attribute__((always_inline)) {
+    if (!page) return;
+    for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(page + block + at);
+  };
   for (int64_t n = pages.begin; n < pages.end; ++n, ++tile) {
     const int8_t* x = digits + digits_at(n);
-    const uint8_t *codes = tile->codes + block, *ahead = tile->ahead;
-    if (ahead) {
-      for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(ahead + block + at);
-    }
+    const uint8_t* const codes = tile->codes + block;
+    prefetch_part(tile->ahead);
+    prefetch_part(tile->again);
     for (int64_t at = 0; at < Lines::bytes(16); at += 64, x += Lines::kStep) {
       U8x64 line[B];
       _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) line[b] = load_u8(codes + b * Lines::bytes(16) + at);
@@ -475,7 +481,7 @@ __attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup
     });
     row += count;
   }
-  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = nullptr;
+  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = tile[n - page].again = nullptr;
 }
 
 // What the scales of integer values, [token], are to softmax: scale = 2^exponent * factor / kUnitFactor, where factors
@@ -594,10 +600,70 @@ LLMCORE_INLINE F32x16 weigh_scores(const Split& s, int row, F32x16 factor, F32x1
   return sum;
 }
 
+// What a split reads, in the order of memory: its keys, page by page and in a page head by head, its values, then the
+// keys of the work that follows. A chunk is a head of a page. Prefetches run a tile and kChunksAhead chunks ahead of
+// the work at least. With int8, where softmax takes a third of the time, they go on during it, at an even pace: a row's
+// softmax counts as kSoftmaxChunks of keys or values.
+constexpr int64_t kChunksAhead = 4;
+template <class Kv>
+constexpr int64_t kSoftmaxChunks = Kv::kLineBytes == KvInt8::kLineBytes ? 2 : 0;
+
+class Stream {
+ public:
+  // Of `count` pages; `work`: chunks, and what counts as chunks.
+  LLMCORE_INLINE Stream(const llmcore::AttentionArgs& args, const int32_t* pages, int64_t count, int64_t tile,
+                        int64_t softmax_chunks)
+      : a_(args),
+        pages_(pages),
+        chunks_(count * args.kv_heads),
+        work_(2 * chunks_ + args.rows * softmax_chunks),
+        asked_(tile + kChunksAhead + chunks_ * (work_ - 2 * chunks_) / work_),
+        row_lines_(softmax_chunks * 2 * chunks_ * args.key_head_stride / (64 * work_)) {}
+  // After a chunk's work: the chunk to prefetch, or null.
+  LLMCORE_INLINE const uint8_t* next() {
+    due_ += 2 * chunks_;
+    if (due_ < work_) return nullptr;
+    due_ -= work_;
+    return next_chunk();
+  }
+  // Prefetches what is due during part / parts of a row's softmax: few lines at once, for a CPU forgets the others.
+  LLMCORE_INLINE void ask(int64_t part, int64_t parts) { ask_lines(row_lines_ * part / parts); }
+  // Prefetches what is left of a chunk.
+  LLMCORE_INLINE void finish_chunk() { ask_lines((end_ - at_ + 63) / 64); }
+
+ private:
+  LLMCORE_INLINE const uint8_t* next_chunk() {
+    const int64_t i = asked_++, page = i / a_.kv_heads, head = i % a_.kv_heads, count = chunks_ / a_.kv_heads;
+    if (i < chunks_) return a_.keys + pages_[page] * a_.key_page_stride + head * a_.key_head_stride;
+    if (i < 2 * chunks_) return a_.values + pages_[page - count] * a_.value_page_stride + head * a_.value_head_stride;
+    if (page - 2 * count >= a_.next_count) return nullptr;
+    return a_.next_keys + a_.next_pages[page - 2 * count] * a_.key_page_stride + head * a_.key_head_stride;
+  }
+  LLMCORE_INLINE void ask_lines(int64_t lines) {
+    for (; lines > 0; --lines, at_ += 64) {
+      if (at_ >= end_) {
+        at_ = next_chunk();
+        end_ = at_ ? at_ + a_.key_head_stride : nullptr;
+        if (!at_) return;
+      }
+      prefetch(at_);
+    }
+  }
+
+  const llmcore::AttentionArgs& a_;
+  const int32_t* pages_;
+  int64_t chunks_;  // of keys, and as many of values
+  int64_t work_;    // of all, in chunks
+  int64_t asked_;   // chunks so far
+  int64_t row_lines_;
+  int64_t due_ = 0;                               // work for which nothing was asked yet, times all chunks
+  const uint8_t *at_ = nullptr, *end_ = nullptr;  // what is left of a chunk asked for by lines
+};
+
 // Turns a row's scores with exponents into digits of weights with scales, 0 for what else there is of the pages, and
 // returns the sum of the weights without scales, lane by lane. The sum of digits of NaN is anything.
 LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, const ValueScales& values,
-                                    RowGroup::Pages pages) {
+                                    RowGroup::Pages pages, Stream* stream) {
   const int begin = s.begins[row], end = s.ends[row];
   const float *scores = s.scores_of(row), *inverses = values.inverses, *factors = values.factors;
   const F32x16 zero = set1(0.0f);
@@ -616,6 +682,7 @@ LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, con
   // Pages all of whose tokens the row sees.
   const auto round_whole = [&]<int count>() __attribute__((always_inline)) {
     constexpr int kTogether = count < kExp2Together ? count : kExp2Together;
+    if (stream) stream->ask(2 * count, 3 * kSplitPages);
     F32x16 weight[count / kTogether][kTogether];
     I32x16 code[count / kDigitPages][kDigitPages];
     const int t = static_cast<int>(n * 16);
@@ -662,9 +729,10 @@ LLMCORE_INLINE F32x16 round_weights(const Split& s, int row, F32x16 maximum, con
 }
 
 // Softmax of a group's rows: weights for scores, and each row's maximum and sum. Steps take turns row by row, so that
-// none waits for its own.
+// none waits for its own. `stream`, if not null, goes on meanwhile.
 template <class Kv>
-__attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values) noexcept {
+__attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, const ValueScales& values,
+                                             Stream* stream) noexcept {
   F32x16 factors[kAttentionRows], maxima[kAttentionRows];
   for (int r = 0; r < g.count; ++r) {
     const int row = g.row + r;
@@ -673,6 +741,7 @@ __attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, 
       bend_scores(s, row, Kv::kScaled ? s.a.query_scales[row] : 1.0f);
       factors[r] = set1(llmcore::kLog2E);
     }
+    if (stream) stream->ask(1, 3);
     maxima[r] = largest_score<Kv>(s, row, factors[r], values);
     if constexpr (!Kv::kScaled) maxima[r] = mul(maxima[r], factors[r]);
   }
@@ -680,7 +749,7 @@ __attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, 
     const int row = g.row + r;
     F32x16 sums;
     if constexpr (Kv::kScaled) {
-      sums = round_weights(s, row, maxima[r], values, g.pages());
+      sums = round_weights(s, row, maxima[r], values, g.pages(), stream);
     } else {
       sums = weigh_scores(s, row, factors[r], maxima[r]);
     }
@@ -712,7 +781,7 @@ __attribute__((noinline)) void score_group(const Split& s, const RowGroup& g, Pa
     }
     for (; n < pages.end; ++n) score.template operator()<1>(n);
   });
-  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = nullptr;
+  for (int64_t n = pages.begin; n < pages.end; ++n) tile[n - page].ahead = tile[n - page].again = nullptr;
 }
 
 // A page's lines as float32, for rows enough that converting them anew for every few would cost more: line i of token t
@@ -727,26 +796,6 @@ LLMCORE_INLINE void convert(const uint8_t* page, int64_t tokens, int64_t lines, 
     }
   }
 }
-
-// What a split reads, in the order of memory: its keys, page by page and in a page head by head, its values, then the
-// keys of the work that follows. A chunk is a head of a page. Prefetches run a tile and kChunksAhead chunks ahead of
-// the work at least.
-constexpr int64_t kChunksAhead = 4;
-
-struct Stream {
-  const llmcore::AttentionArgs& a;
-  const int32_t* pages;
-  int64_t count;  // of its pages
-  int64_t asked;  // chunks so far
-  // The next chunk to prefetch, or null.
-  LLMCORE_INLINE const uint8_t* next() {
-    const int64_t i = asked++, chunks = count * a.kv_heads, page = i / a.kv_heads, head = i % a.kv_heads;
-    if (i < chunks) return a.keys + pages[page] * a.key_page_stride + head * a.key_head_stride;
-    if (i < 2 * chunks) return a.values + pages[page - count] * a.value_page_stride + head * a.value_head_stride;
-    if (page - 2 * count >= a.next_count) return nullptr;
-    return a.next_keys + a.next_pages[page - 2 * count] * a.key_page_stride + head * a.key_head_stride;
-  }
-};
 
 // Pages [begin, end) of a split, worked on `step` at a time, head by head. With `many` rows a head, float pages are
 // converted to float32 once for all groups of rows, kTilePages at a time.
@@ -769,6 +818,7 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
         p.codes = s.keys(i, head);
         p.ahead = stream.next();
         if constexpr (Kv::kScaled) {
+          if constexpr (kSoftmaxChunks<Kv> > 0) p.again = p.codes + 2 * s.a.key_head_stride;
           prefetch(s.values(i, head) + s.padded * Kv::kLineBytes);  // what softmax wants of the values
         } else if (s.many) {
           float* out = s.lines + (i - page) * 16 * s.padded;
@@ -830,7 +880,12 @@ LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream
     const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
     for (int head = 0; head < s.a.kv_heads; ++head) {
       Page tile[kTilePages];
-      for (int64_t i = page; i < stop; ++i) tile[i - page] = {s.values(i, head), stream.next()};
+      for (int64_t i = page; i < stop; ++i) {
+        Page& p = tile[i - page];
+        p.codes = s.values(i, head);
+        p.ahead = stream.next();
+        if constexpr (kSoftmaxChunks<Kv> > 0) p.again = p.codes + s.a.value_head_stride;
+      }
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
         add_codes_to_group<Kv>(s, s.group[i], tile, page, stop);
       }
@@ -842,7 +897,6 @@ LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream
 // stay at hand. Pages that follow are asked for by the first group.
 template <class Kv>
 LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
-  constexpr int64_t kSplitPages = llmcore::kSplitTokens / 16;
   const llmcore::AttentionArgs& a = s.a;
   for (int head = 0; head < a.kv_heads; ++head) {
     const ValueScales scales = value_scales<Kv>(s, pass.begin, pass.end, head);
@@ -858,7 +912,7 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
       const RowGroup& g = s.group[i];
       s.first_row = g.row;
       score_group<Kv>(s, g, keys, pass.begin, pass.end);
-      softmax_group<Kv>(s, g, scales);
+      softmax_group<Kv>(s, g, scales, nullptr);
       add_codes_to_group<Kv>(s, g, values, pass.begin, pass.end);
     }
   }
@@ -897,15 +951,16 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
     pass.step = kTilePages;
     if constexpr (Kv::kScaled) return attend_by_group<Kv>(s, pass);
   }
-  Stream stream{a, a.pages + pass.begin, pass.end - pass.begin, pass.step * a.kv_heads + kChunksAhead};
+  Stream stream(a, a.pages + pass.begin, pass.end - pass.begin, pass.step * a.kv_heads, kSoftmaxChunks<Kv>);
 
   score_keys<Kv>(s, pass, stream);
   for (int head = 0; head < a.kv_heads; ++head) {
     const ValueScales values = value_scales<Kv>(s, pass.begin, pass.end, head);
     for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
-      softmax_group<Kv>(s, s.group[i], values);
+      softmax_group<Kv>(s, s.group[i], values, kSoftmaxChunks<Kv> > 0 ? &stream : nullptr);
     }
   }
+  stream.finish_chunk();
   if constexpr (Kv::kScaled) {
     weigh_codes<Kv>(s, pass, stream);
   } else {
