@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -385,10 +386,16 @@ def test_logits_that_are_not_numbers_are_a_numeric_error(bare_folder: Path, tmp_
 
 def test_close_waits_for_nobody(bare: llmcore.LLM) -> None:
     llm = llmcore.LLM(bare.model, max_batch_size=2)
-    stream = llm.stream([1, 2, 3], GREEDY)
+    go_on = threading.Event()
+
+    def slow(ids: list[int], logits: np.ndarray) -> None:
+        go_on.wait(0.1)
+
+    stream = llm.stream([1, 2, 3], dataclasses.replace(GREEDY, logits_processors=[slow]))
     next(stream)
     with pytest.raises(llmcore.BusyError):
         llm.close()
+    go_on.set()
     stream.close()
     llm.close()
     llm.close()
