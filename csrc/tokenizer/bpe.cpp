@@ -413,8 +413,9 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
   }
 }
 
-/// Looks for the batch's misses in the vocabulary and in the ring of what was merged before, each in turn, for what is
-/// where can't be foreseen. What isn't there is left in `unmerged`, or merged at once if it is long.
+/// Looks for the batch's misses in the vocabulary and in the ring of what was merged before, sorted into two lists
+/// first, as a branch on which it is can't be foreseen. What isn't there is left in `unmerged`, or merged at once if it
+/// is long.
 void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, EncodeState& state) const {
   state.results_used = 0;
   state.words.resize(state.misses.size());
@@ -425,7 +426,7 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
     const size_t size = piece_of(text, ends, first, miss.piece).size();
     const uint64_t hash = state.hashes[miss.piece];
     const bool own = miss.same == index, word = size <= PieceCache::kBytes && words_.may_have_word(hash);
-    __builtin_prefetch(word ? words_.home(hash, size) : state.merged.home(hash));
+    __builtin_prefetch(word ? words_.home_of(hash, size) : state.merged.home_of(hash));
     state.words[words] = state.unmerged[others] = static_cast<uint32_t>(index);
     words += own && word;
     others += own && !word;
@@ -440,25 +441,28 @@ void Bpe::find_misses(const char* text, const uint32_t* ends, size_t first, Enco
       *place_ids(state, miss, 1) = id;
       settle(state, miss, 1);
     } else {
+      __builtin_prefetch(state.merged.home_of(hash));
       state.unmerged[others++] = state.words[n];
     }
   }
-  state.unmerged.resize(others);
-  const auto merged_before = [&](uint32_t index) {
-    EncodeState::Miss& miss = state.misses[index];
+  size_t left = 0;
+  for (size_t n = 0; n < others; ++n) {
+    EncodeState::Miss& miss = state.misses[state.unmerged[n]];
     const std::string_view piece = piece_of(text, ends, first, miss.piece);
     if (piece.size() > PieceCache::kBytes) {
       encode_symbols(piece, state);
       settle(state, miss, state.symbols);
-      return true;
+      continue;
     }
     const std::span<const uint32_t> kept = state.merged.find(piece, state.hashes[miss.piece]);
-    if (kept.empty()) return false;
     std::copy(kept.begin(), kept.end(), place_ids(state, miss, kept.size()));
-    settle(state, miss, kept.size());
-    return true;
-  };
-  std::erase_if(state.unmerged, merged_before);
+    if (kept.empty()) {
+      state.unmerged[left++] = state.unmerged[n];
+    } else {
+      settle(state, miss, kept.size());
+    }
+  }
+  state.unmerged.resize(left);
 }
 
 /// Where the ids of a miss go, at most that many.

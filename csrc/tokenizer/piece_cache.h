@@ -20,7 +20,7 @@ class PieceCache {
   static constexpr size_t kBytes = 256;
 
   /// Where a search begins, for a prefetch.
-  const void* home(uint64_t hash) const noexcept { return &sets_[set_of(hash)]; }
+  const void* home_of(uint64_t hash) const noexcept { return &sets_[set_of(hash)]; }
 
   /// The ids of a piece, valid until the next `keep`; none if it isn't there. `hash` is of the piece, by any function.
   std::span<const uint32_t> find(std::string_view piece, uint64_t hash) const noexcept {

@@ -1,6 +1,6 @@
 #pragma once
-// The two hash tables of a vocabulary: pieces of text -> id, and pairs of ids -> (rank, id). Both are open-addressed,
-// at most half full, built once and then read by any number of threads.
+// The two hash tables of a vocabulary: pieces of text -> id, open-addressed, and pairs of ids -> rule, each in the one
+// slot it can be in. Built once and then read by any number of threads.
 
 #include <array>
 #include <cstdint>
@@ -26,7 +26,8 @@ struct ShortKey {
 };
 constexpr size_t kShortKeyBytes = 15;
 
-/// `readable`: bytes that may be read from `p`, at least `size`; 16 of them save a copy byte by byte.
+/// `readable`: bytes that may be read from `p`, at least `size`; 16 of them save a copy byte by byte. Of a longer text
+/// the key is anything.
 inline ShortKey short_key(const char* p, size_t size, size_t readable) noexcept {
   uint64_t lo = 0, hi = 0;
   if (readable >= 16) {
@@ -92,9 +93,10 @@ class WordTable {
   uint32_t find_word(std::string_view text, size_t readable) const noexcept {
     return word_of(find_entry(text, readable));
   }
-  /// Where a search begins, for a prefetch: so the cache misses of many overlap. `hash` is that of the key of a text of
-  /// at most kShortKeyBytes, and hash_text of a longer one.
-  const void* home(uint64_t hash, size_t size) const noexcept {
+  // The same in steps, so that the cache misses of many overlap. `hash` is that of the key of a text of at most
+  // kShortKeyBytes, and hash_text of a longer one.
+  /// Where a search begins, for a prefetch.
+  const void* home_of(uint64_t hash, size_t size) const noexcept {
     const void* const tiny = &tiny_[hash & tiny_mask_];
     const void* const medium = &short_[hash & short_mask_];
     const void* const large = &long_[hash & long_mask_];
@@ -103,7 +105,7 @@ class WordTable {
   void prefetch(std::string_view text) const noexcept {
     const bool is_long = text.size() > kShortKeyBytes;
     __builtin_prefetch(
-        home(is_long ? hash_text(text) : short_key(text.data(), text.size(), text.size()).hash(), text.size()));
+        home_of(is_long ? hash_text(text) : short_key(text.data(), text.size(), text.size()).hash(), text.size()));
   }
   /// False for nine of ten texts that aren't words, as most pieces that a thread sees first: the search itself has
   /// branches that can't be foreseen, and a table that isn't in the near caches.

@@ -35,6 +35,8 @@ struct MergeGroup {
 
 LLMCORE_INLINE I32x16 no_rules() { return set1_i32(llmcore::kNoRule); }
 LLMCORE_INLINE I32x16 no_symbols() { return set1_i32(llmcore::kNoSymbol); }
+/// Whether one query has room for both sides of the new symbols.
+LLMCORE_INLINE bool fit_in_one(Mask16 active) { return count_of(active) <= kMergeLanes / 2; }
 LLMCORE_INLINE Mask16 both_there(I32x16 left, I32x16 right) {
   return both_of(unequal(left, no_symbols()), unequal(right, no_symbols()));
 }
@@ -127,7 +129,7 @@ LLMCORE_INLINE bool merge_step(const PairSlots& t, MergeGroup& g, I32x16 best) {
   }
   store(g.ids[g.places], select(active, no_symbols(), here));
   store(g.counts, sub(load(g.counts), select(active, set1_i32(1), set1_i32(0))));
-  if (count_of(active) <= kMergeLanes / 2) {  // both sides fit in one vector
+  if (fit_in_one(active)) {
     const I32x16 lefts = pack(active, left, merged, no_symbols()), rights = pack(active, merged, right, no_symbols());
     ask(t, lefts, rights, both_there(lefts, rights), g.left);
   } else {
@@ -142,7 +144,7 @@ LLMCORE_INLINE bool merge_step(const PairSlots& t, MergeGroup& g, I32x16 best) {
 LLMCORE_INLINE I32x16 next_rules(const PairSlots& t, MergeGroup& g) {
   const Mask16 active = load_mask(&g.active);
   I32x16 left = answer(t, g.left), right;
-  if (count_of(active) <= kMergeLanes / 2) {
+  if (fit_in_one(active)) {
     unpack(active, left, left, right);
   } else {
     right = answer(t, g.right);
