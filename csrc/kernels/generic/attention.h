@@ -1,138 +1,11 @@
-// Attention over the pages of one KV head, and the writing of pages. Keys lie as [head_dim][16 tokens], so that scores
-// of 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim], so that an
-// output is summed over tokens in ascending order. No horizontal sums but the softmax's. A split goes through its pages
-// twice: keys give all scores, softmax turns them into weights, values are added by weight. Where pages hold integers,
-// both are products of integers: keys by the query, values by the weights, each rounded. Included after matmul.h.
+// Attention over the pages of some KV heads (kv_pages.h says what they hold). Keys lie as [head_dim][16 tokens], so
+// that scores of 16 tokens are one vector summed over head_dim in ascending order; values lie as [16 tokens][head_dim],
+// so that an output is summed over tokens in ascending order. No horizontal sums but the softmax's. A split goes
+// through its pages twice: keys give all scores, softmax turns them into weights, values are added by weight. Where
+// pages hold integers, both are products of integers: keys by the query, values by the weights, each rounded. Included
+// after matmul.h and kv_pages.h.
 
 namespace {
-
-// What a page holds: kLineBytes for 16 elements, and how they become float32, or how integers lie in panels (matmul.h).
-// Those have a scale for each token, which is taken into the score (of values only its power of two, and the rest into
-// the weight). Keys are a panel
-// whose rows are tokens, to which the query, rounded to int8, is the activation; values are panels whose rows are 16
-// elements of the head, to which the weights of tokens are.
-// kPaced: pages are worked on about as fast as memory gives them, where float pages wait for it, and int4 pages for
-// arithmetic. So with few rows a head they take care (decoding at depth is 1.08, 1.04 and 1.04 times as fast; int4
-// 0.96): keys go page by page, in the order of memory, and what prefetches miss, the hardware's own get; prefetches go
-// on during softmax; and what is near is asked for again.
-
-struct KvF32 {
-  using Element = float;
-  static constexpr int kLineBytes = 64;
-  static constexpr bool kScaled = false, kPaced = false;
-  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
-  static LLMCORE_INLINE void store_line(uint8_t* p, F32x16 v) { store(reinterpret_cast<float*>(p), v); }
-};
-struct KvF16 {
-  using Element = uint16_t;
-  static constexpr int kLineBytes = 32;
-  static constexpr bool kScaled = false, kPaced = false;
-  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
-  static LLMCORE_INLINE void store_line(uint8_t* p, F32x16 v) { store_f16(reinterpret_cast<uint16_t*>(p), v); }
-};
-struct KvBF16 {
-  using Element = uint16_t;
-  static constexpr int kLineBytes = 32;
-  static constexpr bool kScaled = false, kPaced = false;
-  static LLMCORE_INLINE F32x16 load_line(const uint8_t* p) { return load_bf16(reinterpret_cast<const uint16_t*>(p)); }
-  static LLMCORE_INLINE void store_line(uint8_t* p, F32x16 v) { store_bf16(reinterpret_cast<uint16_t*>(p), v); }
-};
-struct KvInt8 {
-  using Lines = Int8Lines;
-  static constexpr int kLineBytes = 16, kZero = 128;
-  static constexpr bool kScaled = true, kPaced = true;
-  static constexpr float kLowest = -127.0f, kHighest = 127.0f;
-  // The scale for elements between low <= 0 and high >= 0.
-  static LLMCORE_INLINE float scale(float low, float high) { return (high > -low ? high : -low) / 127.0f; }
-};
-struct KvInt4 {
-  using Lines = Int4Lines;
-  static constexpr int kLineBytes = 8, kZero = 8;
-  static constexpr bool kScaled = true, kPaced = false;
-  static constexpr float kLowest = -8.0f, kHighest = 7.0f;
-  // The element of largest magnitude becomes -8, as in the int4 weights.
-  static LLMCORE_INLINE float scale(float low, float high) { return (high > -low ? high : low) / -8.0f; }
-};
-
-LLMCORE_INLINE int64_t padded_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-
-// head_dim as the keys are stored.
-template <class Kv>
-LLMCORE_INLINE int64_t key_dim(int64_t head_dim) {
-  if constexpr (Kv::kScaled) return (head_dim + Kv::Lines::kStep - 1) / Kv::Lines::kStep * Kv::Lines::kStep;
-  return head_dim;
-}
-
-// Calls put(d, code) for each element of a head, 0 beyond it up to `padded`. Returns the scale; NaN or infinity in the
-// head makes it NaN.
-template <class Kv, class Put>
-LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t padded, Put put) {
-  F32x16 high = set1(0.0f), low = set1(0.0f), poison = set1(0.0f);
-  for (int64_t d = 0; d < head_dim; d += 16) {
-    const F32x16 v = load_first(x + d, head_dim - d);
-    high = max(v, high);
-    low = min(v, low);
-    poison = fma(v, set1(0.0f), poison);
-  }
-  const float scale = Kv::scale(-reduce_max(neg(low)), reduce_max(high));
-  const bool tiny = !((scale < 0 ? -scale : scale) > 1e-30f);
-  const F32x16 inverse = set1(tiny ? 0.0f : 1.0f / scale);
-  for (int64_t d = 0; d < padded; d += 16) {
-    const F32x16 v = d < head_dim ? mul(load_first(x + d, head_dim - d), inverse) : set1(0.0f);
-    int32_t codes[16];
-    store(codes, to_int(min(max(v, set1(Kv::kLowest)), set1(Kv::kHighest))));
-    for (int i = 0; i < 16; ++i) {
-      if (d + i < padded) put(d + i, codes[i]);
-    }
-  }
-  const float result = (tiny ? 0.0f : scale) + reduce_add(poison);
-  return result == result ? result : __builtin_nanf("");  // the same NaN whatever it was
-}
-
-// Puts the code at k of a panel's row.
-template <class Kv>
-LLMCORE_INLINE void put_code(uint8_t* panel, int64_t row, int64_t k, int32_t code) {
-  using Lines = typename Kv::Lines;
-  constexpr int kMask = (1 << Lines::kBits) - 1;
-  const int shift = static_cast<int>(k % Lines::kStep / 4 * Lines::kBits);
-  uint8_t& byte = panel[k / Lines::kStep * 64 + row * 4 + k % 4];
-  byte = static_cast<uint8_t>((byte & ~(kMask << shift)) | (code + Kv::kZero) << shift);
-}
-
-template <class Kv>
-void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept {
-  if constexpr (Kv::kScaled) {
-    const int64_t padded = key_dim<Kv>(head_dim);
-    const float scale =
-        quantize_head<Kv>(key, head_dim, padded, [&](int64_t d, int32_t code) { put_code<Kv>(page, lane, d, code); });
-    __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
-  } else {
-    using Element = typename Kv::Element;
-    Element* out = reinterpret_cast<Element*>(page) + lane;
-    for (int64_t d = 0; d < head_dim; d += 16) {
-      Element line[16];
-      Kv::store_line(reinterpret_cast<uint8_t*>(line), load_first(key + d, head_dim - d));
-      for (int64_t i = 0; i < 16 && d + i < head_dim; ++i) out[(d + i) * 16] = line[i];
-    }
-  }
-}
-
-template <class Kv>
-void store_value_kernel(const float* value, int64_t head_dim, int lane, uint8_t* page) noexcept {
-  const int64_t padded = padded_dim(head_dim);
-  if constexpr (Kv::kScaled) {
-    using Lines = typename Kv::Lines;
-    const float scale = quantize_head<Kv>(value, head_dim, padded, [&](int64_t d, int32_t code) {
-      put_code<Kv>(page + d / 16 * Lines::bytes(16), d % 16, lane, code);
-    });
-    __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
-  } else {
-    uint8_t* out = page + lane * (padded / 16) * Kv::kLineBytes;
-    for (int64_t d = 0; d < head_dim; d += 16) {
-      Kv::store_line(out + d / 16 * Kv::kLineBytes, load_first(value + d, head_dim - d));
-    }
-  }
-}
 
 using llmcore::kScoreStride;
 using llmcore::kTilePages;
@@ -185,6 +58,11 @@ struct Split {
   }
   const uint8_t* values(int64_t index, int head) const {
     return a.values + a.pages[index] * a.value_page_stride + head * a.value_head_stride;
+  }
+  // Of the work that follows; null if there is none.
+  const uint8_t* next_keys(int64_t index, int head) const {
+    if (index >= a.next_count) return nullptr;
+    return a.next_keys + a.next_pages[index] * a.key_page_stride + head * a.key_head_stride;
   }
   bool bent() const { return a.softcap != 0.0f || a.slopes; }
   float* scores_of(int row) const { return scores + (row - first_row) * kScoreStride; }
@@ -610,17 +488,16 @@ constexpr int64_t kChunksAhead = 4, kSoftmaxChunks = 2;
 
 class Stream {
  public:
-  // Of `count` pages, whose first `tile` chunks and kChunksAhead more were asked for before; a row's softmax counts as
-  // `softmax_chunks`.
-  LLMCORE_INLINE Stream(const llmcore::AttentionArgs& args, const int32_t* pages, int64_t count, int64_t tile,
-                        int64_t softmax_chunks)
-      : a_(args), pages_(pages), count_(count), chunks_(2 * count * args.kv_heads) {
-    work_ = chunks_ + args.rows * softmax_chunks;
+  // Of `count` pages from `first` on, whose first `tile` chunks and kChunksAhead more were asked for before; a row's
+  // softmax counts as `softmax_chunks`.
+  LLMCORE_INLINE Stream(const Split& split, int64_t first, int64_t count, int64_t tile, int64_t softmax_chunks)
+      : s_(split), first_(first), count_(count), chunks_(2 * count * split.a.kv_heads) {
+    work_ = chunks_ + split.a.rows * softmax_chunks;
     // Keys fall behind by what is left for softmax.
     const int64_t asked = tile + kChunksAhead + chunks_ / 2 * (work_ - chunks_) / work_;
-    page_ = asked / args.kv_heads;
-    head_ = asked % args.kv_heads;
-    line_share_ = softmax_chunks * args.key_head_stride / 64 * chunks_ * kOneLine / (work_ * 3 * count);
+    page_ = asked / split.a.kv_heads;
+    head_ = static_cast<int>(asked % split.a.kv_heads);
+    line_share_ = softmax_chunks * split.a.key_head_stride / 64 * chunks_ * kOneLine / (work_ * 3 * count);
   }
   // After a chunk's work: the chunk to prefetch, or null.
   LLMCORE_INLINE const uint8_t* next() {
@@ -630,14 +507,11 @@ class Stream {
     return next_chunk();
   }
   // The chunk of a head and a page, counted from the split's first keys on, or null. Heads go on in the next page.
-  LLMCORE_INLINE const uint8_t* chunk(int64_t page, int64_t head) const {
-    for (; head >= a_.kv_heads; head -= a_.kv_heads) ++page;
-    if (page < count_) return a_.keys + pages_[page] * a_.key_page_stride + head * a_.key_head_stride;
-    page -= count_;
-    if (page < count_) return a_.values + pages_[page] * a_.value_page_stride + head * a_.value_head_stride;
-    page -= count_;
-    if (page >= a_.next_count) return nullptr;
-    return a_.next_keys + a_.next_pages[page] * a_.key_page_stride + head * a_.key_head_stride;
+  LLMCORE_INLINE const uint8_t* chunk(int64_t page, int head) const {
+    for (; head >= s_.a.kv_heads; head -= s_.a.kv_heads) ++page;
+    if (page < count_) return s_.keys(first_ + page, head);
+    if (page < 2 * count_) return s_.values(first_ + page - count_, head);
+    return s_.next_keys(page - 2 * count_, head);
   }
   // Prefetches what is due after thirds of a page of a row's softmax: one where the largest score is looked for, two
   // where scores become weights. Few lines at once, as a CPU forgets the others.
@@ -654,7 +528,7 @@ class Stream {
 
   LLMCORE_INLINE const uint8_t* next_chunk() {
     const uint8_t* const found = chunk(page_, head_);
-    if (++head_ == a_.kv_heads) {
+    if (++head_ == s_.a.kv_heads) {
       head_ = 0;
       ++page_;
     }
@@ -664,18 +538,19 @@ class Stream {
     for (; lines > 0; --lines, at_ += 64) {
       if (at_ >= end_) {
         at_ = next_chunk();
-        end_ = at_ ? at_ + a_.key_head_stride : nullptr;  // values are as long, or a little longer
+        end_ = at_ ? at_ + s_.a.key_head_stride : nullptr;  // values are as long, or a little longer
         if (!at_) return;
       }
       prefetch(at_);
     }
   }
 
-  const llmcore::AttentionArgs& a_;
-  const int32_t* pages_;
-  int64_t count_, chunks_;                        // of pages; of chunks of keys and values
-  int64_t work_;                                  // chunks, and what counts as chunks
-  int64_t page_, head_;                           // of the next chunk to ask for
+  const Split& s_;
+  int64_t first_;
+  int64_t count_, chunks_;  // of pages; of chunks of keys and values
+  int64_t work_;            // chunks, and what counts as chunks
+  int64_t page_;            // of the next chunk to ask for, as its head
+  int head_;
   int64_t due_ = 0;                               // of a chunk, in parts of 1 / work_
   int64_t line_share_, lines_due_ = 0;            // of a third of a page of a row's softmax, in parts of 1 / kOneLine
   const uint8_t *at_ = nullptr, *end_ = nullptr;  // what is left of a chunk asked for by lines
@@ -924,10 +799,8 @@ LLMCORE_INLINE void attend_by_group(Split& s, const Pass& pass) {
     Page keys[kSplitPages], values[kSplitPages];
     for (int64_t i = pass.begin; i < pass.end; ++i) {
       const int64_t n = i - pass.begin;
-      const uint8_t* next = nullptr;
-      if (n < a.next_count) next = a.next_keys + a.next_pages[n] * a.key_page_stride + head * a.key_head_stride;
       keys[n] = {s.keys(i, head), s.values(i, head)};
-      values[n] = {s.values(i, head), next};
+      values[n] = {s.values(i, head), s.next_keys(n, head)};
     }
     for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
       const RowGroup& g = s.group[i];
@@ -972,8 +845,7 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
     pass.step = kTilePages;
     if constexpr (Kv::kScaled) return attend_by_group<Kv>(s, pass);
   }
-  Stream stream(a, a.pages + pass.begin, pass.end - pass.begin, pass.step * a.kv_heads,
-                Kv::kPaced ? kSoftmaxChunks : 0);
+  Stream stream(s, pass.begin, pass.end - pass.begin, pass.step * a.kv_heads, Kv::kPaced ? kSoftmaxChunks : 0);
 
   score_keys<Kv>(s, pass, stream);
   for (int head = 0; head < a.kv_heads; ++head) {

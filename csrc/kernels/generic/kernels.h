@@ -6,6 +6,8 @@
 
 #include "kernels/generic/matmul.h"
 
+#include "kernels/generic/kv_pages.h"
+
 #include "kernels/generic/attention.h"
 
 #ifndef LLMCORE_NO_WINDOWS
