@@ -30,7 +30,7 @@ from llmcore.models.registry import resolve
 PREFIX = 1000
 SHARERS = 8
 ANSWER = 24
-KV_DTYPES = ("f16", "int8")
+KV_DTYPES = ("f16", "int12", "int8")
 
 
 def one_billion(weights: str) -> llmcore.Model:
@@ -90,8 +90,9 @@ def depths(model: llmcore.Model, at: list[int], rounds: int) -> dict[str, Any]:
                 "of depth 1": statistics.median(ratios),
             }
     for depth in at:
-        ratios = [a / b for a, b in zip(rates["int8", depth], rates["f16", depth], strict=True)]
-        found[f"int8 over f16, depth {depth}"] = statistics.median(ratios)
+        for kv in KV_DTYPES[1:]:
+            ratios = [a / b for a, b in zip(rates[kv, depth], rates["f16", depth], strict=True)]
+            found[f"{kv} over f16, depth {depth}"] = statistics.median(ratios)
     return found
 
 

@@ -19,7 +19,7 @@ from shapes import ATTENTIONS
 DECODE_LAYERS = 8
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int12", "int8"])
 @pytest.mark.parametrize("tokens", [128, 512, 2048])
 @pytest.mark.parametrize("shape", ATTENTIONS)
 def test_prefill(benchmark: Any, rates: Any, shape: str, tokens: int, kv_dtype: str) -> None:
@@ -34,7 +34,7 @@ def test_prefill(benchmark: Any, rates: Any, shape: str, tokens: int, kv_dtype: 
     rates(float32=4 * a.heads * a.head_dim * tokens * (tokens + 1) / 2, tokens=tokens, kv_dtype=kv_dtype)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "int8", "int4"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "int12", "int8", "int4"])
 @pytest.mark.parametrize("depth", [16384])
 def test_decode_kernel(benchmark: Any, rates: Any, depth: int, kv_dtype: str) -> None:
     """A token after `depth` others in one layer after another, more of them than caches hold."""
@@ -56,7 +56,7 @@ def test_decode_kernel(benchmark: Any, rates: Any, depth: int, kv_dtype: str) ->
     rates(nbytes=sum(pages.nbytes for pages in layers), depth=depth, kv_dtype=kv_dtype)
 
 
-@pytest.mark.parametrize(("depth", "kv_dtype"), [(32, "f16"), (2048, "f16"), (2048, "int8")])
+@pytest.mark.parametrize(("depth", "kv_dtype"), [(32, "f16"), (2048, "f16"), (2048, "int12"), (2048, "int8")])
 def test_decode(benchmark: Any, rates: Any, depth: int, kv_dtype: str) -> None:
     """A token after `depth` others, in layers with Llama-3.2-1B's heads and next to nothing else."""
     config = Config(SHAPES["llama-3.2-1b"], file="llama-3.2-1b")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import llmcore
 from llmcore.checkpoint.write import save_json, save_safetensors
+from llmcore.quantization import KV_DTYPES
 
 VOCAB = 257
 # No size is a multiple of 16 or a power of two by itself, and rows are longer than a group of activations (256).
@@ -132,7 +133,7 @@ def parts(folder: Path) -> dict[str, str]:
         with load(folder, name) as model:
             bits = b"".join(np.asarray(model.forward(prompt(n))).tobytes() for n in lengths)
             if name == "f32":
-                for kv in ("f16", "bf16", "int8", "int4"):
+                for kv in KV_DTYPES[1:]:
                     cached = np.asarray(model.forward(prompt(300), kv_dtype=kv)).tobytes()
                     found[f"{name}, kv {kv}"] = hashlib.sha256(cached).hexdigest()
             with llmcore.LLM(model, max_batch_size=4) as llm:

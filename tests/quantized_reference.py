@@ -34,6 +34,16 @@ def quantize_activations(x: npt.ArrayLike, group: int) -> tuple[npt.NDArray[np.i
     return np.concatenate(codes, 1), np.concatenate(scales, 1)
 
 
+def quantize_words(x: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Queries [M, K] as int12 keys take them, and scales [M, 1]: magnitudes add up to at most 2^20 with K padded."""
+    most = np.float32(min(32767, 2**20 // (-(-x.shape[1] // 16) * 16)))
+    top = np.abs(x).max(1, keepdims=True)
+    tiny = ~(top > np.float32(1e-30))
+    inverse = np.where(tiny, 0, most / np.where(tiny, 1, top)).astype(np.float32)
+    codes = np.clip(np.rint(x * inverse), -most, most).astype(np.int64)
+    return codes, np.where(tiny, 0, top / most).astype(np.float32)
+
+
 def matmul(x: npt.ArrayLike, w: QuantizedTensor) -> tuple[Doubles, Doubles]:
     """x @ w.T and a bound of the float32 kernel's error, both [M, N]."""
     if w.format in ("f32", "bf16", "f16"):

@@ -17,6 +17,7 @@ import pytest
 import bits_hash
 import llmcore
 from bits_hash import answer_of, prompt, sampled
+from llmcore.quantization import KV_DTYPES
 
 LENGTHS = (300, 1, 17, 270, 33, 16, 2, 64, 5, 257, 48, 3, 100, 15, 31, 7)
 PAGE = 16
@@ -76,7 +77,7 @@ def test_logits_on_threads(folder: Path, name: str, alone: dict[int, np.ndarray]
             assert same_bits(np.asarray(model.forward(prompt(length))), alone[length])
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_logits_with_rounded_keys_and_values(model: llmcore.Model, kv_dtype: str) -> None:
     whole = np.asarray(model.forward(prompt(300), kv_dtype=kv_dtype))
     chunked = forward(model, [prompt(16), prompt(300)], kv_dtype=kv_dtype, chunk_size=7)

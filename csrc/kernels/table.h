@@ -43,10 +43,13 @@ enum ScaleType : int { kScaleF32, kScaleF16, kScaleBF16, kScaleInt8 };
 constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one unit
 // What keys and values are stored as. A line is 16 elements: of keys one head_dim of 16 tokens, of values 16 head_dims
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
-// values; the integer types add 16 float32 scales, one a token. int8: element = scale * code, code in [-127, 127].
-// int4: element = scale * (code - 8). Their lines are those of int8 or int4 weights (quant/lines.h): keys are a panel,
-// a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token.
-enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4, kNumKvTypes };
+// values; the integer types add 16 float32 scales, one a token. int12: element = scale * code, code in [-2047, 2047].
+// int8: the same in [-127, 127]. int4: element = scale * (code - 8). Their lines are in quant/lines.h: keys are a
+// panel, a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token.
+enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt12, kKvInt8, kKvInt4, kNumKvTypes };
+constexpr int kMaxWordCode = 2047;  // of int12
+// What its codes are multiplied by has magnitudes of at most this sum, so that products add up in 32 bits.
+constexpr int64_t kMaxWordSum = int64_t{1} << 20;
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
 struct MatmulArgs {
@@ -95,6 +98,7 @@ struct AttentionArgs {
   const int8_t* query_codes;    // [rows][head_dim padded to 16], rounded by quantize_row
   const float* query_scales;    // [rows]
   const int32_t* query_sums;    // [rows]
+  const int16_t* query_words;   // what int12 reads instead of codes and sums: the same, rounded by quantize_words
   int rows;                     // at most kMaxQueryBlock
   int kv_heads;
   const int32_t* begins;     // [rows] first visible token
@@ -140,6 +144,9 @@ struct KernelTable {
   // NaN.
   void (*quantize_row)(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
                        int32_t* sums, int64_t stride) noexcept;
+  // x: [n] -> words [n padded], of magnitudes whose sum is at most kMaxWordSum, and their scale. NaN or infinity makes
+  // the scale NaN.
+  void (*quantize_words)(const float* x, int64_t n, int64_t n_padded, int16_t* words, float* scale) noexcept;
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept;
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) noexcept;
   void (*softmax)(const float* x, float* y, int64_t n) noexcept;

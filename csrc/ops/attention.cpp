@@ -12,11 +12,11 @@
 namespace llmcore {
 
 KvType kv_type_from_name(const std::string& name) {
-  const char* const names[kNumKvTypes] = {"f32", "f16", "bf16", "int8", "int4"};
+  const char* const names[kNumKvTypes] = {"f32", "f16", "bf16", "int12", "int8", "int4"};
   for (int type = 0; type < kNumKvTypes; ++type) {
     if (name == names[type]) return static_cast<KvType>(type);
   }
-  throw ArgumentError("kv_dtype must be one of f32, f16, bf16, int8, int4, got '" + name.substr(0, 40) + "'");
+  throw ArgumentError("kv_dtype must be one of f32, f16, bf16, int12, int8, int4, got '" + name.substr(0, 40) + "'");
 }
 
 void store_kv(const Context& context, const KvLayout& layout, uint8_t* keys, uint8_t* values,
@@ -68,6 +68,7 @@ float float_element(KvType type, const uint8_t* line, int64_t i) {
 
 // The code in a row of a panel at k (quant/lines.h), less the code of 0.
 int integer_code(KvType type, const uint8_t* panel, int64_t row, int64_t k) {
+  if (type == kKvInt12) return Lines12::get(panel, row, k);
   if (type == kKvInt8) return static_cast<int>(Lines<8>::get(panel, static_cast<int>(row), k, 0)) - 128;
   return static_cast<int>(Lines<4>::get(panel, static_cast<int>(row), k, 0)) - 8;
 }
@@ -342,6 +343,16 @@ class PagedAttention {
   AttentionArgs with_queries(Rows& rows, float* memory) const {
     AttentionArgs a{};
     a.rows = rows.count;
+    if (layout_.type == kKvInt12) {
+      float* scales = memory + rows.count * ws_.padded_ / 2;
+      int16_t* words = reinterpret_cast<int16_t*>(memory);
+      for (int r = 0; r < rows.count; ++r) {
+        table_.quantize_words(rows.queries[r], layout_.head_dim, ws_.padded_, words + r * ws_.padded_, scales + r);
+      }
+      a.query_words = words;
+      a.query_scales = scales;
+      return a;
+    }
     if (layout_.scaled()) {
       float* scales = memory + rows.count * ws_.padded_ / 4;
       int32_t* sums = reinterpret_cast<int32_t*>(scales + rows.count);

@@ -13,7 +13,7 @@
 
 namespace llmcore {
 
-/// f32, f16, bf16, int8 or int4. Throws ArgumentError.
+/// f32, f16, bf16, int12, int8 or int4. Throws ArgumentError.
 KvType kv_type_from_name(const std::string& name);
 
 struct KvLayout {
@@ -30,13 +30,16 @@ struct KvLayout {
   int64_t page_bytes() const { return key_page_bytes() + value_page_bytes(); }
   int64_t layer_bytes() const { return pages * page_bytes(); }
 
-  bool scaled() const { return type == kKvInt8 || type == kKvInt4; }
+  bool scaled() const { return type == kKvInt12 || type == kKvInt8 || type == kKvInt4; }
   // Integer keys fill lines of 64 bytes.
   int64_t key_dim() const {
-    const int64_t step = type == kKvInt8 ? 4 : type == kKvInt4 ? 8 : 1;
+    const int64_t step = type == kKvInt8 ? 4 : type == kKvInt12 || type == kKvInt4 ? 8 : 1;
     return (head_dim + step - 1) / step * step;
   }
-  int64_t line_bytes() const { return type == kKvF32 ? 64 : type == kKvInt8 ? 16 : type == kKvInt4 ? 8 : 32; }
+  int64_t line_bytes() const {
+    constexpr int64_t bytes[kNumKvTypes] = {64, 32, 32, 24, 16, 8};
+    return bytes[type];
+  }
 
  private:
   int64_t scale_bytes() const { return scaled() ? kPageTokens * 4 : 0; }

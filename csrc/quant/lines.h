@@ -58,4 +58,23 @@ struct Lines {
   }
 };
 
+// Signed codes of 12 bits, which keys and values are stored as: three lines for 8 k. A line holds 2 k of each row, as
+// 16-bit words; the upper 12 bits of word 2 r + j are k = j, 2 + j or 4 + j of row r, by line. The lower 4 bits are a
+// part of k = 6 + j, the lowest bits in the first line. So a shift of whole lines gives words to multiply.
+struct Lines12 {
+  static constexpr int kStep = 8;
+  static constexpr int kUnit = 3 * kLineBytes;
+
+  static int get(const uint8_t* panel, int64_t row, int64_t k) {
+    const auto word = [&](int64_t line) {
+      int16_t bits;
+      __builtin_memcpy(&bits, panel + k / kStep * kUnit + line * kLineBytes + (row * 2 + k % 2) * 2, 2);
+      return bits;
+    };
+    const int64_t pair = k % kStep / 2;
+    if (pair < 3) return word(pair) >> 4;
+    return static_cast<int16_t>((word(0) & 15) << 4 | (word(1) & 15) << 8 | (word(2) & 15) << 12) >> 4;
+  }
+};
+
 }  // namespace llmcore

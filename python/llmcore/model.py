@@ -22,7 +22,7 @@ from llmcore import _core, quantization
 from llmcore.errors import ArgumentError, ArgumentTypeError, ClosedError, TokenizerError, escape
 from llmcore.models.spec import DecoderSpec
 from llmcore.progress import Progress
-from llmcore.quantization import KV_DTYPES, MatrixFormat, QuantConfig
+from llmcore.quantization import FLOAT_FORMATS, KV_DTYPES, MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
@@ -480,7 +480,9 @@ def _make(
 
 
 def _kv_dtype(formats: set[str]) -> str:
-    return "f32" if formats == {"f32"} else "f16"
+    if formats == {"f32"}:
+        return "f32"
+    return "f16" if formats <= set(FLOAT_FORMATS) else "int12"
 
 
 def _fingerprint(checkpoint: str, *made: object) -> str:

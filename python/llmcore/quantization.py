@@ -18,7 +18,7 @@ INTEGER_FORMATS = (*ZERO_POINT_FORMATS, "nf4", "iq4", "fp4", "ternary", "ternary
 KEPT_FORMATS = (*INTEGER_FORMATS, "iq2", "iq3", "iq3_s")
 """And what values of .gguf files are kept as."""
 FLOAT_FORMATS = ("f32", "bf16", "f16")
-KV_DTYPES = (*FLOAT_FORMATS, "int8", "int4")
+KV_DTYPES = (*FLOAT_FORMATS, "int12", "int8", "int4")
 """What keys and values may be stored as; the integers with a scale for each token and head."""
 SMOOTHINGS = ("none", "awq", "smoothquant")
 GROUP_SIZES = (0, 16, 32, 64, 128)

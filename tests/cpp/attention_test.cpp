@@ -15,8 +15,8 @@ using namespace llmcore::test;
 namespace {
 
 constexpr int64_t kHeadDims[] = {1, 16, 20, 64, 80, 128};
-const char* const kKvNames[] = {"f32", "f16", "bf16", "int8", "int4"};
-constexpr KvType kKvTypes[] = {kKvF32, kKvF16, kKvBF16, kKvInt8, kKvInt4};
+const char* const kKvNames[] = {"f32", "f16", "bf16", "int12", "int8", "int4"};
+constexpr KvType kKvTypes[] = {kKvF32, kKvF16, kKvBF16, kKvInt12, kKvInt8, kKvInt4};
 
 // Tokens [0, tokens) of one head; row r of a block sees [begins[r], ends[r]).
 struct Case {
@@ -72,33 +72,43 @@ std::vector<float> query(int64_t row, int64_t head_dim) {
   return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
 }
 
-bool scaled(KvType type) { return type == kKvInt8 || type == kKvInt4; }
+bool scaled(KvType type) { return KvLayout{type}.scaled(); }
 
-// Queries as integer keys take them.
+// Queries as integer keys take them: int12 the words, the others the codes and their sums.
 struct Codes {
   std::vector<int8_t> codes;
+  std::vector<int16_t> words;
   std::vector<float> scales;
   std::vector<int32_t> sums;
 };
 
-Codes query_codes(int64_t first, int64_t count, int64_t head_dim) {
+Codes query_codes(int64_t first, int64_t count, int64_t head_dim, KvType type) {
   const int64_t width = padded(head_dim);
-  Codes all{std::vector<int8_t>(static_cast<size_t>(count * width)), std::vector<float>(static_cast<size_t>(count)),
-            std::vector<int32_t>(static_cast<size_t>(count))};
+  const auto elements = static_cast<size_t>(count * width), rows = static_cast<size_t>(count);
+  Codes all{std::vector<int8_t>(elements), std::vector<int16_t>(elements), std::vector<float>(rows),
+            std::vector<int32_t>(rows)};
   for (int64_t r = 0; r < count; ++r) {
-    scalar_table().quantize_row(query(first + r, head_dim).data(), head_dim, width, width, all.codes.data() + r * width,
-                                &all.scales[static_cast<size_t>(r)], &all.sums[static_cast<size_t>(r)], 1);
+    const std::vector<float> q = query(first + r, head_dim);
+    float* scale = &all.scales[static_cast<size_t>(r)];
+    if (type == kKvInt12) {
+      scalar_table().quantize_words(q.data(), head_dim, width, all.words.data() + r * width, scale);
+    } else {
+      scalar_table().quantize_row(q.data(), head_dim, width, width, all.codes.data() + r * width, scale,
+                                  &all.sums[static_cast<size_t>(r)], 1);
+    }
   }
   return all;
 }
 
-// The query as scores take it: over integer keys it is rounded to int8.
+// The query as scores take it: over integer keys it is rounded.
 std::vector<double> asked(int64_t row, int64_t head_dim, KvType type) {
   const std::vector<float> q = query(row, head_dim);
   std::vector<double> result(q.begin(), q.end());
   if (!scaled(type)) return result;
-  const Codes rounded = query_codes(row, 1, head_dim);
-  for (size_t d = 0; d < result.size(); ++d) result[d] = static_cast<double>(rounded.scales[0]) * rounded.codes[d];
+  const Codes rounded = query_codes(row, 1, head_dim, type);
+  for (size_t d = 0; d < result.size(); ++d) {
+    result[d] = static_cast<double>(rounded.scales[0]) * (type == kKvInt12 ? rounded.words[d] : rounded.codes[d]);
+  }
   return result;
 }
 
@@ -120,12 +130,16 @@ Result attend(const Case& c, Pages& pages, KvType type, const KernelTable& table
   Guarded<float> slopes(slope_values, edge), maxima(count, edge), sums(count, edge);
   Guarded<float> outputs(count * padded(c.head_dim), edge);
   Guarded<float> scratch(attention_scratch_floats(count, c.head_dim), edge);
-  const Codes rounded = query_codes(first, count, c.head_dim);
+  const Codes rounded = query_codes(first, count, c.head_dim, type);
   Guarded<int8_t> codes(rounded.codes, edge);
+  Guarded<int16_t> words(rounded.words, edge);
   Guarded<float> scales(rounded.scales, edge);
   Guarded<int32_t> code_sums(rounded.sums, edge);
   AttentionArgs a{};
-  if (scaled(type)) {
+  if (type == kKvInt12) {
+    a.query_words = words.data();
+    a.query_scales = scales.data();
+  } else if (scaled(type)) {
     a.query_codes = codes.data();
     a.query_scales = scales.data();
     a.query_sums = code_sums.data();
@@ -403,7 +417,7 @@ TEST(attention, the_result_is_right) {
 
 // What an integer page holds is the nearest code to each element, and a bad element makes its token's head NaN.
 TEST(attention, integer_pages_hold_the_nearest_codes) {
-  for (const KvType type : {kKvInt8, kKvInt4}) {
+  for (const KvType type : {kKvInt12, kKvInt8, kKvInt4}) {
     for (const int64_t head_dim : kHeadDims) {
       NOTE(std::string(kKvNames[type]) + ", head_dim " + std::to_string(head_dim));
       const KvLayout layout{type, 1, head_dim, 1};
@@ -423,7 +437,8 @@ TEST(attention, integer_pages_hold_the_nearest_codes) {
         const std::vector<float>& x = given[static_cast<size_t>(t)];
         float top = 0;
         for (const float e : x) top = std::max(top, std::fabs(e));
-        const double half_step = top / (type == kKvInt8 ? 254.0 : 16.0) * (1 + 0x1p-20);
+        const double steps = type == kKvInt12 ? 4094.0 : type == kKvInt8 ? 254.0 : 16.0;
+        const double half_step = top / steps * (1 + 0x1p-11);  // and a division's rounding
         for (int64_t d = 0; d < head_dim; ++d) {
           const float key = k[static_cast<size_t>(t * head_dim + d)], value = v[static_cast<size_t>(t * head_dim + d)];
           CHECK(same_bits(&key, &value, 1) || t == 5);

@@ -28,6 +28,7 @@ constexpr Case kCases[] = {
     {"qwen3 int8 a row, f32 pages", Style::kQwen3, Format::kInt8, 0, kKvF32, 24, 2},
     {"llama int8 in groups of 32, f16 pages", Style::kLlama, Format::kInt8, 32, kKvF16, 24, 2},
     {"llama int4 in groups of 32, f16 pages, long", Style::kLlama, Format::kInt4, 32, kKvF16, 279, 1},
+    {"llama int4 in groups of 32, int12 pages, long", Style::kLlama, Format::kInt4, 32, kKvInt12, 279, 1},
     {"qwen3 f32, int8 pages", Style::kQwen3, Format::kF32, 0, kKvInt8, 24, 2},
     {"llama int8 a row, int4 pages, long", Style::kLlama, Format::kInt8, 0, kKvInt4, 279, 1},
     {"gemma2 f32, f16 pages", Style::kGemma2, Format::kF32, 0, kKvF16, 30, 2},
@@ -169,6 +170,7 @@ TEST(hash, no_cut_of_the_work_shows_in_int8_with_a_window) {
 TEST(hash, no_cut_of_the_work_shows_in_integer_pages) {
   TinyModel model;
   model.num_layers = 1;
+  check_cuts(model, kKvInt12, quick() ? 24 : 270);
   check_cuts(model, kKvInt8, quick() ? 40 : 270);
   check_cuts(model, kKvInt4, quick() ? 24 : 50);
 }

@@ -24,6 +24,12 @@ struct U8x64 {
 struct S8x4 {
   __m256i v;
 };
+struct I16x32 {
+  __m256i a, b;
+};
+struct S16x2 {
+  __m256i v;
+};
 
 LLMCORE_INLINE F32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 LLMCORE_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -85,17 +91,21 @@ LLMCORE_INLINE void store_i8(int8_t* p, I32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
+// The lowest 16 bits of each lane; of each quarter half of one and half of the other.
+LLMCORE_INLINE __m256i mixed_words(I32x16 x) {
+  const __m256i lower = _mm256_set1_epi32(0xffff);
+  return _mm256_packus_epi32(_mm256_and_si256(x.a, lower), _mm256_and_si256(x.b, lower));
+}
+LLMCORE_INLINE void store_i16(int16_t* p, I32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed_words(x), 0xd8));
+}
 template <int n>
 LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&x)[4]) {
   const __m256i lowest = _mm256_set1_epi16((1 << n) - 1);
   // Each half has four bytes of each of four halves.
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int i = 0; i < 4; i += 2) {
-    const auto words = [&](const I32x16& v) {
-      const __m256i lower = _mm256_set1_epi32(0xffff);
-      return _mm256_packus_epi32(_mm256_and_si256(v.a, lower), _mm256_and_si256(v.b, lower));
-    };
-    const __m256i a = words(x[i]), b = words(x[i + 1]);
+    const __m256i a = mixed_words(x[i]), b = mixed_words(x[i + 1]);
     const __m256i above = _mm256_packs_epi16(_mm256_srai_epi16(a, n), _mm256_srai_epi16(b, n));
     const __m256i below = _mm256_packs_epi16(_mm256_and_si256(a, lowest), _mm256_and_si256(b, lowest));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 16 * i), _mm256_permutevar8x32_epi32(above, order));
@@ -261,6 +271,39 @@ LLMCORE_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
 template <int kMaxCode>
 LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   return {dot4_half<kMaxCode>(acc.a, w.a, x.v), dot4_half<kMaxCode>(acc.b, w.b, x.v)};
+}
+LLMCORE_INLINE I16x32 load_i16(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+template <int n>
+LLMCORE_INLINE I16x32 shift_left(I16x32 x) {
+  return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)};
+}
+template <int n>
+LLMCORE_INLINE I16x32 shift_right_arithmetic(I16x32 x) {
+  return {_mm256_srai_epi16(x.a, n), _mm256_srai_epi16(x.b, n)};
+}
+template <int mask>
+LLMCORE_INLINE I16x32 insert(I16x32 x, I16x32 y) {
+  const __m256i keep = _mm256_set1_epi16(static_cast<int16_t>(mask));
+  return {_mm256_or_si256(x.a, _mm256_and_si256(y.a, keep)), _mm256_or_si256(x.b, _mm256_and_si256(y.b, keep))};
+}
+LLMCORE_INLINE S16x2 load_s16x2(const int16_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm256_set1_epi32(x)};
+}
+LLMCORE_INLINE __m256i dot2_half(__m256i acc, __m256i w, __m256i x) {
+#if defined(LLMCORE_AVX_VNNI) && !defined(LLMCORE_TEST_TWIN)
+  __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
+  return acc;
+#else
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+#endif
+}
+LLMCORE_INLINE I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
+  return {dot2_half(acc.a, w.a, x.v), dot2_half(acc.b, w.b, x.v)};
 }
 LLMCORE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

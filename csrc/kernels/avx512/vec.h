@@ -28,6 +28,12 @@ struct U8x64 {
 struct S8x4 {
   __m512i v;
 };
+struct I16x32 {
+  __m512i v;
+};
+struct S16x2 {
+  __m512i v;
+};
 
 LLMCORE_INLINE F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 LLMCORE_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -84,6 +90,10 @@ LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]
   const __m512i below = _mm512_packs_epi16(_mm512_and_si512(x, lowest), _mm512_and_si512(y, lowest));
   _mm512_storeu_si512(high, _mm512_permutexvar_epi64(order, above));
   _mm512_storeu_si512(low, _mm512_permutexvar_epi64(order, below));
+}
+
+LLMCORE_INLINE void store_i16(int16_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
@@ -158,6 +168,33 @@ LLMCORE_INLINE I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
   acc.v = _mm512_dpbusd_epi32(acc.v, w.v, x.v);
 #else
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
+#endif
+  return acc;
+}
+LLMCORE_INLINE I16x32 load_i16(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+template <int n>
+LLMCORE_INLINE I16x32 shift_left(I16x32 a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+LLMCORE_INLINE I16x32 shift_right_arithmetic(I16x32 a) {
+  return {_mm512_srai_epi16(a.v, n)};
+}
+template <int mask>
+LLMCORE_INLINE I16x32 insert(I16x32 a, I16x32 b) {
+  return {_mm512_ternarylogic_epi32(a.v, b.v, _mm512_set1_epi16(static_cast<int16_t>(mask)), 0xf8)};  // a | (b & c)
+}
+LLMCORE_INLINE S16x2 load_s16x2(const int16_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm512_set1_epi32(x)};
+}
+// In assembly for the same reason as dot4.
+LLMCORE_INLINE I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
+#ifdef LLMCORE_TEST_TWIN
+  acc.v = _mm512_dpwssd_epi32(acc.v, w.v, x.v);
+#else
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
 #endif
   return acc;
 }

@@ -288,6 +288,24 @@ void rope_interleaved_kernel(float* x, const float* cosines, const float* sines,
   }
 }
 
+void quantize_words_kernel(const float* x, int64_t n, int64_t n_padded, int16_t* words, float* scale) noexcept {
+  F32x16 top = set1(0.0f), poison = set1(0.0f);
+  for (int64_t i = 0; i < n; i += 16) {
+    const F32x16 v = load_first(x + i, n - i);
+    top = max(top, abs(v));
+    poison = fma(v, set1(0.0f), poison);
+  }
+  const int64_t share = llmcore::kMaxWordSum / n_padded;
+  const float amax = reduce_max(top), most = static_cast<float>(share < 32767 ? share : 32767);
+  const bool tiny = !(amax > 1e-30f);
+  const F32x16 inverse = set1(tiny ? 0.0f : most / amax);
+  *scale = (tiny ? 0.0f : amax / most) + reduce_add(poison);
+  for (int64_t i = 0; i < n_padded; i += 16) {
+    const F32x16 v = i < n ? mul(load_first(x + i, n - i), inverse) : set1(0.0f);
+    store_i16(words + i, to_int(min(max(v, set1(-most)), set1(most))));
+  }
+}
+
 void quantize_row_kernel(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
                          int32_t* sums, int64_t stride) noexcept {
   for (int64_t begin = 0, g = 0; begin < n_padded; begin += group, g += stride) {

@@ -8,6 +8,12 @@
 
 #include "kernels/generic/kv_pages.h"
 
+#include "kernels/generic/attention_split.h"
+
+#include "kernels/generic/attention_products.h"
+
+#include "kernels/generic/attention_softmax.h"
+
 #include "kernels/generic/attention.h"
 
 #ifndef LLMCORE_NO_WINDOWS
@@ -31,6 +37,7 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
        integer_matmul<SmallLevelLines>, integer_matmul<SmallLevelLines>},
       matmul_scratch_bytes_kernel,
       quantize_row_kernel,
+      quantize_words_kernel,
       rms_norm_kernel,
       layer_norm_kernel,
       softmax_kernel,
@@ -46,12 +53,12 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
       relu2_kernel,
       exp_kernel,
       softmax_statistics_kernel,
-      {store_key_kernel<KvF32>, store_key_kernel<KvF16>, store_key_kernel<KvBF16>, store_key_kernel<KvInt8>,
-       store_key_kernel<KvInt4>},
-      {store_value_kernel<KvF32>, store_value_kernel<KvF16>, store_value_kernel<KvBF16>, store_value_kernel<KvInt8>,
-       store_value_kernel<KvInt4>},
-      {attention_kernel<KvF32>, attention_kernel<KvF16>, attention_kernel<KvBF16>, attention_kernel<KvInt8>,
-       attention_kernel<KvInt4>},
+      {store_key_kernel<KvF32>, store_key_kernel<KvF16>, store_key_kernel<KvBF16>, store_key_kernel<KvInt12>,
+       store_key_kernel<KvInt8>, store_key_kernel<KvInt4>},
+      {store_value_kernel<KvF32>, store_value_kernel<KvF16>, store_value_kernel<KvBF16>, store_value_kernel<KvInt12>,
+       store_value_kernel<KvInt8>, store_value_kernel<KvInt4>},
+      {attention_kernel<KvF32>, attention_kernel<KvF16>, attention_kernel<KvBF16>, attention_kernel<KvInt12>,
+       attention_kernel<KvInt8>, attention_kernel<KvInt4>},
       attention_fold_kernel,
       attention_finish_kernel,
 #ifndef LLMCORE_NO_WINDOWS

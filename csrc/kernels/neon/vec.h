@@ -25,6 +25,12 @@ struct U8x64 {
 struct S8x4 {
   int8x16_t v;
 };
+struct I16x32 {
+  int16x8_t v[4];
+};
+struct S16x2 {
+  int16x8_t v;
+};
 
 #define LLMCORE_QUADS _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i)
 
@@ -128,6 +134,8 @@ LLMCORE_INLINE void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]
     vst1q_s8(low + 16 * i, vcombine_s8(vmovn_s16(vandq_s16(x, lowest)), vmovn_s16(vandq_s16(y, lowest))));
   }
 }
+
+LLMCORE_INLINE void store_i16(int16_t* p, I32x16 a) { LLMCORE_QUADS vst1_s16(p + 4 * i, vmovn_s32(a.v[i])); }
 
 LLMCORE_INLINE Mask16 less(F32x16 a, F32x16 b) {
   Mask16 r;
@@ -320,6 +328,42 @@ LLMCORE_INLINE I32x16x2 dot8(I32x16x2 acc, U8x64 low, U8x64 high, S8x8x2 x) {
   return acc;
 }
 #endif
+LLMCORE_INLINE I16x32 load_i16(const uint8_t* p) {
+  I16x32 r;
+  LLMCORE_QUADS r.v[i] = vreinterpretq_s16_u8(vld1q_u8(p + 16 * i));
+  return r;
+}
+template <int n>
+LLMCORE_INLINE I16x32 shift_left(I16x32 a) {
+  LLMCORE_QUADS a.v[i] = vshlq_n_s16(a.v[i], n);
+  return a;
+}
+template <int n>
+LLMCORE_INLINE I16x32 shift_right_arithmetic(I16x32 a) {
+  LLMCORE_QUADS a.v[i] = vshrq_n_s16(a.v[i], n);
+  return a;
+}
+template <int mask>
+LLMCORE_INLINE I16x32 insert(I16x32 a, I16x32 b) {
+  LLMCORE_QUADS a.v[i] = vorrq_s16(a.v[i], vandq_s16(b.v[i], vdupq_n_s16(static_cast<int16_t>(mask))));
+  return a;
+}
+LLMCORE_INLINE S16x2 load_s16x2(const int16_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {vreinterpretq_s16_s32(vdupq_n_s32(x))};
+}
+// Even words and odd ones apart, which rows of x share.
+LLMCORE_INLINE I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
+  _Pragma("GCC unroll 2") for (int i = 0; i < 4; i += 2) {
+    const int16x8_t even = vuzp1q_s16(w.v[i], w.v[i + 1]), odd = vuzp2q_s16(w.v[i], w.v[i + 1]);
+    acc.v[i] = vmlal_laneq_s16(acc.v[i], vget_low_s16(even), x.v, 0);
+    acc.v[i + 1] = vmlal_high_laneq_s16(acc.v[i + 1], even, x.v, 0);
+    acc.v[i] = vmlal_laneq_s16(acc.v[i], vget_low_s16(odd), x.v, 1);
+    acc.v[i + 1] = vmlal_high_laneq_s16(acc.v[i + 1], odd, x.v, 1);
+  }
+  return acc;
+}
 LLMCORE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 #undef LLMCORE_QUADS

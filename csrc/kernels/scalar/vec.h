@@ -22,6 +22,12 @@ struct U8x64 {
 struct S8x4 {
   int8_t v[4];
 };
+struct I16x32 {
+  int16_t v[32];
+};
+struct S16x2 {
+  int16_t v[2];
+};
 
 #define LLMCORE_LANES for (int i = 0; i < 16; ++i)
 
@@ -170,6 +176,9 @@ inline void store_digits(int8_t* high, int8_t* low, const I32x16 (&a)[4]) {
     LLMCORE_LANES low[16 * j + i] = static_cast<int8_t>(a[j].v[i] & ((1 << n) - 1));
   }
 }
+
+// The lowest 16 bits of each lane.
+inline void store_i16(int16_t* p, I32x16 a) { LLMCORE_LANES p[i] = static_cast<int16_t>(a.v[i]); }
 
 inline Mask16 less(F32x16 a, F32x16 b) {
   Mask16 r;
@@ -326,6 +335,33 @@ inline I32x16 dot4(I32x16 acc, U8x64 w, S8x4 x) {
     for (int j = 0; j < 4; ++j) s += static_cast<int32_t>(w.v[4 * i + j]) * x.v[j];
     acc.v[i] = s;
   }
+  return acc;
+}
+inline I16x32 load_i16(const uint8_t* p) {
+  I16x32 r;
+  __builtin_memcpy(r.v, p, 64);
+  return r;
+}
+template <int n>
+inline I16x32 shift_left(I16x32 a) {
+  for (int i = 0; i < 32; ++i) a.v[i] = static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) << n);
+  return a;
+}
+template <int n>
+inline I16x32 shift_right_arithmetic(I16x32 a) {
+  for (int i = 0; i < 32; ++i) a.v[i] = static_cast<int16_t>(a.v[i] >> n);
+  return a;
+}
+// a | (b & mask)
+template <int mask>
+inline I16x32 insert(I16x32 a, I16x32 b) {
+  for (int i = 0; i < 32; ++i) a.v[i] = static_cast<int16_t>(a.v[i] | (b.v[i] & mask));
+  return a;
+}
+inline S16x2 load_s16x2(const int16_t* p) { return {{p[0], p[1]}}; }
+// acc[i] += w[2 i] * x[0] + w[2 i + 1] * x[1]; no sum may be beyond 32 bits.
+inline I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
+  LLMCORE_LANES acc.v[i] += w.v[2 * i] * x.v[0] + w.v[2 * i + 1] * x.v[1];
   return acc;
 }
 inline void prefetch(const void*) {}

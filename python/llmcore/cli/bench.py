@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--depth", type=integer, default=0, metavar="N", help="tokens before an answer, in the cache (0)"
     )
-    group.add_argument("--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int8, int4")
+    group.add_argument(
+        "--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int12, int8, int4"
+    )
     group.add_argument("--batch-size", type=integer, default=1, metavar="N", help="prompts at the same time (1)")
     group.add_argument("--rounds", type=integer, default=5, metavar="N", help="rounds that count (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with the figures of every round")

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=integer, default=1, metavar="N", help="texts at the same time (1)")
     parser.add_argument(
-        "--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int8, int4"
+        "--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int12, int8, int4"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, in bytes")
 
