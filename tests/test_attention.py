@@ -82,7 +82,8 @@ def asked(q: Floats, dtype: str, scale: float) -> Floats:
 
 def bound(q: Floats, k: Floats, v: Floats, dtype: str = "f32") -> float:
     """A score is off by dim E |q||k| / sqrt(dim), which moves a weight by as much; the sums over S follow. Weights of
-    integer values are rounded, too, in steps of at most the largest weighted value / 8,128."""
+    integer values are rounded, too, in steps of the largest weighted value / 8,128; those of int12 in twice as large
+    ones where 256 are equal, but then they count less."""
     dim = q.shape[-1]
     reach = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * dim**-0.5
     rounding = (dtype in INTEGERS) * (len(k) ** 0.5) / 8128
@@ -153,6 +154,27 @@ def test_the_error_of_each_type_is_that_of_its_bits(dtype: str) -> None:
 def test_bytes_are_those_of_the_bits_and_a_scale_for_each_token_and_head() -> None:
     sizes = {dtype: ops.KvPages(3, 2, 64, dtype).nbytes / (3 * 16 * 2 * 64 * 2) * 8 for dtype in KV_DTYPES}
     assert sizes == {"f32": 32, "f16": 16, "bf16": 16, "int12": 12.5, "int8": 8.5, "int4": 4.5}
+
+
+@pytest.mark.parametrize("dim", [16, 64, 80, 256])
+def test_sums_of_int12_reach_their_limit(dim: int) -> None:
+    for length in (1, 200, 256, 300, 511):  # 200 equal weights are rounded up
+        for sign in (1, -1):
+            ones = np.ones((length, 1, dim), np.float32)
+            got = ops.attention(ones[-1:], sign * ones, sign * ones, scale=1 / dim, kv_dtype="int12")
+            np.testing.assert_allclose(got, sign, rtol=0.6 / 4096)
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_a_query_that_is_nan_gives_nan(dtype: str) -> None:
+    k, v = normal(3, 1, 16), normal(3, 1, 16, seed=1)
+    for bits in (0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF):
+        q = normal(3, 1, 16, seed=2)
+        q[1].view(np.uint32)[0, 4] = bits
+        for options in ({}, {"softcap": 3.0}, {"alibi_slopes": [0.5]}):
+            got = ops.attention(q, k, v, kv_dtype=dtype, **options)
+            assert np.isnan(got[1]).all()
+            assert np.isfinite(got[[0, 2]]).all()
 
 
 # --- bits -------------------------------------------------------------------------------------------------------------

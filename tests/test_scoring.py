@@ -50,6 +50,16 @@ def test_embeddings_have_the_same_bits_in_any_batch(llm: llmcore.LLM) -> None:
         assert (other.embed(long) == together).all()
 
 
+def test_embeddings_take_the_kv_dtype_of_the_engine() -> None:
+    with llmcore.load("tiny", progress=False) as model:
+        found = {}
+        for kv_dtype in ("auto", "f32", model.kv_dtype):
+            with llmcore.LLM(model, kv_dtype=kv_dtype) as llm:
+                found[kv_dtype] = llm.embed(TEXTS)
+    assert (found["auto"] == found[model.kv_dtype]).all()
+    assert (found["auto"] != found["f32"]).any()
+
+
 def test_embeddings_equal_transformers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

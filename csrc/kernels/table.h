@@ -48,8 +48,10 @@ constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one
 // panel, a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token.
 enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt12, kKvInt8, kKvInt4, kNumKvTypes };
 constexpr int kMaxWordCode = 2047;  // of int12
-// What its codes are multiplied by has magnitudes of at most this sum, so that products add up in 32 bits.
+// What its codes are multiplied by has magnitudes of this sum at most, but for rounding, so that products add up in 32
+// bits.
 constexpr int64_t kMaxWordSum = int64_t{1} << 20;
+static_assert((kMaxWordSum + kSplitTokens) * kMaxWordCode < (int64_t{1} << 31));
 
 // y[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) for the panels [panel_begin, panel_end) of 16 rows n.
 struct MatmulArgs {
@@ -94,11 +96,11 @@ struct MatmulArgs {
 // Attention of one block of query rows over one split of kSplitTokens tokens. The rows fall into kv_heads equal runs,
 // one after another, each of which shares a KV head.
 struct AttentionArgs {
-  const float* const* queries;  // [rows] -> [head_dim], already scaled; integer types read the next three instead:
+  const float* const* queries;  // [rows] -> [head_dim], already scaled; integer types read what follows instead:
   const int8_t* query_codes;    // [rows][head_dim padded to 16], rounded by quantize_row
   const float* query_scales;    // [rows]
   const int32_t* query_sums;    // [rows]
-  const int16_t* query_words;   // what int12 reads instead of codes and sums: the same, rounded by quantize_words
+  const int16_t* query_words;   // int12, instead of codes and sums: the same, rounded by quantize_words
   int rows;                     // at most kMaxQueryBlock
   int kv_heads;
   const int32_t* begins;     // [rows] first visible token
@@ -144,7 +146,7 @@ struct KernelTable {
   // NaN.
   void (*quantize_row)(const float* x, int64_t n, int64_t n_padded, int64_t group, int8_t* codes, float* scales,
                        int32_t* sums, int64_t stride) noexcept;
-  // x: [n] -> words [n padded], of magnitudes whose sum is at most kMaxWordSum, and their scale. NaN or infinity makes
+  // x: [n] -> words [n padded], of magnitudes of at most kMaxWordSum / n padded, and their scale. NaN or infinity makes
   // the scale NaN.
   void (*quantize_words)(const float* x, int64_t n, int64_t n_padded, int16_t* words, float* scale) noexcept;
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept;

@@ -31,7 +31,7 @@ struct KvLayout {
   int64_t layer_bytes() const { return pages * page_bytes(); }
 
   bool scaled() const { return type == kKvInt12 || type == kKvInt8 || type == kKvInt4; }
-  // Integer keys fill lines of 64 bytes.
+  // Integer keys fill whole lines (quant/lines.h).
   int64_t key_dim() const {
     const int64_t step = type == kKvInt8 ? 4 : type == kKvInt12 || type == kKvInt4 ? 8 : 1;
     return (head_dim + step - 1) / step * step;

@@ -71,7 +71,7 @@ def embed(
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
             llm._loop.require()  # the plan of the engine's steps serves
-            rows[begin:end] = model.core.embed(sequences[begin:end], model.kv_dtype, pooling, normalize)
+            rows[begin:end] = model.core.embed(sequences[begin:end], llm.kv_dtype, pooling, normalize)
             bar.update(end)
     return rows
 

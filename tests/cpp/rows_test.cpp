@@ -262,6 +262,36 @@ TEST(rows, a_value_that_is_not_finite_makes_its_groups_scale_nan_and_no_other) {
   }
 }
 
+TEST(rows, queries_of_int12_are_words_whose_magnitudes_have_a_limit) {
+  for (const int64_t n : {1, 16, 33, 64, 300}) {
+    const int64_t padded = (n + 15) / 16 * 16;
+    for (const Kind kind : kKinds) {
+      NOTE(std::to_string(n) + " values, " + kKindNames[static_cast<int>(kind)]);
+      Guarded<float> x(row(kind, n, 22), Edge::kBack);
+      const auto quantize = [&](const KernelTable& table, float* scale) {
+        Guarded<int16_t> words(padded, Edge::kBack);
+        table.quantize_words(x.data(), n, padded, words.data(), scale);
+        return words.values();
+      };
+      float scale;
+      const std::vector<int16_t> words = quantize(scalar_table(), &scale);
+      for (const KernelTable* table : other_tables()) {
+        NOTE(table->name);
+        float other;
+        CHECK(quantize(*table, &other) == words);
+        CHECK(same_bits(&other, &scale, 1));
+      }
+      int64_t sum = 0;
+      for (int64_t i = 0; i < padded; ++i) {
+        const double value = i < n ? x.data()[i] : 0.0, word = words[static_cast<size_t>(i)];
+        sum += std::abs(words[static_cast<size_t>(i)]);
+        CHECK(!std::isfinite(scale) || std::fabs(value - word * scale) <= scale * (0.5 + 0.01) + 1e-30);
+      }
+      CHECK(sum <= kMaxWordSum);
+    }
+  }
+}
+
 TEST(rows, exp_is_within_its_documented_error) {
   const KernelTable& table = kernels();
   double worst = 0;

@@ -148,8 +148,7 @@ void attention_kernel(const llmcore::AttentionArgs& a) noexcept {
         constexpr int kOffset = Kv::kZero - dot4_zero<Kv::Lines::kMaxCode>();
         s.starts[r] = -kOffset * a.query_sums[r];
       }
-      const float factor = a.query_scales[r] * llmcore::kLog2E;
-      s.factors[r] = factor == factor ? factor : __builtin_nanf("");  // with no bits that exp2_nonpositive would lose
+      s.factors[r] = a.query_scales[r] * llmcore::kLog2E;
     }
   }
   int first = llmcore::kSplitTokens, last = 0;

@@ -85,16 +85,16 @@ LLMCORE_INLINE void multiply_unit(I32x16 (&acc)[MR][NP], const uint8_t* const (&
   if constexpr (2 * i + 2 < Lines::kStep) multiply_unit<Lines, i + 1>(acc, units, x, x_stride);
 }
 
-// Asks for a unit `at` bytes on in what a page has to prefetch.
+// Asks for `bytes`, `at` bytes on in what a page has to prefetch.
 template <class Kv>
-LLMCORE_INLINE void prefetch_unit(const Page& page, int64_t at) {
-  for (int64_t line = at; line < at + Kv::Lines::kUnit; line += 64) {
+LLMCORE_INLINE void prefetch_part(const Page& page, int64_t at, int64_t bytes) {
+  for (int64_t line = at; line < at + bytes; line += 64) {
     if (page.ahead) prefetch(page.ahead + line);
     if (Kv::kPaced && page.again) prefetch(page.again + line);
   }
 }
 
-// The same for integer keys: P pages by R rows of rounded queries.
+// The same as score_pages for integer keys.
 template <class Kv, int R, int P>
 void score_codes(const Split& s, int row, const Page* pages) noexcept {
   using Lines = typename Kv::Lines;
@@ -109,8 +109,7 @@ void score_codes(const Split& s, int row, const Page* pages) noexcept {
     U8x64 line[P];
     _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
       line[p] = load_u8(pages[p].codes + at);
-      if (pages[p].ahead) prefetch(pages[p].ahead + at);
-      if (Kv::kPaced && pages[p].again) prefetch(pages[p].again + at);
+      prefetch_part<Kv>(pages[p], at, 64);
     }
     multiply_part<Lines, 0>(acc, line, x, s.padded);
     if constexpr (Lines::kParts > 1) multiply_part<Lines, 1>(acc, line, x, s.padded);
@@ -132,7 +131,7 @@ void score_words(const Split& s, int row, const Page* pages) noexcept {
     const uint8_t* units[P];
     _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
       units[p] = pages[p].codes + at;
-      prefetch_unit<Kv>(pages[p], at);
+      prefetch_part<Kv>(pages[p], at, Lines::kUnit);
     }
     multiply_unit<Lines>(acc, units, x, s.padded);
   }
@@ -236,15 +235,10 @@ void add_codes(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
   }
   const int8_t* digits = s.digits(row);
   const int64_t block = d / 16 * Lines::bytes(16);
-  const auto prefetch_part = [&](const uint8_t* page) __attribute__((always_inline)) {
-    if (!page) return;
-    for (int64_t at = 0; at < B * Lines::bytes(16); at += 64) prefetch(page + block + at);
-  };
   for (int64_t n = pages.begin; n < pages.end; ++n, ++tile) {
     const int8_t* x = digits + digits_at(n);
     const uint8_t* const codes = tile->codes + block;
-    prefetch_part(tile->ahead);
-    if constexpr (Kv::kPaced) prefetch_part(tile->again);
+    prefetch_part<Kv>(*tile, block, B * Lines::bytes(16));
     for (int64_t at = 0; at < Lines::bytes(16); at += 64, x += Lines::kStep) {
       U8x64 line[B];
       _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) line[b] = load_u8(codes + b * Lines::bytes(16) + at);
@@ -281,7 +275,7 @@ void add_words(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
       const uint8_t* units[B];
       _Pragma("GCC unroll 4") for (int b = 0; b < B; ++b) {
         units[b] = tile->codes + at + b * kBlockBytes;
-        prefetch_unit<Kv>(*tile, at + b * kBlockBytes);
+        prefetch_part<Kv>(*tile, at + b * kBlockBytes, Lines::kUnit);
       }
       multiply_unit<Lines>(acc, units, x, kScoreStride * 2);
     }
@@ -291,7 +285,7 @@ void add_words(const Split& s, int row, const Page* tile, RowGroup::Pages pages,
   }
 }
 
-// The same for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`. What it asked
+// Either for all elements and rows of a group, of the pages from `page` on that it sees, up to `stop`. What it asked
 // for ahead isn't asked for again.
 template <class Kv>
 __attribute__((noinline)) void add_codes_to_group(const Split& s, const RowGroup& g, Page* tile, int64_t page,

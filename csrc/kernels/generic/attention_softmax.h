@@ -5,11 +5,11 @@ namespace {
 
 // What the scales of integer values, [token], are to softmax: scale = 2^exponent * factor / kUnitFactor, where factors
 // are below 2 kUnitFactor, and inverse = 2^-exponent, NaN where the scale is. Exponents are added to scores, so that a
-// row's largest weight is 1 and becomes, times its factor, an integer of 14 bits. Exponents are at least
+// row's largest weight is 1 and becomes, times its factor, an integer of all bits there are. Exponents are at least
 // kLowestExponent, and smaller scales lose bits; scales above 1 / kPastLargestScale become NaN. Between the two the sum
 // of weights is right whatever the scales beside.
-template <class Kv>
-constexpr float kUnitFactor = Kv::kWide ? 1.0f : (127 << kDigitBits) / 2;
+template <bool wide>
+constexpr float kUnitFactor = wide ? 1.0f : (127 << kDigitBits) / 2;
 constexpr float kLowestExponent = -40.0f, kPastLargestScale = 0x1p-60f;
 
 struct ValueScales {
@@ -29,7 +29,7 @@ LLMCORE_INLINE ValueScales value_scales(const Split& s, int64_t begin, int64_t e
       store(v.exponents + i * 16, exponent);
       const F32x16 beyond = mul(mul(scale, set1(kPastLargestScale)), set1(3.4028235e38f));  // infinite then
       store(v.inverses + i * 16, fma(beyond, set1(0.0f), power));
-      store(v.factors + i * 16, mul(mul(scale, power), set1(kUnitFactor<Kv>)));
+      store(v.factors + i * 16, mul(mul(scale, power), set1(kUnitFactor<Kv::kWide>)));
     }
   }
   return v;
@@ -142,10 +142,10 @@ struct Rounding {
   // Returns what a unit of the digits stands for.
   LLMCORE_INLINE float finish() {
     s.sums[row] = static_cast<int32_t>(static_cast<uint32_t>(reduce_add(sum)) - shifts * kShiftedZero);
-    return 1.0f / kUnitFactor<KvInt8>;
+    return 1.0f / kUnitFactor<false>;
   }
 };
-// Or words for dot2, whose sum is at most kMaxWordSum; so they are rounded when all are known.
+// Or words for dot2, whose sum is kMaxWordSum at most; so they are rounded when all are known.
 template <>
 struct Rounding<true> {
   using Rounded = F32x16;
@@ -261,16 +261,14 @@ __attribute__((noinline)) void softmax_group(const Split& s, const RowGroup& g, 
   }
   for (int r = 0; r < g.count; ++r) {
     const int row = g.row + r;
-    F32x16 sums;
-    float scale = 1.0f / kUnitFactor<Kv>;
-    if constexpr (Kv::kScaled) {
-      sums = round_weights<Kv>(s, row, maxima[r], values, g.pages(), stream, scale);
-    } else {
-      sums = weigh_scores(s, row, factors[r], maxima[r]);
-    }
     s.a.maxima[row] = first_lane(maxima[r]);
-    s.a.sums[row] = reduce_add(sums);
-    if constexpr (Kv::kScaled) balance(s, row, scale);
+    if constexpr (Kv::kScaled) {
+      float scale;
+      s.a.sums[row] = reduce_add(round_weights<Kv>(s, row, maxima[r], values, g.pages(), stream, scale));
+      balance(s, row, scale);
+    } else {
+      s.a.sums[row] = reduce_add(weigh_scores(s, row, factors[r], maxima[r]));
+    }
   }
 }
 

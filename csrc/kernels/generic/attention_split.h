@@ -68,8 +68,9 @@ struct Split {
   int16_t* words(int row) const { return reinterpret_cast<int16_t*>(scores_of(row)); }
 };
 
-// Weights of integer values, times the values' scales, are rounded to at most 14 bits and a sign: two digits of 7, for
-// dot4 takes no more on every ISA.
+// Weights of integer values, times the values' scales, are rounded: for bytes to at most 14 bits and a sign, two digits
+// of 7, for dot4 takes no more on every ISA. Digits of so many pages lie together, and so many pages are rounded at
+// once.
 constexpr int kDigitBits = 7;
 static_assert(255 * (1 << 2 * kDigitBits) * int64_t{llmcore::kSplitTokens} < (int64_t{1} << 31));
 constexpr int64_t kDigitPages = 4, kLowDigits = kDigitPages * 16;

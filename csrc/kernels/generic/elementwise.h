@@ -288,6 +288,9 @@ void rope_interleaved_kernel(float* x, const float* cosines, const float* sines,
   }
 }
 
+// x, or the same NaN whatever NaN it was: one whose lowest bits are 0, which exp2_nonpositive keeps.
+LLMCORE_INLINE float one_nan(float x) { return x == x ? x : __builtin_nanf(""); }
+
 void quantize_words_kernel(const float* x, int64_t n, int64_t n_padded, int16_t* words, float* scale) noexcept {
   F32x16 top = set1(0.0f), poison = set1(0.0f);
   for (int64_t i = 0; i < n; i += 16) {
@@ -299,7 +302,7 @@ void quantize_words_kernel(const float* x, int64_t n, int64_t n_padded, int16_t*
   const float amax = reduce_max(top), most = static_cast<float>(share < 32767 ? share : 32767);
   const bool tiny = !(amax > 1e-30f);
   const F32x16 inverse = set1(tiny ? 0.0f : most / amax);
-  *scale = (tiny ? 0.0f : amax / most) + reduce_add(poison);
+  *scale = one_nan((tiny ? 0.0f : amax / most) + reduce_add(poison));
   for (int64_t i = 0; i < n_padded; i += 16) {
     const F32x16 v = i < n ? mul(load_first(x + i, n - i), inverse) : set1(0.0f);
     store_i16(words + i, to_int(min(max(v, set1(-most)), set1(most))));
@@ -320,7 +323,7 @@ void quantize_row_kernel(const float* x, int64_t n, int64_t n_padded, int64_t gr
     const float amax = reduce_max(top);
     const bool tiny = !(amax > 1e-30f);
     const F32x16 inverse = set1(tiny ? 0.0f : 127.0f / amax);
-    scales[g] = (tiny ? 0.0f : amax / 127.0f) + reduce_add(poison);
+    scales[g] = one_nan((tiny ? 0.0f : amax / 127.0f) + reduce_add(poison));
     I32x16 total = set1_i32(0);
     for (int64_t i = begin; i < end; i += 16) {
       const int64_t left = (end < n ? end : n) - i;

@@ -3,16 +3,6 @@
 
 namespace {
 
-// What a page holds: kLineBytes for 16 elements, and how they become float32, or how integers lie in panels (matmul.h).
-// Those have a scale for each token, which is taken into the score (of values only its power of two, and the rest into
-// the weight). Keys are a panel whose rows are tokens, to which the query, rounded to int8, is the activation; values
-// are panels whose rows are 16 elements of the head, to which the weights of tokens are. kWide: codes are words, and
-// multiplied by words, two at a time (dot2); else by bytes, four at a time (dot4).
-// kPaced: pages are worked on about as fast as memory gives them, where float pages wait for it, and int4 pages for
-// arithmetic. So with few rows a head they take care (decoding at depth is 1.08, 1.04 and 1.04 times as fast, with
-// int12 1.19 together; with int4 0.96): keys go page by page, in the order of memory, and what prefetches miss, the
-// hardware's own get; prefetches go on during softmax; and what is near is asked for again.
-
 // Lines12 of quant/lines.h, whose codes become words of 16 bits.
 struct Int12Lines {
   static constexpr int kStep = 8, kUnit = 192;
@@ -38,6 +28,16 @@ struct Int12Lines {
     for (int i = 0; i < 3; ++i) put_bits(i, 0, 0xf, code >> 4 * i);
   }
 };
+
+// What a page holds: kLineBytes for 16 elements, and how they become float32, or how integers lie in panels
+// (quant/lines.h). Those have a scale for each token, which is taken into the score (of values only its power of two,
+// and the rest into the weight). Keys are a panel whose rows are tokens, to which the rounded query is the activation;
+// values are panels whose rows are 16 elements of the head, to which the weights of tokens are. kWide: codes are words,
+// and multiplied by words, two at a time (dot2); else by bytes, four at a time (dot4).
+// kPaced: pages are worked on about as fast as memory gives them, where float pages wait for it, and int4 pages for
+// arithmetic. So with few rows a head they take care (decoding at depth is 1.19 times as fast; with int4 0.96): keys go
+// page by page, in the order of memory, and what prefetches miss, the hardware's own get; prefetches go on during
+// softmax; and what is near is asked for again.
 
 struct KvF32 {
   using Element = float;
@@ -116,8 +116,7 @@ LLMCORE_INLINE float quantize_head(const float* x, int64_t head_dim, int64_t pad
       if (d + i < padded) put(d + i, codes[i]);
     }
   }
-  const float result = (tiny ? 0.0f : scale) + reduce_add(poison);
-  return result == result ? result : __builtin_nanf("");  // the same NaN whatever it was
+  return one_nan((tiny ? 0.0f : scale) + reduce_add(poison));
 }
 
 // Puts the code at k of a panel's row.

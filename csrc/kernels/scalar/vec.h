@@ -359,9 +359,13 @@ inline I16x32 insert(I16x32 a, I16x32 b) {
   return a;
 }
 inline S16x2 load_s16x2(const int16_t* p) { return {{p[0], p[1]}}; }
-// acc[i] += w[2 i] * x[0] + w[2 i + 1] * x[1]; no sum may be beyond 32 bits.
+// acc[i] += w[2 i] * x[0] + w[2 i + 1] * x[1]
 inline I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
-  LLMCORE_LANES acc.v[i] += w.v[2 * i] * x.v[0] + w.v[2 * i + 1] * x.v[1];
+  LLMCORE_LANES {
+    const uint32_t even = static_cast<uint32_t>(w.v[2 * i] * x.v[0]);
+    const uint32_t odd = static_cast<uint32_t>(w.v[2 * i + 1] * x.v[1]);
+    acc.v[i] = static_cast<int32_t>(static_cast<uint32_t>(acc.v[i]) + even + odd);
+  }
   return acc;
 }
 inline void prefetch(const void*) {}
