@@ -231,6 +231,11 @@ LLMCORE_INLINE S8x4 load_s8x4(const int8_t* p) {
   return {_mm256_set1_epi32(x)};
 }
 
+// By hand, for gcc 12 adds several products up before the sum, and spills them all.
+LLMCORE_INLINE __m256i add_in_order(__m256i sum, __m256i x) {
+  __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x));
+  return sum;
+}
 #if defined(LLMCORE_AVX_VNNI)
 template <int kMaxCode>
 constexpr int dot4_zero() {
@@ -265,7 +270,7 @@ LLMCORE_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i x) {
     const __m256i centred = _mm256_xor_si256(w, _mm256_set1_epi8(-128));  // w - 128
     pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
   }
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return add_in_order(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #endif
 template <int kMaxCode>
@@ -299,7 +304,7 @@ LLMCORE_INLINE __m256i dot2_half(__m256i acc, __m256i w, __m256i x) {
   __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
   return acc;
 #else
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+  return add_in_order(acc, _mm256_madd_epi16(w, x));
 #endif
 }
 LLMCORE_INLINE I32x16 dot2(I32x16 acc, I16x32 w, S16x2 x) {
