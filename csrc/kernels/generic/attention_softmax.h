@@ -154,20 +154,17 @@ struct Rounding<true> {
   int16_t* words;
   float* products;
   int64_t first, end;
-  F32x16 sum[kDigitPages] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+  F32x16 sum = set1(0.0f);
 
   static LLMCORE_INLINE F32x16 nothing() { return set1(0.0f); }
   static LLMCORE_INLINE F32x16 round(F32x16 weight, F32x16 factor) { return mul(weight, factor); }
   LLMCORE_INLINE void put(const F32x16 (&product)[kDigitPages]) {
-    repeat<kDigitPages>([&](int i) {
-      sum[i] = add(sum[i], product[i]);
-      store(products + end + 16 * i, product[i]);
-    });
+    sum = add(sum, add(add(product[0], product[1]), add(product[2], product[3])));
+    repeat<kDigitPages>([&](int i) { store(products + end + 16 * i, product[i]); });
     end += kDigitPages * 16;
   }
   LLMCORE_INLINE float finish() {
-    const float all = reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
-    const float share = static_cast<float>(llmcore::kMaxWordSum) / all;  // of a product, which is below 2
+    const float share = static_cast<float>(llmcore::kMaxWordSum) / reduce_add(sum);  // of a product, which is below 2
     const float factor = share < 16383.0f ? share : 16383.0f;
     for (int64_t t = first; t < end; t += 16) {
       store_i16(words + t, shifted_product(load(products + t), set1(factor)));
