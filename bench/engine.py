@@ -1,12 +1,13 @@
 """The engine's own goals: time to first token behind a shared prefix, decoding and prefill at depth, flat memory.
 
-    python bench/engine.py [--rounds 5] [--depths 2048 8192] [--requests 100000] [--weights int4]
+    python bench/engine.py [--rounds 5] [--depths 2048 8192] [--sequences 1] [--requests 100000] [--weights int4]
                            [--json bench/results/DATE-engine.json]
 
 A model of Llama-3.2-1B's shape with random weights; what is compared is measured in turns, and what is printed are
 medians of ratios within a round. Prefill: four prompts of 512 tokens around each of 2,048. Depths: tokens a second
-while so many tokens are in the cache, beside the same with none. Memory: the resident set while the built-in model
-answers `--requests` short requests, one after another in batches of 64, against that after the first tenth of them.
+while so many tokens of each of `--sequences` are in the cache, beside the same with none. Memory: the resident set
+while the built-in model answers `--requests` short requests, one after another in batches of 64, against that after
+the first tenth of them.
 """
 
 from __future__ import annotations
@@ -65,21 +66,23 @@ def first_tokens(model: llmcore.Model, rounds: int) -> dict[str, float]:
     return {"one after another": statistics.median(one_by_one), "seven at once": statistics.median(at_once)}
 
 
-def depths(model: llmcore.Model, at: list[int], rounds: int) -> dict[str, Any]:
-    """Decoded tokens a second at depths, by type of the keys and values."""
+def depths(model: llmcore.Model, at: list[int], rounds: int, sequences: int) -> dict[str, Any]:
+    """Decoded tokens a second at depths, of all sequences together, by type of the keys and values."""
     found: dict[str, Any] = {}
     rates: dict[tuple[str, int], list[float]] = {}
-    prompt = tokens(model, max(at))
+    prompts = [tokens(model, max(at)) for _ in range(sequences)]
     engines = {
-        kv: llmcore.LLM(model, max_model_len=max(at) + 2 * ANSWER, max_batch_size=1, kv_dtype=kv) for kv in KV_DTYPES
+        kv: llmcore.LLM(model, max_model_len=max(at) + 2 * ANSWER, max_batch_size=sequences, kv_dtype=kv)
+        for kv in KV_DTYPES
     }
     for llm in engines.values():
-        llm.generate(prompt, greedy(1), progress=False)  # from here on, prompts come from the cache
+        llm.generate(prompts, greedy(1), progress=False)  # from here on, prompts come from the cache
     for _ in range(rounds):
         for depth in (1, *at):
             for kv, llm in engines.items():
-                metrics = llm.generate(prompt[:depth], greedy(ANSWER), progress=False)[0].metrics
-                rates.setdefault((kv, depth), []).append(1 / metrics.time_per_token)
+                outputs = llm.generate([prompt[:depth] for prompt in prompts], greedy(ANSWER), progress=False)
+                each = statistics.median(output.metrics.time_per_token for output in outputs)
+                rates.setdefault((kv, depth), []).append(sequences / each)
     for llm in engines.values():
         llm.close()
     for kv in engines:
@@ -150,18 +153,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--depths", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--sequences", type=int, default=1, help="that are decoded at once at depths")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--weights", default="int4", help="format of the weights")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     random.seed(0)
     report: dict[str, Any] = {"isa": llmcore.isa(), "threads": llmcore.get_num_threads(), "weights": options.weights}
+    report["sequences"] = options.sequences
     if options.requests:
         report["memory"] = memory(options.requests)
     with one_billion(options.weights) as model:
         report["first token behind a shared prefix, of a cold one"] = first_tokens(model, options.rounds)
         report["prefill"] = prefill(model, options.rounds)
-        report["decoding"] = depths(model, sorted(options.depths), options.rounds)
+        report["decoding"] = depths(model, sorted(options.depths), options.rounds, options.sequences)
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

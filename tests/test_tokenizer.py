@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from llmcore import ArgumentError
 from llmcore.tokenizer import Tokenizer
 from llmcore.vocab.patterns import GPT2_REGEX, O200K_REGEX
 from llmcore.vocab.tiktoken import read_ranks
@@ -308,7 +310,24 @@ def test_batches_and_arrays_equal_single_calls(load: Load, texts: list[str]) -> 
         single: list[Any] = [tokenizer.encode(t) for t in texts[::3]]
         for threads in (1, 2, 5):
             assert tokenizer.encode_batch(texts[::3], threads) == single
+            ids, ends = tokenizer.encode_batch_to_numpy(texts[::3], threads)
+            assert (ids.dtype, ends.dtype) == (np.uint32, np.int64)
+            assert [each.tolist() for each in np.split(ids, ends[:-1])] == single
         assert [tokenizer.encode_to_numpy(t).tolist() for t in texts[::3]] == single
+
+
+def test_a_batch_as_arrays_has_the_marks_and_empty_texts_of_one_as_lists(load: Load) -> None:
+    tokenizer = load("llama2")
+    for texts in ([], [""], ["", "a", ""], ["</s>", "a</s>b"]):
+        for options in ({}, {"add_special_tokens": False}, {"allow_special": True}):
+            ids, ends = tokenizer.encode_batch_to_numpy(texts, **options)
+            assert [ids[a:b].tolist() for a, b in zip([0, *ends], ends, strict=False)] == tokenizer.encode_batch(
+                texts, **options
+            )
+    with pytest.raises(ArgumentError, match="single string"):
+        tokenizer.encode_batch_to_numpy("text")
+    with pytest.raises(ArgumentError, match="threads"):
+        tokenizer.encode_batch_to_numpy(["text"], 0)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2", "phi-3", "qwen2.5", "o200k", "llama3", "mistral-v3"])

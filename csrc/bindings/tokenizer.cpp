@@ -1,6 +1,7 @@
 // Binds Tokenizer and training. Python reads the files; what comes in here are flat arrays.
 
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/workers.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -251,17 +252,36 @@ py::tuple encode_spans(const Tokenizer& self, const py::object& value, bool add_
   return py::make_tuple(to_list(ids), places);
 }
 
-py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control, int threads) {
+std::vector<std::vector<uint32_t>> encode_each(const Tokenizer& self, const py::list& texts, bool add_special,
+                                               bool allow_control, int threads) {
   const std::vector<Text> owners(texts.begin(), texts.end());
   const std::vector<std::string_view> views = views_of(owners);
-  std::vector<std::vector<uint32_t>> ids;
-  {
-    const GilRelease release;
-    ids = self.encode_batch(views, add_special, allow_control, threads);
-  }
+  const GilRelease release;
+  return self.encode_batch(views, add_special, allow_control, threads);
+}
+
+py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control, int threads) {
+  const std::vector<std::vector<uint32_t>> ids = encode_each(self, texts, add_special, allow_control, threads);
   py::list result(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) result[i] = to_list(ids[i]);
   return result;
+}
+
+py::tuple encode_batch_arrays(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control,
+                              int threads) {
+  const std::vector<std::vector<uint32_t>> each = encode_each(self, texts, add_special, allow_control, threads);
+  py::array_t<int64_t> ends(static_cast<py::ssize_t>(each.size()));
+  int64_t total = 0;
+  for (size_t i = 0; i < each.size(); ++i) ends.mutable_data()[i] = total += static_cast<int64_t>(each[i].size());
+  py::array_t<uint32_t> ids(total);
+  uint32_t* out = ids.mutable_data();
+  {
+    const GilRelease release;
+    const int64_t* const stops = ends.data();
+    for_tasks(each.size(), threads,
+              [&](size_t i, size_t) { std::copy_backward(each[i].begin(), each[i].end(), out + stops[i]); });
+  }
+  return py::make_tuple(ids, ends);
 }
 
 py::bytes decode(const Tokenizer& self, const py::array_t<uint32_t, py::array::c_style>& ids,
@@ -518,6 +538,7 @@ void bind_tokenizer(py::module_& m) {
              return encode_spans(self, text, false, true, &guarded);
            })
       .def("encode_batch", &encode_batch)
+      .def("encode_batch_arrays", &encode_batch_arrays)
       .def("decode", &decode)
       .def("token",
            [](const Tokenizer& self, uint32_t id) -> py::object {
