@@ -71,16 +71,15 @@ def depths(model: llmcore.Model, at: list[int], rounds: int, sequences: int) -> 
     found: dict[str, Any] = {}
     rates: dict[tuple[str, int], list[float]] = {}
     prompts = [tokens(model, max(at)) for _ in range(sequences)]
-    engines = {
-        kv: llmcore.LLM(model, max_model_len=max(at) + 2 * ANSWER, max_batch_size=sequences, kv_dtype=kv)
-        for kv in KV_DTYPES
-    }
+    room = max(at) + (2 * len(at) + 3) * ANSWER  # of a sequence: answers stay in the cache, too
+    engines = {kv: llmcore.LLM(model, max_model_len=room, max_batch_size=sequences, kv_dtype=kv) for kv in KV_DTYPES}
     for llm in engines.values():
         llm.generate(prompts, greedy(1), progress=False)  # from here on, prompts come from the cache
     for _ in range(rounds):
         for depth in (1, *at):
             for kv, llm in engines.items():
                 outputs = llm.generate([prompt[:depth] for prompt in prompts], greedy(ANSWER), progress=False)
+                assert all(output.metrics.cached_tokens == depth - 1 for output in outputs), "prefill would be timed"
                 each = statistics.median(output.metrics.time_per_token for output in outputs)
                 rates.setdefault((kv, depth), []).append(sequences / each)
     for llm in engines.values():

@@ -248,7 +248,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    results: dict[str, Any] = {"encode": {}, "threads, ms": threads(options.rounds)}
+    results: dict[str, Any] = {"encode": {}, "threads to an array, ms": threads(options.rounds)}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -264,7 +264,7 @@ def main() -> int:
         for library, figures in libraries.items():
             cells = (f"{which} {f['MB/s']:8.1f} MB/s {f['llmcore is']:6.2f}x" for which, f in figures.items())
             print(f"{name:24} {library:14} {'   '.join(cells)}")
-    for group in ("threads, ms", "worst cases", "loading, ms", "training, s"):
+    for group in ("threads to an array, ms", "worst cases", "loading, ms", "training, s"):
         for name, value in results[group].items():
             print(f"{group:16} {name:28} {value:10.2f}")
     if options.json:

@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <vector>
 
@@ -100,6 +102,8 @@ const float* of_heads(const py::object& values, int64_t heads, const char* name,
   kept = values.cast<FloatArray>();
   check_argument(kept.ndim() == 1 && kept.shape(0) == heads,
                  std::string(name) + " must be [heads], that is [" + std::to_string(heads) + "]");
+  check_argument(std::none_of(kept.data(), kept.data() + heads, [](float x) { return std::isnan(x); }),
+                 std::string(name) + " must not have NaN");
   return kept.data();
 }
 

@@ -278,7 +278,8 @@ py::tuple encode_batch_arrays(const Tokenizer& self, const py::list& texts, bool
   {
     const GilRelease release;
     const int64_t* const stops = ends.data();
-    for_tasks(each.size(), threads,
+    const int copiers = total < (1 << 16) ? 1 : threads;  // few ids aren't worth a thread
+    for_tasks(each.size(), copiers,
               [&](size_t i, size_t) { std::copy_backward(each[i].begin(), each[i].end(), out + stops[i]); });
   }
   return py::make_tuple(ids, ends);

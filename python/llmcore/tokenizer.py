@@ -215,7 +215,8 @@ class Tokenizer:
     ) -> list[list[int]]:
         """As `encode` for each text, on `threads` threads (default: all of this process's cores).
 
-        Where there are more threads than texts, they share the long ones.
+        Where there are more threads than texts, they share the long ones. Raises ArgumentError for what is no sequence
+        of str and for threads outside 1 to 1024.
         """
         return self._core.encode_batch(_texts(texts), add_special_tokens, allow_special, _threads(threads))
 
@@ -229,7 +230,7 @@ class Tokenizer:
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         """As `encode_batch`, as arrays: all ids one after another, uint32 [T], and where each text ends, int64 [texts].
 
-        `np.split(ids, ends[:-1])` gives the texts' ids apart.
+        Of at least one text, `np.split(ids, ends[:-1])` gives the ids apart. Raises as `encode_batch`.
         """
         return self._core.encode_batch_arrays(_texts(texts), add_special_tokens, allow_special, _threads(threads))
 

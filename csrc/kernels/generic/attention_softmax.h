@@ -145,7 +145,7 @@ struct Rounding {
     return 1.0f / kUnitFactor<false>;
   }
 };
-// Or words for dot2, whose sum is kMaxWordSum at most; so they are rounded when all are known.
+// Or words for dot2, whose sum is kMaxWordSum at most, but for rounding; so they are rounded when all are known.
 template <>
 struct Rounding<true> {
   using Rounded = F32x16;

@@ -35,7 +35,7 @@ struct Int12Lines {
 // values are panels whose rows are 16 elements of the head, to which the weights of tokens are. kWide: codes are words,
 // and multiplied by words, two at a time (dot2); else by bytes, four at a time (dot4).
 // kPaced: pages are worked on about as fast as memory gives them, where float pages wait for it, and int4 pages for
-// arithmetic. So with few rows a head they take care (decoding at depth is 1.19 times as fast; with int4 0.96): keys go
+// arithmetic. So with few rows a head they take care (decoding at depth is 1.2 times as fast; with int4 0.96): keys go
 // page by page, in the order of memory, and what prefetches miss, the hardware's own get; prefetches go on during
 // softmax; and what is near is asked for again.
 
