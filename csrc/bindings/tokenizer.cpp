@@ -1,7 +1,6 @@
 // Binds Tokenizer and training. Python reads the files; what comes in here are flat arrays.
 
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/workers.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -15,6 +14,7 @@
 #include "bindings/native_call.h"
 #include "tokenizer/json_vocabulary.h"
 #include "tokenizer/train.h"
+#include "tokenizer/workers.h"
 
 namespace py = pybind11;
 

@@ -1,3 +1,6 @@
+// Bpe: building and saving its tables, then a batch of pieces from text to ids: the cache, the vocabulary, and merging
+// of what is in neither. merge.cpp has the merging of one piece, merger.h that of several in turns.
+
 #include "tokenizer/bpe.h"
 
 #include <algorithm>
