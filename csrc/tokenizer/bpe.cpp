@@ -331,25 +331,34 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
     size_t longer_count = 0, begin = from ? ends[from - 1] : first;
     for (size_t i = from; i < to; ++i) {
       const size_t size = ends[i] - begin;
-      const bool has_key = size <= kShortKeyBytes;
-      const ShortKey key = short_key(text + begin, size, readable - begin);
-      state.keys[i] = {has_key ? key.lo : EncodeState::kNoKey.lo, has_key ? key.hi : EncodeState::kNoKey.hi};
-      state.hashes[i] = state.keys[i].hash();
+      ShortKey key = EncodeState::kNoKey;
+      if (size <= kShortKeyBytes) [[likely]] {
+        key = short_key(text + begin, size, readable - begin);
+      } else {
+        longer[longer_count++] = static_cast<uint32_t>(i);
+      }
+      state.keys[i] = key;
+      state.hashes[i] = key.hash();
       __builtin_prefetch(&state.line(state.hashes[i]));
-      longer[longer_count] = static_cast<uint32_t>(i);
-      longer_count += !has_key;
       begin = ends[i];
     }
     for (size_t i = from; i < to; ++i) {
+      const ShortKey key = state.keys[i];
       EncodeState::Line& line = state.line(state.hashes[i]);
       EncodeState::Slot& slot = line.slots[0];
-      if (!slot.holds(state.keys[i]) && line.slots[1].holds(state.keys[i])) std::swap(slot, line.slots[1]);
-      std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
-      if (!slot.holds(state.keys[i]) || slot.count() - 1 >= EncodeState::kIds) {
-        add_miss(i, staged, state);
-      } else {
-        staged += slot.count();
+      if (!slot.holds(key)) {
+        if (!line.slots[1].holds(key)) {
+          add_miss(i, staged, state);
+          continue;
+        }
+        std::swap(slot, line.slots[1]);
       }
+      if (slot.count() - 1 >= EncodeState::kIds) {
+        add_miss(i, staged, state);
+        continue;
+      }
+      std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
+      staged += slot.count();
     }
     for (size_t k = 0; k < longer_count; ++k) {
       const size_t i = longer[k];

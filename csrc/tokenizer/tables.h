@@ -26,23 +26,34 @@ struct ShortKey {
 };
 constexpr size_t kShortKeyBytes = 15;
 
+/// The bits of a key that texts of each size up to kShortKeyBytes have.
+struct KeyBits {
+  uint64_t lo = 0, hi = 0;
+};
+constexpr std::array<KeyBits, kShortKeyBytes + 1> kKeyBits = [] {
+  std::array<KeyBits, kShortKeyBytes + 1> bits;
+  for (size_t i = 0; i < 8 * kShortKeyBytes; ++i) {
+    const uint64_t bit = uint64_t{1} << i % 64;
+    for (size_t size = i / 8 + 1; size <= kShortKeyBytes; ++size) (i < 64 ? bits[size].lo : bits[size].hi) |= bit;
+  }
+  return bits;
+}();
+
 /// `readable`: bytes that may be read from `p`, at least `size`; 16 of them save a copy byte by byte. Of a longer text
 /// the key is anything.
 inline ShortKey short_key(const char* p, size_t size, size_t readable) noexcept {
-  uint64_t lo = 0, hi = 0;
-  if (readable >= 16) {
+  const uint64_t size_byte = static_cast<uint64_t>(size) << 56;
+  if (readable >= 16) [[likely]] {
+    uint64_t lo, hi;
     std::memcpy(&lo, p, 8);
     std::memcpy(&hi, p + 8, 8);
-    const unsigned bits = 8 * static_cast<unsigned>(size);
-    const uint64_t below = (uint64_t{1} << (bits & 63)) - 1;
-    const uint64_t whole = uint64_t{0} - (bits >> 6);  // all ones from 8 bytes on
-    lo &= below | whole;
-    hi &= below & whole;
-  } else {
-    std::memcpy(&lo, p, size < 8 ? size : 8);
-    if (size > 8) std::memcpy(&hi, p + 8, size - 8);
+    const KeyBits& kept = kKeyBits[size % kKeyBits.size()];
+    return {lo & kept.lo, (hi & kept.hi) | size_byte};
   }
-  return {lo, hi | static_cast<uint64_t>(size) << 56};
+  uint64_t lo = 0, hi = 0;
+  std::memcpy(&lo, p, size < 8 ? size : 8);
+  if (size > 8) std::memcpy(&hi, p + 8, size - 8);
+  return {lo, hi | size_byte};
 }
 
 /// Any text in one word; equal hashes are compared by their bytes.
