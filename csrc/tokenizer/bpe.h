@@ -9,6 +9,7 @@
 #include <random>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "tokenizer/character_starts.h"
@@ -59,6 +60,9 @@ struct EncodeState {
   };
   struct alignas(64) Line {
     Slot slots[2];
+
+    // Not inlined, lest every look into a slot load it whole.
+    [[gnu::noinline]] void swap() noexcept { std::swap(slots[0], slots[1]); }
   };
   /// Numbers of ids of a slot that has none: of a miss of this batch (ids[0] says which), or too many for a slot.
   static constexpr uint64_t kPending = 0, kElsewhere = kIds + 1;
