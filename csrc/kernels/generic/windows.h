@@ -111,7 +111,6 @@ LLMCORE_INLINE uint64_t starts_in_spaces(const Window& w, uint64_t spaces, uint6
 LLMCORE_INLINE uint64_t certain_before_last_spaces(const Window& w, uint64_t spaces, uint64_t starts) {
   const uint64_t outside = w.valid & ~spaces;
   if (outside == 0) return 0;
-  if (outside == w.valid || highest_bit(w.valid) == highest_bit(outside)) return starts;
   return starts & (below_bit(highest_bit(outside)) << 2 | 3);
 }
 
