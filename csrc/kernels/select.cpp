@@ -20,6 +20,7 @@ extern const llmcore::KernelTable llmcore_kernels_scalar;
 extern const llmcore::KernelTable llmcore_kernels_avx2;
 extern const llmcore::KernelTable llmcore_kernels_avx_vnni;
 extern const llmcore::KernelTable llmcore_kernels_avx512;
+extern const llmcore::WindowKernel llmcore_windows_avx512[llmcore::kNumWindowPatterns];
 #elif defined(__aarch64__)
 extern const llmcore::KernelTable llmcore_kernels_neon;
 extern const llmcore::KernelTable llmcore_kernels_neon_dotprod;
@@ -31,12 +32,11 @@ namespace llmcore {
 namespace {
 
 #if defined(__x86_64__)
-/// A table that takes the windows of text from another.
-KernelTable with_windows_of(const KernelTable& other, KernelTable table) {
-  std::copy(std::begin(other.window), std::end(other.window), table.window);
+const KernelTable kAvx512 = [] {
+  KernelTable table = llmcore_kernels_avx512;
+  std::copy(std::begin(llmcore_windows_avx512), std::end(llmcore_windows_avx512), table.window);
   return table;
-}
-const KernelTable kAvx512 = with_windows_of(llmcore_kernels_avx2, llmcore_kernels_avx512);
+}();
 #endif
 
 struct Isa {
@@ -53,9 +53,9 @@ bool has_avx_vnni() {  // not every compiler's __builtin_cpu_supports knows it
   return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
+  return has_avx2() && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(__aarch64__)
 bool has_dotprod() {

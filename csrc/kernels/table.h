@@ -179,7 +179,7 @@ struct KernelTable {
   // out[d] = state[d] * (1 / sum)
   void (*attention_finish)(const float* state, float sum, float* out, int64_t head_dim) noexcept;
   // Finds pieces of text until a window finds none, or fewer than kWindowBytes more ends have room.
-  void (*window[kNumWindowPatterns])(WindowArgs& args) noexcept;
+  WindowKernel window[kNumWindowPatterns];
   // Merges pieces of at most kMergeSymbols symbols. Null where they are merged one by one (tokenizer/merger.h).
   void (*merge)(const MergeArgs& args) noexcept;
 };

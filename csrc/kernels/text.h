@@ -99,5 +99,6 @@ struct WindowArgs {
   // Set to where windows may find something again: beyond `at` when the text has to be looked at one by one.
   const uint8_t* resume;
 };
+using WindowKernel = void (*)(WindowArgs& args) noexcept;
 
 }  // namespace llmcore

@@ -9,8 +9,7 @@ namespace {
 
 #define LLMCORE_INLINE inline __attribute__((always_inline))
 
-// The windows of text are AVX2's (select.cpp): where there are mask registers, compilers do the operations on words of
-// bits in them, which made all of encoding a tenth slower.
+// The windows of text are in avx512_windows/kernels.cpp, which says why.
 #define LLMCORE_NO_WINDOWS
 
 struct F32x16 {
