@@ -32,6 +32,7 @@ namespace llmcore {
 namespace {
 
 #if defined(__x86_64__)
+// With its windows of text, which are compiled apart.
 const KernelTable kAvx512 = [] {
   KernelTable table = llmcore_kernels_avx512;
   std::copy(std::begin(llmcore_windows_avx512), std::end(llmcore_windows_avx512), table.window);

@@ -16,7 +16,7 @@ struct U8x64 {
 };
 
 // The meaning of each operation is that of scalar/vec.h.
-LLMCORE_INLINE __m512i set1_u8(uint8_t value) { return _mm512_set1_epi32(value * 0x01010101); }
+LLMCORE_INLINE __m512i set1_u8(uint8_t value) { return _mm512_set1_epi32(static_cast<int32_t>(value * 0x01010101u)); }
 LLMCORE_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 LLMCORE_INLINE uint64_t high_bits(U8x64 a) {
   uint64_t bits;
