@@ -82,8 +82,8 @@ def asked(q: Floats, dtype: str, scale: float) -> Floats:
 
 def bound(q: Floats, k: Floats, v: Floats, dtype: str = "f32") -> float:
     """A score is off by dim E |q||k| / sqrt(dim), which moves a weight by as much; the sums over S follow. Weights of
-    integer values are rounded, too, in steps of the largest weighted value / 8,128; those of int12 where many
-    are equal in steps of it / 4,096, of which the bound, for one sign, has enough."""
+    integer values are rounded, too, in steps of the largest weighted value / 8,128; those of int12 where many are
+    equal in steps of it / 4,096, of which the bound, for one sign, has enough."""
     dim = q.shape[-1]
     reach = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * dim**-0.5
     rounding = (dtype in INTEGERS) * (len(k) ** 0.5) / 8128

@@ -133,7 +133,7 @@ void Bpe::index_tokens() {
     if (kind(id) == TokenKind::kNormal) sizes.push_back(static_cast<uint32_t>(token(id).size()));
   }
   words_.reserve(sizes, spec_.text.data());
-  constexpr uint32_t kAhead = 192;
+  constexpr uint32_t kAhead = 16;
   for (uint32_t id = 0; id < size(); ++id) {
     if (id + kAhead < size()) words_.prefetch(token(id + kAhead));
     if (kind(id) != TokenKind::kNormal) continue;

@@ -27,11 +27,8 @@ struct ShortKey {
 constexpr size_t kShortKeyBytes = 15;
 
 /// The bits of a key that texts of each size up to kShortKeyBytes have.
-struct KeyBits {
-  uint64_t lo = 0, hi = 0;
-};
-constexpr std::array<KeyBits, kShortKeyBytes + 1> kKeyBits = [] {
-  std::array<KeyBits, kShortKeyBytes + 1> bits;
+constexpr std::array<ShortKey, kShortKeyBytes + 1> kKeyBits = [] {
+  std::array<ShortKey, kShortKeyBytes + 1> bits{};
   for (size_t i = 0; i < 8 * kShortKeyBytes; ++i) {
     const uint64_t bit = uint64_t{1} << i % 64;
     for (size_t size = i / 8 + 1; size <= kShortKeyBytes; ++size) (i < 64 ? bits[size].lo : bits[size].hi) |= bit;
@@ -47,7 +44,7 @@ inline ShortKey short_key(const char* p, size_t size, size_t readable) noexcept 
     uint64_t lo, hi;
     std::memcpy(&lo, p, 8);
     std::memcpy(&hi, p + 8, 8);
-    const KeyBits& kept = kKeyBits[size % kKeyBits.size()];
+    const ShortKey& kept = kKeyBits[size % kKeyBits.size()];
     return {lo & kept.lo, (hi & kept.hi) | size_byte};
   }
   uint64_t lo = 0, hi = 0;

@@ -251,8 +251,7 @@ def attention(
     (Press et al. 2022). sinks: [heads], a score without a value that takes its share of the softmax (GPT-OSS).
     scale: default 1 / sqrt(head_dim). kv_dtype: what keys and values are rounded to, as in the KV cache; over int8 and
     int4 pages the scaled queries are rounded to int8, one scale for each token and head, and the weights of the values
-    to 14 bits; over int12 pages to 12 bits or more, with heads of at
-    most 256 elements. Raises ArgumentError.
+    to 14 bits; over int12 pages to 12 bits or more, with heads of at most 256 elements. Raises ArgumentError.
     """
     keys, values = _float(k), _float(v)
     if keys.ndim != 3 or keys.shape != values.shape:

@@ -406,8 +406,8 @@ TEST(attention, the_result_is_right) {
         }
         CHECK(std::fabs(mass - std::log2(total)) <= 4.0 * static_cast<double>(c.head_dim * c.head_dim) * 0x1p-22);
         // Scores below 2 * head_dim in magnitude with relative error head_dim * 2^-24. Weights of integer values are
-        // off by half an 8,128th of the largest with its value; of int12, where many are equal, half a
-        // 4,096th, but hardly all in one direction.
+        // off by half an 8,128th of the largest with its value; of int12, where many are equal, half a 4,096th, but
+        // hardly all in one direction.
         double bound = 2.0 * largest * static_cast<double>(c.head_dim * c.head_dim + c.tokens) * 0x1p-24;
         if (scaled(type)) bound += static_cast<double>(end - begin) / 2 * heaviest / total / 8128;
         for (int64_t d = 0; d < c.head_dim; ++d) CHECK(std::fabs(out[d] - expected[d] / total) <= bound);
