@@ -27,7 +27,7 @@ class KvPages {
       : layout{kv_type_from_name(kv_dtype), kv_heads, head_dim, pages}, dtype(kv_dtype) {
     check_argument(pages >= 1 && pages < (int64_t{1} << 31), "KvPages: pages must be within [1, 2^31)");
     check_argument(kv_heads >= 1 && kv_heads <= (1 << 14), "KvPages: kv_heads must be within [1, 2^14]");
-    check_argument(head_dim >= 1 && head_dim <= (1 << 13), "KvPages: head_dim must be within [1, 2^13]");
+    check_argument(head_dim >= 1 && head_dim <= kMaxHeadDim, "KvPages: head_dim must be within [1, 2^13]");
     memory = Buffer(layout.layer_bytes());
   }
   uint8_t* keys() { return memory.data(); }

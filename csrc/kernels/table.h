@@ -14,6 +14,7 @@ constexpr int kMaxActivationGroup = 256;  // that MatmulArgs::x_group divides
 constexpr int kPageTokens = 16;           // tokens of a KV page, one per vector lane
 constexpr int kSplitTokens = 256;         // attention is split here, whatever the batch or thread count
 constexpr int kMaxQueryBlock = 96;        // query rows that share one reading of the keys
+constexpr int kMaxHeadDim = 1 << 13;
 
 // Storage formats of a weight matrix; csrc/quant/formats.h describes each. The order is the index of the table.
 enum WeightFormat : int {
@@ -45,7 +46,9 @@ constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one
 // of one token. The lines of a page's head lie one after another, [head_dim] of keys, [16 tokens][head_dim / 16] of
 // values; the integer types add 16 float32 scales, one a token. int12: element = scale * code, code in [-2047, 2047].
 // int8: the same in [-127, 127]. int4: element = scale * (code - 8). Their lines are in quant/lines.h: keys are a
-// panel, a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token.
+// panel, a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token. Integer
+// keys are rounded after a Walsh-Hadamard transform, which keeps products with queries that went through it, too, and
+// leaves no element so large that the others round to nothing: the elements are those of hadamard(key) / hadamard_run.
 enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt12, kKvInt8, kKvInt4, kNumKvTypes };
 constexpr int kMaxWordCode = 2047;  // of int12
 // What its codes are multiplied by has magnitudes of this sum at most, but for rounding, so that products add up in 32
@@ -97,7 +100,7 @@ struct MatmulArgs {
 // one after another, each of which shares a KV head.
 struct AttentionArgs {
   const float* const* queries;  // [rows] -> [head_dim], already scaled; integer types read what follows instead:
-  const int8_t* query_codes;    // [rows][head_dim padded to 16], rounded by quantize_row
+  const int8_t* query_codes;    // [rows][head_dim padded to 16], of `hadamard`, rounded by quantize_row
   const float* query_scales;    // [rows]
   const int32_t* query_sums;    // [rows]
   const int16_t* query_words;   // int12, instead of codes and sums: the same, rounded by quantize_words
@@ -136,6 +139,10 @@ constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
   return rows * (kScoreStride + 4) + kTilePages * kPageTokens * ((head_dim + 15) / 16 * 16);
 }
 
+/// How many neighbours of a head's integer keys, and of the queries for them, are mixed: the largest power of two that
+/// divides head_dim.
+constexpr int64_t hadamard_run(int64_t head_dim) { return head_dim & -head_dim; }
+
 struct KernelTable {
   const char* name;
   // Panels of a matrix that should be given to a thread together.
@@ -149,6 +156,9 @@ struct KernelTable {
   // x: [n] -> words [n padded], of magnitudes of at most kMaxWordSum / n padded, and their scale. NaN or infinity makes
   // the scale NaN.
   void (*quantize_words)(const float* x, int64_t n, int64_t n_padded, int16_t* words, float* scale) noexcept;
+  // The Walsh-Hadamard transform of every run of hadamard_run(n) elements, not divided by anything: twice applied it
+  // multiplies by hadamard_run(n). x: [n] -> out: [n padded to 16], which may be x.
+  void (*hadamard)(const float* x, int64_t n, float* out) noexcept;
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n) noexcept;
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) noexcept;
   void (*softmax)(const float* x, float* y, int64_t n) noexcept;

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "kernels/select.h"
 #include "quant/half.h"
 #include "quant/lines.h"
 
@@ -92,15 +94,22 @@ float value_element(const KvLayout& layout, const uint8_t* value, int64_t lane, 
 
 void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values, const int32_t* block_table,
              int64_t length, float* k, float* v) {
+  std::vector<float> mixed(static_cast<size_t>(layout.padded_head_dim()));
   for (int64_t t = 0; t < length; ++t) {
     const int64_t page = block_table[t / kPageTokens], lane = t % kPageTokens;
     for (int64_t h = 0; h < layout.kv_heads; ++h) {
       const uint8_t* key = keys + page * layout.key_page_bytes() + h * layout.key_head_bytes();
       const uint8_t* value = values + page * layout.value_page_bytes() + h * layout.value_head_bytes();
       for (int64_t d = 0; d < layout.head_dim; ++d) {
-        *k++ = key_element(layout, key, lane, d);
-        *v++ = value_element(layout, value, lane, d);
+        k[d] = key_element(layout, key, lane, d);
+        v[d] = value_element(layout, value, lane, d);
       }
+      if (layout.scaled()) {
+        kernels().hadamard(k, layout.head_dim, mixed.data());
+        std::copy_n(mixed.data(), layout.head_dim, k);
+      }
+      k += layout.head_dim;
+      v += layout.head_dim;
     }
   }
 }
@@ -338,16 +347,19 @@ class PagedAttention {
     return index < rows.kept_parts ? index : rows.first_split + index - rows.kept_parts;
   }
 
-  // The queries as the kernel takes them, in `memory`, padded_ floats a row. Floats lie side by side there: in a batch
-  // they lie a power of two apart, and would share a few cache sets.
+  // The queries as the kernel takes them, in `memory`, padded_ floats a row, behind which padded_ more are used
+  // meanwhile. Floats lie side by side there: in a batch they lie a power of two apart, and would share a few cache
+  // sets.
   AttentionArgs with_queries(Rows& rows, float* memory) const {
     AttentionArgs a{};
     a.rows = rows.count;
+    float* const mixed = memory + rows.count * ws_.padded_;
     if (layout_.type == kKvInt12) {
       float* scales = memory + rows.count * ws_.padded_ / 2;
       int16_t* words = reinterpret_cast<int16_t*>(memory);
       for (int r = 0; r < rows.count; ++r) {
-        table_.quantize_words(rows.queries[r], layout_.head_dim, ws_.padded_, words + r * ws_.padded_, scales + r);
+        table_.hadamard(rows.queries[r], layout_.head_dim, mixed);
+        table_.quantize_words(mixed, layout_.head_dim, ws_.padded_, words + r * ws_.padded_, scales + r);
       }
       a.query_words = words;
       a.query_scales = scales;
@@ -358,8 +370,9 @@ class PagedAttention {
       int32_t* sums = reinterpret_cast<int32_t*>(scales + rows.count);
       int8_t* codes = reinterpret_cast<int8_t*>(memory);
       for (int r = 0; r < rows.count; ++r) {
-        table_.quantize_row(rows.queries[r], layout_.head_dim, ws_.padded_, ws_.padded_, codes + r * ws_.padded_,
-                            scales + r, sums + r, 1);
+        table_.hadamard(rows.queries[r], layout_.head_dim, mixed);
+        table_.quantize_row(mixed, layout_.head_dim, ws_.padded_, ws_.padded_, codes + r * ws_.padded_, scales + r,
+                            sums + r, 1);
       }
       a.query_codes = codes;
       a.query_scales = scales;

@@ -82,7 +82,7 @@ void store_kv(const Context& context, const KvLayout& layout, uint8_t* keys, uin
               const SequenceSlice* slices, int64_t count, const float* k, const float* v, int64_t stride);
 
 /// The first `length` tokens of a sequence as float32 [length, kv_heads * head_dim]: what the pages hold, exactly but
-/// for the rounding of scale * code.
+/// for the rounding of scale * code and of what undoes the mixing of integer keys.
 void load_kv(const KvLayout& layout, const uint8_t* keys, const uint8_t* values, const int32_t* block_table,
              int64_t length, float* k, float* v);
 

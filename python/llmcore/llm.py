@@ -61,10 +61,11 @@ class LLM:
     quantize, threads: as `llmcore.load`, for a path.
     max_model_len: tokens of one sequence, prompt and answer (default: the model's own maximum, cut to what the KV cache
         holds). max_batch_size: sequences that run at once (default 32); more prompts wait their turn.
-    kv_dtype: "auto" (f32 for a float32 model, f16 for other floats, int12 for quantised weights), "f32", "f16", "bf16",
+    kv_dtype: "auto" (f32 for a float32 model, f16 for other floats, int8 for quantised weights), "f32", "f16", "bf16",
         or "int12", "int8" and "int4", with a float32 scale for each token and KV head. int12's error lies between
-        those of f16 and bf16. Over integers queries are rounded, too (over int8 and int4 to int8), and attention
-        weights, to 12 bits or more of their largest.
+        those of f16 and bf16, int8's is about that of int8 weights. Integer keys go through a Walsh-Hadamard transform
+        first, so that no element takes the bits of the others (QuaRot, Ashkboos et al. 2024). Over integers queries
+        are rounded, too (over int8 and int4 to int8), and attention weights, to 12 bits or more of their largest.
     kv_cache_bytes: size of the KV cache (default: room for max_batch_size full sequences, at most half of the free
         memory). It is planned here and never grows; the system commits its pages when they are first used.
     max_memory: bytes that weights, activations and KV cache may take together: the KV cache gets what the others leave,

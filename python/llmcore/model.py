@@ -482,7 +482,7 @@ def _make(
 def _kv_dtype(formats: set[str]) -> str:
     if formats == {"f32"}:
         return "f32"
-    return "f16" if formats <= set(FLOAT_FORMATS) else "int12"
+    return "f16" if formats <= set(FLOAT_FORMATS) else "int8"
 
 
 def _fingerprint(checkpoint: str, *made: object) -> str:

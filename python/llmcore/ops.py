@@ -153,8 +153,10 @@ def rope(
 class KvPages:
     """Keys and values of one layer in pages of 16 tokens, as the engine keeps them. Unwritten pages hold zeros.
 
-    dtype: "f32", "f16", "bf16", or "int8" and "int4" with a float32 scale for each token and head. A block table is a
-    sequence's pages in order: token t is in page block_table[t // 16]. Raises ArgumentError, OutOfMemoryError.
+    dtype: "f32", "f16", "bf16", or "int12", "int8" and "int4" with a float32 scale for each token and head. A block
+    table is a sequence's pages in order: token t is in page block_table[t // 16].
+
+    Raises ArgumentError, OutOfMemoryError.
     """
 
     def __init__(self, pages: int, kv_heads: int, head_dim: int, dtype: str = "f16") -> None:
@@ -249,9 +251,10 @@ def attention(
     as many later ones (at least 1). keep_first: the first tokens, which no window hides (StreamingLLM). softcap:
     scores become softcap * tanh(score / softcap) (Gemma 2). alibi_slopes: [heads], scores lose slope * distance
     (Press et al. 2022). sinks: [heads], a score without a value that takes its share of the softmax (GPT-OSS).
-    scale: default 1 / sqrt(head_dim). kv_dtype: what keys and values are rounded to, as in the KV cache; over int8 and
-    int4 pages the scaled queries are rounded to int8, one scale for each token and head, and the weights of the values
-    to 14 bits; over int12 pages to 12 bits or more, with heads of at most 256 elements. Raises ArgumentError.
+    scale: default 1 / sqrt(head_dim). kv_dtype: what keys and values are rounded to, as in the KV cache; integer keys
+    and the queries for them are first mixed by a Walsh-Hadamard transform. Over int8 and int4 pages the scaled queries
+    are rounded to int8, one scale for each token and head, and the weights of the values to 14 bits; over int12 pages
+    to 12 bits or more, with heads of at most 256 elements. Raises ArgumentError.
     """
     keys, values = _float(k), _float(v)
     if keys.ndim != 3 or keys.shape != values.shape:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmcore.sampling import SamplingParams
 
 _FORMAT = "llmcore-session"
-_VERSION = "4"
+_VERSION = "5"
 
 
 class Session:

@@ -68,6 +68,21 @@ class Pages {
   std::vector<float> loaded_keys, loaded_values;
 };
 
+// The Walsh-Hadamard transform as defined: element i of a run is the sum of its elements j, less those for which i and
+// j have an odd number of bits in common.
+template <class Element>
+std::vector<Element> hadamard(const std::vector<Element>& x) {
+  const auto n = static_cast<int64_t>(x.size()), run = hadamard_run(n);
+  std::vector<Element> result(x.size());
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < run; ++j) {
+      const Element e = x[static_cast<size_t>(i / run * run + j)];
+      result[static_cast<size_t>(i)] += __builtin_parityll(static_cast<uint64_t>(i % run & j)) ? -e : e;
+    }
+  }
+  return result;
+}
+
 std::vector<float> query(int64_t row, int64_t head_dim) {
   return Random(static_cast<uint64_t>(70 + row)).units(head_dim);
 }
@@ -88,7 +103,9 @@ Codes query_codes(int64_t first, int64_t count, int64_t head_dim, KvType type) {
   Codes all{std::vector<int8_t>(elements), std::vector<int16_t>(elements), std::vector<float>(rows),
             std::vector<int32_t>(rows)};
   for (int64_t r = 0; r < count; ++r) {
-    const std::vector<float> q = query(first + r, head_dim);
+    std::vector<float> q = query(first + r, head_dim);
+    q.resize(static_cast<size_t>(width));
+    scalar_table().hadamard(q.data(), head_dim, q.data());
     float* scale = &all.scales[static_cast<size_t>(r)];
     if (type == kKvInt12) {
       scalar_table().quantize_words(q.data(), head_dim, width, all.words.data() + r * width, scale);
@@ -100,16 +117,17 @@ Codes query_codes(int64_t first, int64_t count, int64_t head_dim, KvType type) {
   return all;
 }
 
-// The query as scores take it: over integer keys it is rounded.
+// The query as scores take it: over integer keys it is mixed and rounded.
 std::vector<double> asked(int64_t row, int64_t head_dim, KvType type) {
   const std::vector<float> q = query(row, head_dim);
   std::vector<double> result(q.begin(), q.end());
   if (!scaled(type)) return result;
   const Codes rounded = query_codes(row, 1, head_dim, type);
   for (size_t d = 0; d < result.size(); ++d) {
-    result[d] = static_cast<double>(rounded.scales[0]) * (type == kKvInt12 ? rounded.words[d] : rounded.codes[d]);
+    result[d] = static_cast<double>(rounded.scales[0]) * (type == kKvInt12 ? rounded.words[d] : rounded.codes[d]) /
+                static_cast<double>(hadamard_run(head_dim));
   }
-  return result;
+  return hadamard(result);
 }
 
 float slope(int64_t row) { return 0.0625f * static_cast<float>(row % 5 + 1); }
@@ -416,7 +434,32 @@ TEST(attention, the_result_is_right) {
   }
 }
 
-// What an integer page holds is the nearest code to each element, and a bad element makes its token's head NaN.
+TEST(attention, the_hadamard_transform_is_as_defined_and_gives_the_scalar_bits) {
+  for (const int64_t n : {1, 2, 7, 12, 16, 24, 48, 64, 80, 96, 112, 128, 192, 256}) {
+    NOTE("head_dim " + std::to_string(n));
+    const std::vector<float> x = query(n, n);
+    const std::vector<double> expected = hadamard(std::vector<double>(x.begin(), x.end()));
+    const auto transformed = [&](const KernelTable& table) {
+      Guarded<float> in(x, Edge::kBack), out(padded(n), Edge::kBack);
+      table.hadamard(in.data(), n, out.data());
+      return out.values();
+    };
+    const std::vector<float> found = transformed(scalar_table());
+    double most = 0;
+    for (const float e : x) most = std::max(most, static_cast<double>(std::fabs(e)));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      CHECK(std::fabs(found[i] - expected[i]) <= most * static_cast<double>(hadamard_run(n)) * 9 * 0x1p-24);
+    }
+    for (const KernelTable* table : other_tables()) {
+      NOTE(table->name);
+      const std::vector<float> other = transformed(*table);
+      CHECK(same_bits(other.data(), found.data(), static_cast<size_t>(n)));
+    }
+  }
+}
+
+// What an integer page holds is the nearest code to each element (of keys, to what they are mixed to), and a bad
+// element makes its token's head NaN.
 TEST(attention, integer_pages_hold_the_nearest_codes) {
   for (const KvType type : {kKvInt12, kKvInt8, kKvInt4}) {
     for (const int64_t head_dim : kHeadDims) {
@@ -435,22 +478,23 @@ TEST(attention, integer_pages_hold_the_nearest_codes) {
       const int32_t table[] = {0};
       load_kv(layout, keys.data(), values.data(), table, 16, k.data(), v.data());
       for (int t = 0; t < 16; ++t) {
-        const std::vector<float>& x = given[static_cast<size_t>(t)];
-        float top = 0;
-        for (const float e : x) top = std::max(top, std::fabs(e));
-        const double steps = type == kKvInt12 ? 4094.0 : type == kKvInt8 ? 254.0 : 16.0;
-        const double half_step = top / steps * (1 + steps * 0x1p-22);  // and the rounding of the division
-        for (int64_t d = 0; d < head_dim; ++d) {
-          const float key = k[static_cast<size_t>(t * head_dim + d)], value = v[static_cast<size_t>(t * head_dim + d)];
-          CHECK(same_bits(&key, &value, 1) || t == 5);
-          if (t == 5) {
-            CHECK(key != key && value != value);
-          } else {
+        const auto check_nearest = [&](const std::vector<double>& x, const std::vector<double>& held) {
+          double top = 0;
+          for (const double e : x) top = std::max(top, std::fabs(e));
+          const double steps = type == kKvInt12 ? 4094.0 : type == kKvInt8 ? 254.0 : 16.0;
+          const double half_step = top / steps * (1 + steps * 0x1p-21);  // and what float32 rounds
+          for (size_t d = 0; d < x.size(); ++d) {
             // int4 has 7 steps on one side and 8 on the other.
-            const double error = std::fabs(static_cast<double>(key) - x[static_cast<size_t>(d)]);
-            CHECK(error <= half_step * (type == kKvInt4 && std::fabs(x[static_cast<size_t>(d)]) > 7 * top / 8 ? 2 : 1));
+            const double allowed = half_step * (type == kKvInt4 && std::fabs(x[d]) > 7 * top / 8 ? 2 : 1);
+            CHECK(t == 5 ? held[d] != held[d] : std::fabs(held[d] - x[d]) <= allowed);
           }
-        }
+        };
+        const auto part = [&](const std::vector<float>& all) {
+          return std::vector<double>(all.begin() + t * head_dim, all.begin() + (t + 1) * head_dim);
+        };
+        const std::vector<double> x(given[static_cast<size_t>(t)].begin(), given[static_cast<size_t>(t)].end());
+        check_nearest(x, part(v));
+        check_nearest(hadamard(x), hadamard(part(k)));
       }
     }
   }

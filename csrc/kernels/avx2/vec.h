@@ -57,10 +57,11 @@ LLMCORE_INLINE F32x16 neg(F32x16 x) {
 
 LLMCORE_INLINE float first_lane(F32x16 x) { return _mm256_cvtss_f32(x.a); }
 template <int n>
-LLMCORE_INLINE F32x16 lanes_above(F32x16 x) {
-  if constexpr (n == 8) return {x.b, x.b};
-  if constexpr (n == 4) return {_mm256_permute2f128_ps(x.a, x.a, 0x11), x.b};
-  return {_mm256_permute_ps(x.a, n == 2 ? 0x0e : 0x01), x.b};
+LLMCORE_INLINE F32x16 swapped(F32x16 x) {
+  if constexpr (n == 8) return {x.b, x.a};
+  if constexpr (n == 4) return {_mm256_permute2f128_ps(x.a, x.a, 0x01), _mm256_permute2f128_ps(x.b, x.b, 0x01)};
+  constexpr int kOrder = n == 2 ? 0x4e : 0xb1;
+  return {_mm256_permute_ps(x.a, kOrder), _mm256_permute_ps(x.b, kOrder)};
 }
 
 LLMCORE_INLINE I32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }

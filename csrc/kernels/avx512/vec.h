@@ -49,9 +49,9 @@ LLMCORE_INLINE F32x16 neg(F32x16 a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(
 
 LLMCORE_INLINE float first_lane(F32x16 a) { return _mm_cvtss_f32(_mm512_castps512_ps128(a.v)); }
 template <int n>
-LLMCORE_INLINE F32x16 lanes_above(F32x16 a) {
-  if constexpr (n >= 4) return {_mm512_shuffle_f32x4(a.v, a.v, n == 8 ? 0x0e : 0x01)};
-  return {_mm512_castps128_ps512(_mm_permute_ps(_mm512_castps512_ps128(a.v), n == 2 ? 0x0e : 0x01))};
+LLMCORE_INLINE F32x16 swapped(F32x16 a) {
+  if constexpr (n >= 4) return {_mm512_shuffle_f32x4(a.v, a.v, n == 8 ? 0x4e : 0xb1)};
+  return {_mm512_shuffle_ps(a.v, a.v, n == 2 ? 0x4e : 0xb1)};
 }
 
 LLMCORE_INLINE I32x16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }

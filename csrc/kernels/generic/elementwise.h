@@ -19,24 +19,24 @@ LLMCORE_INLINE void store_first(float* p, F32x16 a, int64_t n) {
 
 // The fixed tree of every reduction: lanes 8 apart, then 4, 2, 1.
 LLMCORE_INLINE float reduce_add(F32x16 a) {
-  a = add(a, lanes_above<8>(a));
-  a = add(a, lanes_above<4>(a));
-  a = add(a, lanes_above<2>(a));
-  return first_lane(add(a, lanes_above<1>(a)));
+  a = add(a, swapped<8>(a));
+  a = add(a, swapped<4>(a));
+  a = add(a, swapped<2>(a));
+  return first_lane(add(a, swapped<1>(a)));
 }
 
 LLMCORE_INLINE float reduce_max(F32x16 a) {
-  a = max(a, lanes_above<8>(a));
-  a = max(a, lanes_above<4>(a));
-  a = max(a, lanes_above<2>(a));
-  return first_lane(max(a, lanes_above<1>(a)));
+  a = max(a, swapped<8>(a));
+  a = max(a, swapped<4>(a));
+  a = max(a, swapped<2>(a));
+  return first_lane(max(a, swapped<1>(a)));
 }
 
 LLMCORE_INLINE int32_t reduce_add(I32x16 a) {
-  a = add(a, as_int(lanes_above<8>(as_float(a))));
-  a = add(a, as_int(lanes_above<4>(as_float(a))));
-  a = add(a, as_int(lanes_above<2>(as_float(a))));
-  const float sum = first_lane(as_float(add(a, as_int(lanes_above<1>(as_float(a))))));
+  a = add(a, as_int(swapped<8>(as_float(a))));
+  a = add(a, as_int(swapped<4>(as_float(a))));
+  a = add(a, as_int(swapped<2>(as_float(a))));
+  const float sum = first_lane(as_float(add(a, as_int(swapped<1>(as_float(a))))));
   return __builtin_bit_cast(int32_t, sum);
 }
 
@@ -284,6 +284,47 @@ void rope_interleaved_kernel(float* x, const float* cosines, const float* sines,
     for (int64_t j = 0; j < n; ++j) {
       x[2 * (i + j)] = even[j];
       x[2 * (i + j) + 1] = odd[j];
+    }
+  }
+}
+
+// Sums and differences of lanes n apart.
+template <int n>
+LLMCORE_INLINE F32x16 butterfly(F32x16 a) {
+  static const float kSigns[16] = {1,
+                                   n & 1 ? -1 : 1,
+                                   n & 2 ? -1 : 1,
+                                   n & 3 ? -1 : 1,
+                                   n & 4 ? -1 : 1,
+                                   n & 5 ? -1 : 1,
+                                   n & 6 ? -1 : 1,
+                                   n & 7 ? -1 : 1,
+                                   n & 8 ? -1 : 1,
+                                   n & 9 ? -1 : 1,
+                                   n & 10 ? -1 : 1,
+                                   n & 11 ? -1 : 1,
+                                   n & 12 ? -1 : 1,
+                                   n & 13 ? -1 : 1,
+                                   n & 14 ? -1 : 1,
+                                   n & 15 ? -1 : 1};
+  return fma(a, load(kSigns), swapped<n>(a));
+}
+
+void hadamard_kernel(const float* x, int64_t n, float* out) noexcept {
+  const int64_t run = llmcore::hadamard_run(n);
+  for (int64_t i = 0; i < n; i += 16) {
+    F32x16 v = load_first(x + i, n - i);
+    if (run > 1) v = butterfly<1>(v);
+    if (run > 2) v = butterfly<2>(v);
+    if (run > 4) v = butterfly<4>(v);
+    if (run > 8) v = butterfly<8>(v);
+    store(out + i, v);
+  }
+  for (int64_t half = 16; half < run; half *= 2) {
+    for (int64_t i = 0; i < n; i += i % (2 * half) + 16 == half ? half + 16 : 16) {
+      const F32x16 a = load(out + i), b = load(out + i + half);
+      store(out + i, add(a, b));
+      store(out + i + half, sub(a, b));
     }
   }
 }

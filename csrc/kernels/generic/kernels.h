@@ -38,6 +38,7 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
       matmul_scratch_bytes_kernel,
       quantize_row_kernel,
       quantize_words_kernel,
+      hadamard_kernel,
       rms_norm_kernel,
       layer_norm_kernel,
       softmax_kernel,

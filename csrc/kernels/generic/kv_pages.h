@@ -136,9 +136,12 @@ LLMCORE_INLINE void put_code(uint8_t* panel, int64_t row, int64_t k, int32_t cod
 template <class Kv>
 void store_key_kernel(const float* key, int64_t head_dim, int lane, uint8_t* page) noexcept {
   if constexpr (Kv::kScaled) {
+    float mixed[llmcore::kMaxHeadDim];
+    hadamard_kernel(key, head_dim, mixed);
     const int64_t padded = key_dim<Kv>(head_dim);
-    const float scale =
-        quantize_head<Kv>(key, head_dim, padded, [&](int64_t d, int32_t code) { put_code<Kv>(page, lane, d, code); });
+    const float scale = quantize_head<Kv>(mixed, head_dim, padded,
+                                          [&](int64_t d, int32_t code) { put_code<Kv>(page, lane, d, code); }) /
+                        static_cast<float>(llmcore::hadamard_run(head_dim));
     __builtin_memcpy(page + padded * Kv::kLineBytes + lane * 4, &scale, 4);
   } else {
     using Element = typename Kv::Element;

@@ -75,9 +75,10 @@ LLMCORE_INLINE F32x16 neg(F32x16 a) {
 
 LLMCORE_INLINE float first_lane(F32x16 a) { return vgetq_lane_f32(a.v[0], 0); }
 template <int n>
-LLMCORE_INLINE F32x16 lanes_above(F32x16 a) {
-  if constexpr (n >= 4) return {{a.v[n / 4], a.v[(n / 4 + 1) % 4], a.v[2], a.v[3]}};
-  return {{vextq_f32(a.v[0], a.v[0], n % 4), a.v[1], a.v[2], a.v[3]}};
+LLMCORE_INLINE F32x16 swapped(F32x16 a) {
+  if constexpr (n >= 4) return {{a.v[n / 4], a.v[1 ^ n / 4], a.v[2 ^ n / 4], a.v[3 ^ n / 4]}};
+  LLMCORE_QUADS a.v[i] = n == 2 ? vextq_f32(a.v[i], a.v[i], 2) : vrev64q_f32(a.v[i]);
+  return a;
 }
 
 LLMCORE_INLINE I32x16 set1_i32(int32_t x) {

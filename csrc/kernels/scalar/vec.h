@@ -109,11 +109,12 @@ inline F32x16 neg(F32x16 a) {
 }
 
 inline float first_lane(F32x16 a) { return a.v[0]; }
-// Lanes n and up, moved down to lane 0 as far as n lanes go; others are whatever is fast.
+// Lane i becomes lane i ^ n.
 template <int n>
-inline F32x16 lanes_above(F32x16 a) {
-  for (int i = 0; i < n; ++i) a.v[i] = a.v[i + n];
-  return a;
+inline F32x16 swapped(F32x16 a) {
+  F32x16 r;
+  LLMCORE_LANES r.v[i] = a.v[i ^ n];
+  return r;
 }
 
 inline I32x16 set1_i32(int32_t x) {
