@@ -20,7 +20,7 @@ extern const llmcore::KernelTable llmcore_kernels_scalar;
 extern const llmcore::KernelTable llmcore_kernels_avx2;
 extern const llmcore::KernelTable llmcore_kernels_avx_vnni;
 extern const llmcore::KernelTable llmcore_kernels_avx512;
-extern const llmcore::WindowKernel llmcore_windows_avx512[llmcore::kNumWindowPatterns];
+extern const llmcore::WindowKernel llmcore_kernels_avx512_windows[llmcore::kNumWindowPatterns];
 #elif defined(__aarch64__)
 extern const llmcore::KernelTable llmcore_kernels_neon;
 extern const llmcore::KernelTable llmcore_kernels_neon_dotprod;
@@ -35,7 +35,7 @@ namespace {
 // With its windows of text, which are compiled apart.
 const KernelTable kAvx512 = [] {
   KernelTable table = llmcore_kernels_avx512;
-  std::copy(std::begin(llmcore_windows_avx512), std::end(llmcore_windows_avx512), table.window);
+  std::copy(std::begin(llmcore_kernels_avx512_windows), std::end(llmcore_kernels_avx512_windows), table.window);
   return table;
 }();
 #endif

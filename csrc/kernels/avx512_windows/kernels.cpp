@@ -59,8 +59,8 @@ LLMCORE_INLINE uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t*
 #include "kernels/generic/windows.h"
 
 extern "C" {
-extern const llmcore::WindowKernel llmcore_windows_avx512[llmcore::kNumWindowPatterns];
-const llmcore::WindowKernel llmcore_windows_avx512[] = {
+extern const llmcore::WindowKernel llmcore_kernels_avx512_windows[llmcore::kNumWindowPatterns];
+const llmcore::WindowKernel llmcore_kernels_avx512_windows[] = {
     window_kernel<llmcore::kWindowGpt2>,      window_kernel<llmcore::kWindowCl100k>,
     window_kernel<llmcore::kWindowQwen2>,     window_kernel<llmcore::kWindowO200k>,
     window_kernel<llmcore::kWindowSpaceRuns>, window_kernel<llmcore::kWindowSpaceEach>};
