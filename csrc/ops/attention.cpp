@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -125,6 +126,10 @@ constexpr int64_t kSharedBlocks = 1024;
 // Blocks of few rows take as many KV heads as leave so many items for each thread: a page's heads lie side by side, and
 // memory is read twice as fast in its own order as head by head.
 constexpr int64_t kItemsPerThread = 4;
+// Blocks whose parts are shared out are taken in turns, part by part. A thread keeps the queries of so many as the
+// kernel takes them.
+constexpr int64_t kKeptBlocks = 32;
+constexpr int64_t kKeptRows = 2 * kMaxQueryBlock;  // of float32
 
 // Query rows that share keys: `tokens` tokens from `token` on, heads [head, head + heads) of each of kv_heads KV heads
 // from kv_head on.
@@ -249,11 +254,13 @@ class PagedAttention {
     const bool early = part_stride_ && total >= 4 * context_.pool.size();
     const auto work = [&](int thread, int) {
       float* memory = ws_.buffer_.as<float>() + thread * ws_.thread_floats_;
+      std::array<int64_t, kKeptBlocks> kept;  // the blocks whose queries are in `memory`
+      kept.fill(-1);
       Place place = find(next++, {});
       while (place.item < total && interruption.go_on(thread)) {
         Place following = early ? find(next++, place) : Place{total};
         if (part_stride_) {
-          share_block(place, following, memory);
+          share_block(place, following, memory, kept[static_cast<size_t>(place.index % kept_blocks_)]);
         } else {
           run_block(place.block, memory);
         }
@@ -320,6 +327,11 @@ class PagedAttention {
     const int64_t stride = rows * (ws_.padded_ + 2);
     if (parts_ == 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
     part_stride_ = stride;
+    query_floats_ = rows * (layout_.type == kKvInt12 ? ws_.padded_ / 2 + 1
+                            : layout_.scaled()       ? ws_.padded_ / 4 + 2
+                                                     : ws_.padded_);
+    query_floats_ = round_up(query_floats_, 16);
+    kept_blocks_ = std::min(kKeptBlocks, kKeptRows * ws_.padded_ / query_floats_);
     for (int64_t i = 0; i < blocks_; ++i) ws_.left_[i].store(static_cast<int32_t>(parts_), std::memory_order_relaxed);
   }
 
@@ -347,17 +359,16 @@ class PagedAttention {
     return index < rows.kept_parts ? index : rows.first_split + index - rows.kept_parts;
   }
 
-  // The queries as the kernel takes them, in `memory`, padded_ floats a row, behind which padded_ more are used
+  // The queries as the kernel takes them, in `memory`, where they may be `already`; padded_ floats at `mixed` are used
   // meanwhile. Floats lie side by side there: in a batch they lie a power of two apart, and would share a few cache
   // sets.
-  AttentionArgs with_queries(Rows& rows, float* memory) const {
+  AttentionArgs with_queries(Rows& rows, float* memory, float* mixed, bool already = false) const {
     AttentionArgs a{};
     a.rows = rows.count;
-    float* const mixed = memory + rows.count * ws_.padded_;
     if (layout_.type == kKvInt12) {
       float* scales = memory + rows.count * ws_.padded_ / 2;
       int16_t* words = reinterpret_cast<int16_t*>(memory);
-      for (int r = 0; r < rows.count; ++r) {
+      for (int r = 0; r < rows.count && !already; ++r) {
         table_.hadamard(rows.queries[r], layout_.head_dim, mixed);
         table_.quantize_words(mixed, layout_.head_dim, ws_.padded_, words + r * ws_.padded_, scales + r);
       }
@@ -369,7 +380,7 @@ class PagedAttention {
       float* scales = memory + rows.count * ws_.padded_ / 4;
       int32_t* sums = reinterpret_cast<int32_t*>(scales + rows.count);
       int8_t* codes = reinterpret_cast<int8_t*>(memory);
-      for (int r = 0; r < rows.count; ++r) {
+      for (int r = 0; r < rows.count && !already; ++r) {
         table_.hadamard(rows.queries[r], layout_.head_dim, mixed);
         table_.quantize_row(mixed, layout_.head_dim, ws_.padded_, ws_.padded_, codes + r * ws_.padded_, scales + r,
                             sums + r, 1);
@@ -380,7 +391,7 @@ class PagedAttention {
       return a;
     }
     for (int r = 0; r < rows.count; ++r, memory += ws_.padded_) {
-      std::copy_n(rows.queries[r], layout_.head_dim, memory);
+      if (!already) std::copy_n(rows.queries[r], layout_.head_dim, memory);
       rows.queries[r] = memory;
     }
     a.queries = rows.queries;
@@ -447,8 +458,9 @@ class PagedAttention {
   void run_block(const Block& b, float* memory) const {
     Rows rows = rows_of(b);
     const int64_t results = rows.count * (ws_.padded_ + 2);
-    const AttentionArgs a = with_queries(rows, memory);
+    float* const queries = memory;
     memory += rows.count * ws_.padded_;
+    const AttentionArgs a = with_queries(rows, queries, memory);
     const Part part(memory, rows.count, ws_.padded_), state(memory + results, rows.count, ws_.padded_);
     begin_state(rows, state);
     for (int64_t i = 0; i < rows.parts; ++i) {
@@ -458,16 +470,20 @@ class PagedAttention {
     finish(b, state);
   }
 
-  // One part of a block; whoever ends the block's last part folds them all, in order.
-  void share_block(const Place& p, const Place& following, float* memory) const {
+  // One part of a block; whoever ends the block's last part folds them all, in order. `kept`: the block whose queries
+  // are where this one's go.
+  void share_block(const Place& p, const Place& following, float* memory, int64_t& kept) const {
     Rows rows = rows_of(p.block);
-    const int64_t results = rows.count * (ws_.padded_ + 2);
+    float* const queries = memory + p.index % kept_blocks_ * query_floats_;
+    memory += kKeptRows * ws_.padded_;
     float* shared =
         ws_.buffer_.as<float>() + context_.pool.size() * ws_.thread_floats_ + p.index * parts_ * part_stride_;
     const auto part = [&](int64_t i) { return Part(shared + i * part_stride_, rows.count, ws_.padded_); };
     if (p.part < rows.parts) {
       const Block* next = following.block.slice ? &following.block : nullptr;
-      run_part(with_queries(rows, memory), p.block, rows, p.part, next, following.part, memory + results, part(p.part));
+      const AttentionArgs a = with_queries(rows, queries, memory, kept == p.index);
+      kept = p.index;
+      run_part(a, p.block, rows, p.part, next, following.part, memory, part(p.part));
     }
     if (ws_.left_[p.index].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Part state(memory, rows.count, ws_.padded_);
@@ -489,6 +505,7 @@ class PagedAttention {
   int64_t out_stride_;
   Blocking blocking_;
   int64_t blocks_ = 0, parts_ = 0, part_stride_ = 0;  // part_stride_ 0: blocks aren't shared
+  int64_t query_floats_ = 0, kept_blocks_ = 1;
 };
 
 void paged_attention(const Context& context, AttentionWorkspace& workspace, const KvLayout& layout, const uint8_t* keys,
