@@ -157,6 +157,7 @@ void Bpe::find_unknowns() {
   }
   const auto known = [&](uint32_t id) { return id != kNoId && id != spec_.unk_id; };
   ascii_known_ = std::all_of(byte_symbols_.begin(), byte_symbols_.begin() + 0x80, known);
+  others_known_ = std::all_of(byte_symbols_.begin() + 0x80, byte_symbols_.end(), known);
 }
 
 void Bpe::index_byte_pairs() {

@@ -216,6 +216,7 @@ class Bpe {
   bool odd_lengths_ = false;         // a byte has a token whose text is something else
   bool bytes_merge_ = false;         // a rule names a byte, though symbols are characters
   bool ascii_known_ = false;         // every byte of ASCII begins as a symbol of its own
+  bool others_known_ = false;        // and every other byte
 };
 
 }  // namespace llmcore

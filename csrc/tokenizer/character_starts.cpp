@@ -96,6 +96,7 @@ void Bpe::index_merged_characters() {
       if (symbols[count].id == kNoId || token(symbols[count].id) != std::string_view(&c, 1)) return;
       ++count;
     }
+    const std::array<Symbol, 3> bytes = symbols;
     uint32_t highest = 0, outside = kNoId;
     while (true) {
       firsts[merges] = symbols[0].id;
@@ -116,7 +117,7 @@ void Bpe::index_merged_characters() {
       --count;
       ++merges;
     }
-    if (merges == 0 || highest >= outside) return;
+    if (merges == 0 || highest >= outside) return character_starts_.set(code, bytes.data(), text.size());
     character_starts_.set(code, symbols.data(), count);
     for (size_t i = 0; i <= merges; ++i) {
       const uint32_t first = firsts[i];

@@ -8,6 +8,7 @@
 // order. A rule that could come first most often ends in a first byte ("o" and the lead of all Cyrillic letters), so it
 // concerns the character only after a certain other one.
 
+#include <array>
 #include <cstdint>
 
 #include "tokenizer/tables.h"
@@ -27,19 +28,26 @@ class CharacterStarts {
   /// True for a first byte whose character the table may have.
   static bool leads(uint8_t byte) noexcept { return byte >= 0xC2 && byte < 0xF0; }
 
+  /// What `write` takes for a character of two or three bytes that begins as their symbols.
+  static uint64_t as_bytes(const std::array<uint32_t, 256>& symbols, const uint8_t* p, size_t len) noexcept {
+    const uint64_t first = symbols[p[0]], second = symbols[p[1]], last = symbols[p[len - 1]];
+    return first | second << kIdBits | last << 2 * kIdBits | static_cast<uint64_t>(len) << kCountBit;
+  }
   /// The first symbols of the character of two or three bytes with this code, or their ids, and how many they are: none
-  /// if its bytes have to be looked at one by one. `before` is the code point of the character before it.
+  /// if it isn't in the table. `before` is the code point of the character before it, after some of which it begins as
+  /// its `bytes`; which those are can't be foreseen, so there is no branch on it.
   template <class Start>
-  size_t write(uint32_t code, uint32_t before, Start* out) const noexcept {
-    const uint64_t entry = entries_[code];
+  size_t write(uint32_t code, uint32_t before, uint64_t bytes, Start* out) const noexcept {
+    const size_t bit = bit_of(before, code);
+    const uint64_t joined = joined_[bit / 64] >> bit % 64 & 1;
+    const uint64_t apart = entries_[code], entry = apart ^ ((apart ^ bytes) & -joined);
     const size_t count = entry >> kCountBit & 3;
     const uint32_t size = code < 0x800 ? 2 : 3;
     const uint32_t first = count == 1 ? size : count == 2 ? 1 + static_cast<uint32_t>(entry >> kLongFirstBit) : 1;
     set_start(out[0], static_cast<uint32_t>(entry & kIdMask), first);
     set_start(out[1], static_cast<uint32_t>(entry >> kIdBits & kIdMask), count == 2 ? size - first : 1);
     set_start(out[2], static_cast<uint32_t>(entry >> 2 * kIdBits & kIdMask), 1);
-    const size_t bit = bit_of(before, code);
-    return joined_[bit / 64] >> bit % 64 & 1 ? 0 : count;
+    return count;
   }
 
   /// `symbols` cover the character.

@@ -65,7 +65,8 @@ size_t Bpe::start_symbols(std::string_view piece, Start* starts) const {
       before = lead;
     } else if (CharacterStarts::leads(lead) && len <= piece.size() - i) {
       const uint32_t code = decode_utf8(p + i);
-      count = character_starts_.write(code, before, starts + n);
+      const uint64_t bytes = others_known_ ? CharacterStarts::as_bytes(byte_symbols_, p + i, len) : 0;
+      count = character_starts_.write(code, before, bytes, starts + n);
       before = code;
     } else {  // of four bytes, or a piece begins or ends inside of a character
       len = lead >= 0xF0 && piece.size() - i >= 4 ? 4 : 1;
@@ -92,7 +93,7 @@ size_t Bpe::start_characters(std::string_view piece, Start* starts) const {
     const std::string_view one = piece.substr(i, len);
     const bool in_table = CharacterStarts::leads(p[i]) && len == utf8_length(p[i]);
     const size_t count =
-        in_table ? character_starts_.write(decode_utf8(p + i), CharacterStarts::kNothing, starts + n) : 0;
+        in_table ? character_starts_.write(decode_utf8(p + i), CharacterStarts::kNothing, 0, starts + n) : 0;
     i += len;
     n += count;
     if (count > 0) continue;
