@@ -300,7 +300,7 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 
 void EncodeState::grow() {
   const size_t before = lines.size();
-  if (2 * taken < before || before == kMostLines) return;
+  if (4 * taken < before || before == kMostLines) return;
   lines.resize(kMostLines);
   line_mask = kMostLines - 1;
   for (size_t i = 0; i < before; ++i) {
