@@ -91,7 +91,7 @@ struct EncodeState {
   };
 
   Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & line_mask]; }
-  /// More lines, if half of the slots are taken and nothing is pending.
+  /// More lines, if an eighth of the slots are taken and nothing is pending.
   void grow();
 
   /// With room for all there will be, so that growing is in place; what isn't used isn't touched.

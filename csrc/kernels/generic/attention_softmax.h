@@ -62,7 +62,7 @@ LLMCORE_INLINE void for_lines(int begin, int end, Function&& f) {
     f.template operator()<true>(t);
     t += 16;
   }
-  for (; t < inner_end; t += 16) f.template operator()<false>(t);
+  _Pragma("GCC unroll 4") for (; t < inner_end; t += 16) f.template operator()<false>(t);
   if (t < end) f.template operator()<true>(t);
 }
 
