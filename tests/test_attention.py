@@ -227,7 +227,7 @@ def test_no_cut_of_the_work_shows(dtype: str, name: str) -> None:
         llmcore.set_num_threads(threads)
         together = ops.paged_attention(np.concatenate(q), pages, tables, lengths, query_lengths=queries, **pattern)
         assert together.tobytes() == np.concatenate(alone).tobytes()
-        for i in (0, 4):  # by few threads a long sequence is one's, by many it is shared out
+        for i in (0, 3, 4):  # by few threads a long sequence is one's, by many it is shared out
             one = ops.paged_attention(q[i], pages, [tables[i]], [lengths[i]], query_lengths=[queries[i]], **pattern)
             assert one.tobytes() == alone[i].tobytes()
     if pattern.get("causal", True):  # a query alone, as if it were decoded
@@ -235,6 +235,11 @@ def test_no_cut_of_the_work_shows(dtype: str, name: str) -> None:
             length = lengths[i] - queries[i] + row + 1
             one = ops.paged_attention(q[i][row : row + 1], pages, [tables[i]], [length], **pattern)
             assert one[0].tobytes() == alone[i][row].tobytes()
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_a_batch_of_nothing_gives_nothing(dtype: str) -> None:
+    assert ops.paged_attention(normal(0, 4, 16), ops.KvPages(1, 2, 16, dtype), [], []).shape == (0, 4, 16)
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)

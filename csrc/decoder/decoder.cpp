@@ -56,6 +56,8 @@ void Decoder::check_spec() const {
   at_least_one(s.num_heads, "num_heads");
   at_least_one(s.num_kv_heads, "num_kv_heads");
   at_least_one(s.head_dim, "head_dim");
+  check_argument(s.head_dim <= kMaxHeadDim, "decoder: head_dim must be at most " + std::to_string(kMaxHeadDim) +
+                                                ", got " + std::to_string(s.head_dim));
   at_least_one(s.intermediate_size, "intermediate_size");
   at_least_one(s.vocab_size, "vocab_size");
   at_least_one(s.max_position_embeddings, "max_position_embeddings");

@@ -48,7 +48,8 @@ constexpr int kUnitGroups = 8;  // groups whose int8 scales are multiples of one
 // int8: the same in [-127, 127]. int4: element = scale * (code - 8). Their lines are in quant/lines.h: keys are a
 // panel, a row for each token; values a panel for every 16 head_dims, a row for each of these and k the token. Integer
 // keys are rounded after a Walsh-Hadamard transform, which keeps products with queries that went through it, too, and
-// leaves no element so large that the others round to nothing: the elements are those of hadamard(key) / hadamard_run.
+// spreads an element that is larger than the others over all of its run: the elements are those of hadamard(key) /
+// hadamard_run. A key near the end of float32's range becomes NaN.
 enum KvType : int { kKvF32, kKvF16, kKvBF16, kKvInt12, kKvInt8, kKvInt4, kNumKvTypes };
 constexpr int kMaxWordCode = 2047;  // of int12
 // What its codes are multiplied by has magnitudes of this sum at most, but for rounding, so that products add up in 32

@@ -212,8 +212,10 @@ struct Rows {
 
 AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t heads, int64_t head_dim, int64_t max_tokens)
     : padded_(round_up(head_dim, 16)) {
-  // A thread: scratch, queries, the outputs of one part and the sums so far, both with maxima and sums.
+  // A thread: scratch, and for its own block queries, the outputs of one part and the sums so far, both with maxima and
+  // sums; for shared ones in the same place the queries of some (kKeptRows), then scratch or the sums.
   const int64_t rows = kMaxQueryBlock, splits = ceil_div(max_tokens, kSplitTokens) + 1;
+  static_assert(kKeptRows <= 2 * kMaxQueryBlock);
   thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + checked_mul(rows, 3 * padded_ + 4), 16);
   // Room for all heads of the longest sequence, or of several shorter ones.
   shared_floats_ = std::max(kSharedFloats, checked_mul(checked_mul(heads, splits), padded_ + 2));
@@ -325,7 +327,7 @@ class PagedAttention {
     }
     if (narrow > kStreamedRows && blocks_ >= kBlocksPerThread * context_.pool.size()) return;
     const int64_t stride = rows * (ws_.padded_ + 2);
-    if (parts_ == 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
+    if (parts_ <= 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
     part_stride_ = stride;
     query_floats_ = rows * (layout_.type == kKvInt12 ? ws_.padded_ / 2 + 1
                             : layout_.scaled()       ? ws_.padded_ / 4 + 2

@@ -88,7 +88,7 @@ void Bpe::index_merged_characters() {
   std::vector<uint32_t> highest_inside(size(), 0);
   std::vector<std::vector<uint32_t>> begun(size());
   for_characters([&](uint32_t code, std::string_view text) {
-    std::array<Symbol, 3> symbols;
+    std::array<Symbol, 3> symbols{};
     std::array<uint32_t, 3> firsts;  // the first symbol, after 0, 1, 2 merges
     size_t count = 0, merges = 0;
     for (const char c : text) {

@@ -35,7 +35,7 @@ class CharacterStarts {
   }
   /// The first symbols of the character of two or three bytes with this code, or their ids, and how many they are: none
   /// if it isn't in the table. `before` is the code point of the character before it, after some of which it begins as
-  /// its `bytes`; which those are can't be foreseen, so there is no branch on it.
+  /// its `bytes`, or as none if these are 0; which those are can't be foreseen, so there is no branch on it.
   template <class Start>
   size_t write(uint32_t code, uint32_t before, uint64_t bytes, Start* out) const noexcept {
     const size_t bit = bit_of(before, code);

@@ -178,13 +178,13 @@ class KvPages:
         return self._core.nbytes
 
     def write(self, k: npt.ArrayLike, v: npt.ArrayLike, block_table: Sequence[int], position: int = 0) -> None:
-        """Stores k and v, [S, kv_heads, head_dim], of the tokens from `position` on. NaN or infinity in an integer
-        type's head makes the whole head of this token NaN."""
+        """Stores k and v, [S, kv_heads, head_dim], of the tokens from `position` on. In an integer type's head NaN,
+        infinity, or a key's element above 1e34 makes the whole head of this token NaN."""
         self._core.write(_float(k), _float(v), np.asarray(block_table, np.int32), position)
 
     def read(self, block_table: Sequence[int], length: int) -> tuple[FloatArray, FloatArray]:
         """Keys and values of the first `length` tokens as the kernels read them: float32 [length, kv_heads, head_dim]
-        each, exact but for the rounding of scale * code."""
+        each, exact but for the rounding of scale * code, and of what undoes the transform of integer keys."""
         return self._core.read(np.asarray(block_table, np.int32), length)
 
 

@@ -125,6 +125,11 @@ def test_c10_odd_head_dim_from_hidden_size() -> None:
     refused("hidden_size", hidden_size=12)
 
 
+def test_heads_that_are_too_large_by_their_number() -> None:
+    refused("hidden_size", hidden_size=4 * 8194)
+    refused("n_embd", **{**GPT2, "n_embd": 4 * 8193})
+
+
 @pytest.mark.parametrize("value", [0, 1, 3, 10_000])
 def test_c11_layers_that_the_file_does_not_hold(value: int, tmp_path: Path) -> None:
     folder = tiny_model.save(tmp_path / "m", config={"num_hidden_layers": value})

@@ -55,6 +55,12 @@ class Sizes:
     vocab_size: int
 
 
+def check_head_dim(config: Config, key: str, head_dim: int) -> None:
+    """Raises ConfigError where `key` makes larger heads than there may be."""
+    if head_dim > MAX_HEAD_DIM:
+        raise config.error(key, f"makes heads of {head_dim} elements, more than {MAX_HEAD_DIM}")
+
+
 def sizes(config: Config, *, kv_heads_required: bool = False, default_head_dim: int | None = None) -> Sizes:
     """Sizes under their usual keys. Without `head_dim` it is `default_head_dim` or hidden_size / heads."""
     hidden_size = config.integer("hidden_size", minimum=1, maximum=MAX_HIDDEN_SIZE)
@@ -75,6 +81,7 @@ def sizes(config: Config, *, kv_heads_required: bool = False, default_head_dim: 
                 "hidden_size", f"is no multiple of num_attention_heads, {num_heads}, and there is no head_dim"
             )
         head_dim = hidden_size // num_heads
+        check_head_dim(config, "hidden_size", head_dim)
     if head_dim % 2:
         key = "head_dim" if config.has("head_dim") else "hidden_size"
         raise config.error(key, f"makes heads of {head_dim} elements, which rotary embedding can't pair")

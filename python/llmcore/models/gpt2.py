@@ -19,6 +19,7 @@ def spec(config: Config) -> DecoderSpec:
     heads = config.integer("n_head", minimum=1, maximum=blocks.MAX_HEADS)
     if hidden % heads:
         raise config.error("n_embd", f"is no multiple of n_head, {heads}")
+    blocks.check_head_dim(config, "n_embd", hidden // heads)
     config.require_neutral(_NEUTRAL)
     vocab_size = config.integer("vocab_size", minimum=1, maximum=blocks.MAX_VOCAB_SIZE)
     inner = config.optional_integer("n_inner", minimum=1, maximum=blocks.MAX_INTERMEDIATE_SIZE)
