@@ -11,6 +11,7 @@ import pytest
 
 import llmcore
 from llmcore import ArgumentError, SamplingParams
+from llmcore.model import kv_bytes_per_page
 from llmcore.request_params import banned_sequences, breaker_ids
 
 PROMPT = "The prince said that the old prince"
@@ -175,7 +176,8 @@ def test_bits_of_stateful_samplers_survive_neighbours_preemption_and_drafts(llm:
     prompts = [PROMPT, "Napoleon", "one two three one two three one two", "It was", "He said"]
     params = [SamplingParams(seed=i, max_tokens=60, ignore_eos=True, logprobs=0, **OPTIONS[i]) for i in range(5)]
     alone = [llm.generate(p, one)[0] for p, one in zip(prompts, params, strict=True)]
-    for options in ({"kv_cache_bytes": 12 * 16 * 1280}, {"speculative": 4}):
+    page = kv_bytes_per_page(llm.model.spec, llm.kv_dtype)
+    for options in ({"kv_cache_bytes": 15 * page}, {"speculative": 4}):
         with llmcore.LLM(llm.model, max_batch_size=5, enable_prefix_caching=False, progress=False, **options) as other:
             together = other.generate(prompts, params)
             assert [(o.token_ids, o.logprobs) for o in together] == [(o.token_ids, o.logprobs) for o in alone]

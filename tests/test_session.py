@@ -18,6 +18,7 @@ from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.write import save_safetensors
 
 FIRST = "Prince Andrew looked at the old count, who had come from Moscow, and said that he would go. "
+PAGE_BYTES = 10880  # of the built-in model with int8 keys and values
 PARAMS = [SamplingParams(seed=seed, max_tokens=20, ignore_eos=True, logprobs=1) for seed in range(3)]
 
 
@@ -52,7 +53,7 @@ def test_saved_and_restored_bits(llm: llmcore.LLM, tmp_path: Path) -> None:
     session = llm.session()
     assert bits(session.generate(FIRST, PARAMS[0])) == expected[0]
     session.save(tmp_path / "session")
-    for options in ({}, {"max_batch_size": 1, "kv_cache_bytes": 8 * 10880}, {"enable_prefix_caching": False}):
+    for options in ({}, {"max_batch_size": 1, "kv_cache_bytes": 8 * PAGE_BYTES}, {"enable_prefix_caching": False}):
         with llmcore.LLM(llm.model, progress=False, **options) as other:  # type: ignore[arg-type]
             again = other.restore(tmp_path / "session")
             assert again.token_ids == session.token_ids
@@ -153,7 +154,7 @@ BROKEN: dict[str, Any] = {
     "ids value": ({}, {"token_ids": np.full(200, 2**30, np.int32)}),
     "few ids": ({}, {"token_ids": np.zeros(3, np.int32)}),
     "pages": ({}, {"pages": np.zeros((1, 7), np.uint8)}),
-    "page values": ({}, {"pages": np.zeros((1, 10880), np.uint8)}),
+    "page values": ({}, {"pages": np.zeros((1, PAGE_BYTES), np.uint8)}),
 }
 
 
@@ -162,7 +163,7 @@ def test_a_broken_file_is_a_typed_error(llm: llmcore.LLM, tmp_path: Path, name: 
     session = llm.session()
     session.generate(FIRST, PARAMS[0])
     session.save(tmp_path / "session")
-    assert llm._loop.require().page_bytes == 10880
+    assert llm._loop.require().page_bytes == PAGE_BYTES
     about, tensors = BROKEN[name]
     changed(tmp_path / "session", about, **tensors)
     with pytest.raises(LlmcoreError) as caught:

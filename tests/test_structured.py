@@ -13,6 +13,7 @@ import pytest
 
 import llmcore
 from llmcore import ArgumentError, LimitError, SamplingParams, StructuredOutputsParams
+from llmcore.model import kv_bytes_per_page
 
 pytest.importorskip("llguidance", reason="the extra [structured] is not installed")
 PROMPT = "The prince"
@@ -152,9 +153,11 @@ def test_bits_do_not_depend_on_neighbours_drafts_or_preemption(llm: llmcore.LLM)
     work += [SamplingParams(seed=5, max_tokens=40), SamplingParams(temperature=0, max_tokens=60)]
     alone = [llm.generate(PROMPT, one)[0] for one in work]
     assert alone[4].token_ids != alone[0].token_ids
-    for options in ({"kv_cache_bytes": 12 * 16 * 1280}, {"speculative": 4}, {}):
+    page = kv_bytes_per_page(llm.model.spec, llm.kv_dtype)
+    for options in ({"kv_cache_bytes": 12 * page}, {"speculative": 4}, {}):
         with llmcore.LLM(llm.model, max_batch_size=6, progress=False, **options) as other:
             together = other.generate([PROMPT] * len(work), work)
+            assert other.stats()["preemptions"] > 0 or "kv_cache_bytes" not in options
         assert [(o.token_ids, o.finish_reason) for o in together] == [(o.token_ids, o.finish_reason) for o in alone]
 
 
