@@ -32,15 +32,21 @@ LLMCORE_INLINE void score_keys(const Split& s, const Pass& pass, Stream& stream)
   const int64_t step = Kv::kPaced ? 1 : pass.step;
   for (int64_t page = pass.begin; page < pass.end; page += step) {
     const int64_t stop = page + step < pass.end ? page + step : pass.end;
+    const uint8_t *keys[kTilePages], *values[kTilePages];
+    for (int64_t i = page; i < stop; ++i) {
+      keys[i - page] = s.keys(i, 0);
+      values[i - page] = s.values(i, 0);
+    }
     for (int head = 0; head < s.a.kv_heads; ++head) {
       Page tile[kTilePages];
       for (int64_t i = page; i < stop; ++i) {
         Page& p = tile[i - page];
-        p.codes = s.keys(i, head);
+        p.codes = keys[i - page] + head * s.a.key_head_stride;
         p.ahead = stream.next();
         if constexpr (Kv::kScaled) {
-          if constexpr (Kv::kPaced) p.again = stream.chunk(i - pass.begin, head + 2);
-          prefetch(s.values(i, head) + s.padded * Kv::kLineBytes);  // what softmax wants of the values
+          if constexpr (Kv::kPaced) p.again = stream.after(p.codes, i - pass.begin, head, 2, s.a.key_head_stride);
+          // What softmax wants of the values.
+          prefetch(values[i - page] + head * s.a.value_head_stride + s.padded * Kv::kLineBytes);
         } else if (s.many) {
           float* out = s.lines + (i - page) * 16 * s.padded;
           convert<Kv>(p.codes, s.a.head_dim, 1, out, 0, p.ahead);
@@ -97,15 +103,21 @@ LLMCORE_INLINE void weigh_values(const Split& s, const Pass& pass, Stream& strea
 // Adds integer values by weight.
 template <class Kv>
 LLMCORE_INLINE void weigh_codes(const Split& s, const Pass& pass, Stream& stream) {
-  for (int64_t page = pass.begin; page < pass.end; page += pass.step) {
-    const int64_t stop = page + pass.step < pass.end ? page + pass.step : pass.end;
+  // More pages at once are faster where products wait for nothing, and as fast where they wait for memory.
+  const int64_t step = Kv::kPaced ? kTilePages : pass.step;
+  for (int64_t page = pass.begin; page < pass.end; page += step) {
+    const int64_t stop = page + step < pass.end ? page + step : pass.end;
+    const uint8_t* values[kTilePages];
+    for (int64_t i = page; i < stop; ++i) values[i - page] = s.values(i, 0);
     for (int head = 0; head < s.a.kv_heads; ++head) {
       Page tile[kTilePages];
       for (int64_t i = page; i < stop; ++i) {
         Page& p = tile[i - page];
-        p.codes = s.values(i, head);
+        p.codes = values[i - page] + head * s.a.value_head_stride;
         p.ahead = stream.next();
-        if constexpr (Kv::kPaced) p.again = stream.chunk(pass.end + i - 2 * pass.begin, head + 1);
+        if constexpr (Kv::kPaced) {
+          p.again = stream.after(p.codes, pass.end + i - 2 * pass.begin, head, 1, s.a.value_head_stride);
+        }
       }
       for (int i = head * pass.head_groups; i < (head + 1) * pass.head_groups; ++i) {
         add_codes_to_group<Kv>(s, s.group[i], tile, page, stop);

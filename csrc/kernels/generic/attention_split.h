@@ -150,6 +150,7 @@ class Stream {
     const int64_t asked = tile + kChunksAhead + chunks_ / 2 * (work_ - chunks_) / work_;
     page_ = asked / split.a.kv_heads;
     head_ = static_cast<int>(asked % split.a.kv_heads);
+    begin_page();
     line_share_ = softmax_chunks * split.a.key_head_stride / 64 * chunks_ * kOneLine / (work_ * 3 * count);
   }
   // After a chunk's work: the chunk to prefetch, or null.
@@ -166,6 +167,10 @@ class Stream {
     if (page < 2 * count_) return s_.values(first_ + page - count_, head);
     return s_.next_keys(page - 2 * count_, head);
   }
+  // The chunk `heads` on from one that is at `from`, where the next head is `stride` away.
+  LLMCORE_INLINE const uint8_t* after(const uint8_t* from, int64_t page, int head, int heads, int64_t stride) const {
+    return head + heads < s_.a.kv_heads ? from + heads * stride : chunk(page, head + heads);
+  }
   // Prefetches what is due after thirds of a page of a row's softmax: one where the largest score is looked for, two
   // where scores become weights. Few lines at once, as a CPU forgets the others.
   LLMCORE_INLINE void after_softmax(int64_t thirds) {
@@ -180,12 +185,19 @@ class Stream {
   static constexpr int64_t kOneLine = int64_t{1} << 16;
 
   LLMCORE_INLINE const uint8_t* next_chunk() {
-    const uint8_t* const found = chunk(page_, head_);
+    const uint8_t* const found = next_;
     if (++head_ == s_.a.kv_heads) {
       head_ = 0;
       ++page_;
+      begin_page();
+    } else if (next_) {
+      next_ += stride_;
     }
     return found;
+  }
+  LLMCORE_INLINE void begin_page() {
+    next_ = chunk(page_, head_);
+    stride_ = page_ >= count_ && page_ < 2 * count_ ? s_.a.value_head_stride : s_.a.key_head_stride;
   }
   LLMCORE_INLINE void prefetch_lines(int64_t lines) {
     for (; lines > 0; --lines, at_ += 64) {
@@ -202,8 +214,10 @@ class Stream {
   int64_t first_;
   int64_t count_, chunks_;  // of pages; of chunks of keys and values
   int64_t work_;            // chunks, and what counts as chunks
-  int64_t page_;            // of the next chunk to ask for, as its head
+  int64_t page_;            // of the next chunk to ask for, as its head, where it is, and how far on the next head is
   int head_;
+  const uint8_t* next_;
+  int64_t stride_;
   int64_t due_ = 0;                               // of a chunk, in parts of 1 / work_
   int64_t line_share_, lines_due_ = 0;            // of a third of a page of a row's softmax, in parts of 1 / kOneLine
   const uint8_t *at_ = nullptr, *end_ = nullptr;  // what is left of a chunk asked for by lines
