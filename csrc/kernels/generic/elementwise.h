@@ -291,23 +291,15 @@ void rope_interleaved_kernel(float* x, const float* cosines, const float* sines,
 // Sums and differences of lanes n apart.
 template <int n>
 LLMCORE_INLINE F32x16 butterfly(F32x16 a) {
-  static const float kSigns[16] = {1,
-                                   n & 1 ? -1 : 1,
-                                   n & 2 ? -1 : 1,
-                                   n & 3 ? -1 : 1,
-                                   n & 4 ? -1 : 1,
-                                   n & 5 ? -1 : 1,
-                                   n & 6 ? -1 : 1,
-                                   n & 7 ? -1 : 1,
-                                   n & 8 ? -1 : 1,
-                                   n & 9 ? -1 : 1,
-                                   n & 10 ? -1 : 1,
-                                   n & 11 ? -1 : 1,
-                                   n & 12 ? -1 : 1,
-                                   n & 13 ? -1 : 1,
-                                   n & 14 ? -1 : 1,
-                                   n & 15 ? -1 : 1};
-  return fma(a, load(kSigns), swapped<n>(a));
+  struct Signs {
+    float lanes[16];
+  };
+  static constexpr Signs kSigns = [] {
+    Signs signs{};
+    for (int i = 0; i < 16; ++i) signs.lanes[i] = i & n ? -1.0f : 1.0f;
+    return signs;
+  }();
+  return fma(a, load(kSigns.lanes), swapped<n>(a));
 }
 
 void hadamard_kernel(const float* x, int64_t n, float* out) noexcept {
@@ -321,10 +313,12 @@ void hadamard_kernel(const float* x, int64_t n, float* out) noexcept {
     store(out + i, v);
   }
   for (int64_t half = 16; half < run; half *= 2) {
-    for (int64_t i = 0; i < n; i += i % (2 * half) + 16 == half ? half + 16 : 16) {
-      const F32x16 a = load(out + i), b = load(out + i + half);
-      store(out + i, add(a, b));
-      store(out + i + half, sub(a, b));
+    for (int64_t begin = 0; begin < n; begin += 2 * half) {
+      for (int64_t i = begin; i < begin + half; i += 16) {
+        const F32x16 a = load(out + i), b = load(out + i + half);
+        store(out + i, add(a, b));
+        store(out + i + half, sub(a, b));
+      }
     }
   }
 }
