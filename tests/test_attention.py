@@ -78,7 +78,8 @@ def asked(q: Floats, dtype: str, scale: float) -> Floats:
         codes, scales = reference.quantize_words(rows)
     else:
         codes, scales = reference.quantize_activations(rows, q.shape[-1])
-    return (codes * (scales / np.float64(scale)) @ np.linalg.inv(mixing)).reshape(q.shape).astype(np.float32)
+    mixed_twice = codes * (scales / np.float64(scale)) @ mixing  # which multiplies by the neighbours that are mixed
+    return (mixed_twice / mixing[0].sum()).reshape(q.shape).astype(np.float32)
 
 
 def hadamard(dim: int) -> Floats:

@@ -215,7 +215,6 @@ AttentionWorkspace::AttentionWorkspace(const Context& context, int64_t heads, in
   // A thread: scratch, and for its own block queries, the outputs of one part and the sums so far, both with maxima and
   // sums; for shared ones in the same place the queries of some (kKeptRows), then scratch or the sums.
   const int64_t rows = kMaxQueryBlock, splits = ceil_div(max_tokens, kSplitTokens) + 1;
-  static_assert(kKeptRows <= 2 * kMaxQueryBlock);
   thread_floats_ = round_up(attention_scratch_floats(rows, head_dim) + checked_mul(rows, 3 * padded_ + 4), 16);
   // Room for all heads of the longest sequence, or of several shorter ones.
   shared_floats_ = std::max(kSharedFloats, checked_mul(checked_mul(heads, splits), padded_ + 2));
@@ -329,10 +328,7 @@ class PagedAttention {
     const int64_t stride = rows * (ws_.padded_ + 2);
     if (parts_ <= 1 || blocks_ * parts_ * stride > ws_.shared_floats_) return;
     part_stride_ = stride;
-    query_floats_ = rows * (layout_.type == kKvInt12 ? ws_.padded_ / 2 + 1
-                            : layout_.scaled()       ? ws_.padded_ / 4 + 2
-                                                     : ws_.padded_);
-    query_floats_ = round_up(query_floats_, 16);
+    query_floats_ = round_up(rows * query_row_floats(), 16);
     kept_blocks_ = std::min(kKeptBlocks, kKeptRows * ws_.padded_ / query_floats_);
     for (int64_t i = 0; i < blocks_; ++i) ws_.left_[i].store(static_cast<int32_t>(parts_), std::memory_order_relaxed);
   }
@@ -359,6 +355,12 @@ class PagedAttention {
   // Which split a part of a block is.
   static int64_t split_of(const Rows& rows, int64_t index) {
     return index < rows.kept_parts ? index : rows.first_split + index - rows.kept_parts;
+  }
+
+  // What with_queries puts down for a row: words and a scale, codes, a scale and a sum, or floats.
+  int64_t query_row_floats() const {
+    if (layout_.type == kKvInt12) return ws_.padded_ / 2 + 1;
+    return layout_.scaled() ? ws_.padded_ / 4 + 2 : ws_.padded_;
   }
 
   // The queries as the kernel takes them, in `memory`, where they may be `already`; padded_ floats at `mixed` are used
