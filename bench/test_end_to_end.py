@@ -1,8 +1,10 @@
-"""Whole models with random weights: prefill, decoding one and eight sequences, and loading the built-in model."""
+"""Whole models with random weights: prefill and decoding; loading the built-in model; and the import."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,3 +74,10 @@ def test_load(benchmark: Any) -> None:
 
     benchmark.group = "load"
     benchmark(load)
+
+
+@pytest.mark.parametrize("code", ["import numpy", "import llmcore"])
+def test_import(benchmark: Any, code: str) -> None:
+    """In a fresh interpreter, whose own start is in both."""
+    benchmark.group = "import"
+    benchmark(subprocess.run, [sys.executable, "-c", code], check=True)

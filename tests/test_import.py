@@ -24,12 +24,6 @@ def test_import_brings_nothing_heavy() -> None:
     assert json.loads(run_python(code)) == []
 
 
-def test_import_takes_less_than_100_ms() -> None:
-    # The best of three, so that a busy machine doesn't decide.
-    code = "import time; t = time.perf_counter(); import llmcore; print(time.perf_counter() - t)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.1
-
-
 def test_import_starts_no_thread() -> None:
     code = "import llmcore, os; print(len(os.listdir('/proc/self/task')))"
     if not sys.platform.startswith("linux"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +132,8 @@ def test_heads_that_are_too_large_by_their_number() -> None:
 @pytest.mark.parametrize("value", [0, 1, 3, 10_000])
 def test_c11_layers_that_the_file_does_not_hold(value: int, tmp_path: Path) -> None:
     folder = tiny_model.save(tmp_path / "m", config={"num_hidden_layers": value})
-    start = time.process_time()
     with pytest.raises(ConfigError, match="num_hidden_layers"):
         tiny_model.bound(folder)
-    assert time.process_time() - start < 0.5
 
 
 def test_c11_too_many_layers() -> None:
