@@ -32,8 +32,6 @@ SANITIZED_TESTS = [
     "tests/test_tokenizer_bad_inputs.py",
     "tests/test_tokenizer_training.py",
 ]
-# Its limit of 200 ms is of plain code; the checks make every step several times as long.
-NOT_SANITIZED = ["--deselect=tests/test_llm.py::test_control_c_stops_within_200_ms_and_leaves_all_usable"]
 ASAN_OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 CHECKED_FLAGS = "-O1 -DNDEBUG"  # instrumented code takes twice as long to compile at -O2, and runs as long
 UBSAN_OPTIONS = "halt_on_error=1:print_stacktrace=1"
@@ -99,7 +97,7 @@ def isa(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The native code under AddressSanitizer and UndefinedBehaviorSanitizer: C++ tests, then the Python ones."""
-    session.install(*group("build"), "pytest", "pytest-benchmark", "hypothesis", *PYPROJECT["project"]["dependencies"])
+    session.install(*group("build"), "pytest", "pytest-benchmark", *PYPROJECT["project"]["dependencies"])
     session.run(
         "pip",
         "install",
@@ -124,7 +122,7 @@ def sanitize(session: nox.Session) -> None:
         for name in libraries
     )
     python = str(Path(session.bin, "python"))
-    arguments = session.posargs or [*SANITIZED_TESTS, *NOT_SANITIZED, "-m", "not slow and not isa"]
+    arguments = session.posargs or [*SANITIZED_TESTS, "-m", "not slow and not isa"]
     session.run(
         *("env", f"LD_PRELOAD={preload}", "PYTHONMALLOC=malloc", python, "-m", "pytest", "-q", *arguments),
         env=options,

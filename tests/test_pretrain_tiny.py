@@ -32,7 +32,7 @@ def train(out: Path, texts: Path, steps: int = 3) -> str:
     arguments = ["--steps", str(steps), "--tokens", "1024", "--threads", "1", "--warmup", "1", "--dtype", "float32"]
     arguments += ["--plot", f"{out}.svg", "--state", f"{out}.state"]
     command = [sys.executable, EXAMPLES / "pretrain_tiny.py", "--text", texts, "--out", out, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=800).stdout
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_requests_go_on_after_an_embedding(llm: llmcore.LLM) -> None:
     before = llm.generate(TEXTS[0], params)[0].token_ids
     request = llm.submit(TEXTS[0], params)
     llm.embed(TEXTS)
-    assert request.result(60).token_ids == before
+    assert request.result(500).token_ids == before
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

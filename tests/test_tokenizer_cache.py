@@ -57,7 +57,7 @@ def test_changed_file_makes_an_entry_stale(data_dir: Path, folder: Path, tmp_pat
     assert cache.read(cache.signature(model / "vocab.json", None)) is None
     merges = model / "merges.txt"
     stat = merges.stat()
-    os.utime(merges, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(merges, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
     assert cache.read(cache.signature(model, None)) is None
     Tokenizer.load(model)
     assert cache.read(cache.signature(model, None)) is not None

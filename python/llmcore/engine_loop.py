@@ -50,6 +50,7 @@ class EngineLoop:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._starting = threading.Lock()
         self._serving = threading.Lock()  # held by the thread as long as it is there
+        self._thread: threading.Thread | None = None
         self._thread_id = 0
         self._idle = True
 
@@ -97,7 +98,7 @@ class EngineLoop:
             except Empty:
                 if end is not None and time.monotonic() >= end:
                     raise
-                if not self._serving.locked():
+                if not self._served:
                     try:
                         return queue.get_nowait()
                     except Empty:
@@ -115,7 +116,7 @@ class EngineLoop:
         """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
         own thread, those after the last step."""
         self.require()
-        if wait and self._serving.locked() and threading.get_ident() != self._thread_id:
+        if wait and self._served and threading.get_ident() != self._thread_id:
             return self.call(lambda engine: engine.stats())
         return dict(self._stats)
 
@@ -139,7 +140,7 @@ class EngineLoop:
         """Lets the engine go. Raises BusyError while requests run."""
         if self._engine is None:
             return
-        if self._forked or not self._serving.locked():
+        if self._forked or not self._served:
             self._engine = None
             return
         self.call(self._close)
@@ -163,10 +164,16 @@ class EngineLoop:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _served(self) -> bool:
+        """Whether the thread is there, or on its way."""
+        return self._serving.locked() or (self._thread is not None and self._thread.is_alive())
+
     def _start(self) -> None:
         with self._starting:
-            if not self._serving.locked():
-                threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True).start()
+            if not self._served:
+                self._thread = threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True)
+                self._thread.start()
 
     def _turn(self) -> bool:
         """The work there is, then a step; False when told to stop."""
@@ -288,6 +295,7 @@ def _serve(loop: EngineLoop) -> None:
         for request in loop._fail_all(ClosedError("the LLM was closed")).values():
             request.tell()
         loop._thread_id = 0
+        loop._thread = None
         loop._serving.release()
 
 

@@ -37,7 +37,7 @@ def refused(folder: Path, match: str, error: type[Exception] = CheckpointError) 
         open_checkpoint(folder)
     assert len(str(caught.value).encode()) <= 1024
     if fds:
-        assert len(os.listdir("/proc/self/fd")) == fds
+        assert len(os.listdir("/proc/self/fd")) <= fds
 
 
 def test_shards_equal_the_single_file(folder: Path) -> None:

