@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from llmcore import ArgumentError
+from llmcore.errors import TokenizerError
 from llmcore.tokenizer import Tokenizer
 from llmcore.vocab.patterns import GPT2_REGEX, O200K_REGEX
 from llmcore.vocab.tiktoken import read_ranks
@@ -172,6 +173,46 @@ def test_saved_file_gives_the_same_ids_in_tokenizers(load: Load, texts: list[str
     assert_equal(some, tokenizer.encode, lambda t: reference.encode(t).ids)
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     assert_equal(some, tokenizer.encode, again.encode)
+
+
+def test_every_vocabulary_is_saved_with_the_same_ids_or_refused(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    known = {".gguf", ".model", ".tiktoken"}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in known]
+    saved, refused = set(), set()
+    for path in paths:
+        try:
+            tokenizer = Tokenizer.load(path)
+        except TokenizerError:
+            continue
+        target = tmp_path / "tokenizer.json"
+        try:
+            tokenizer.save(target)
+        except TokenizerError as error:
+            refused.add((path.stem, str(error).startswith("a tokenizer.json can't have ")))
+            continue
+        saved.add(path.stem)
+        again, reference = Tokenizer.load(target), library.Tokenizer.from_file(str(target))
+        reference.encode_special_tokens = True
+        some = [t for t in texts[::25] if t.isascii() and t.isprintable()]
+        assert len(some) > 10
+        assert_equal(some, tokenizer.encode, again.encode)
+        assert_equal(some, tokenizer.encode, lambda t, r=reference: r.encode(t).ids)
+        assert [again.decode(tokenizer.encode(t)) for t in some] == [
+            tokenizer.decode(tokenizer.encode(t)) for t in some
+        ]
+    assert {"ggml-vocab-bert-bge", "ggml-vocab-llama-bpe", "r50k_base"} <= saved
+    assert ("test_model", True) in refused  # Unigram
+    assert all(named for _, named in refused), refused
+
+
+def test_a_pattern_of_ones_own_is_saved(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    tokenizer = Tokenizer.load(folder / FILES["r50k"], pattern=r"\w\w|\s+|.")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    reference = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert_equal(texts[::4], tokenizer.encode, lambda t: reference.encode(t).ids)
+    assert_equal(texts[::4], tokenizer.encode, Tokenizer.load(tmp_path / "tokenizer.json").encode)
 
 
 def cases(folder: Path, name: str) -> list[tuple[str, list[int]]]:

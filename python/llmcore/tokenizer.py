@@ -157,7 +157,10 @@ class Tokenizer:
         return cls(spec, bos_id=ids.get("<s>"), eos_ids=[ids[t] for t in ("<|endoftext|>", "</s>") if t in ids])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic. Raises StorageError."""
+        """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic.
+
+        Raises StorageError, and TokenizerError for what such a file can't say (SentencePiece's own normaliser).
+        """
         from llmcore.checkpoint.write import write_atomically
         from llmcore.vocab.hf_writer import to_json
 

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmcore.errors import TokenizerError
+from llmcore.vocab.fields import shown
 from llmcore.vocab.hf import show_token
+from llmcore.vocab.hf_general import WORD_PIECE
+from llmcore.vocab.hf_parts import NormalizerCode, PreTokenizerCode
 from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
 from llmcore.vocab.spec import Kind, SpacePrefix, VocabSpec
 
@@ -21,10 +25,11 @@ def to_json(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> str:
 
 
 def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
-    """The file as an object."""
+    """The file as an object. Raises TokenizerError for what such a file can't say."""
     if spec.source is not None:
         return spec.source
     names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
+    _check_names(names)
     size = _vocabulary_size(spec, merges)
     model_vocab = {name: at for at, name in names.items() if at < size}
     return {
@@ -47,19 +52,48 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
         "pre_tokenizer": _pre_tokenizer(spec),
         "post_processor": _post_processor(spec, names),
         "decoder": _decoder(spec),
-        "model": {
+        "model": _model(spec, names, model_vocab, merges),
+    }
+
+
+def _refuse(what: str) -> TokenizerError:
+    return TokenizerError(f"a tokenizer.json can't have {what}")
+
+
+def _check_names(names: dict[int, str]) -> None:
+    """A file tells tokens by their names."""
+    ids: dict[str, int] = {}
+    for at, name in names.items():
+        if ids.setdefault(name, at) != at:
+            raise _refuse(f"two tokens that read {shown(name)}: ids {ids[name]} and {at}")
+
+
+def _model(
+    spec: VocabSpec, names: dict[int, str], vocab: dict[str, int], merges: npt.NDArray[np.uint32]
+) -> dict[str, Any]:
+    unk = None if spec.unk_id is None else names[spec.unk_id]
+    if spec.model is None:
+        return {
             "type": "BPE",
             "dropout": None,
-            "unk_token": None if spec.unk_id is None else names[spec.unk_id],
+            "unk_token": unk,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": spec.fuse_unk and spec.unk_id is not None,
             "byte_fallback": Kind.BYTE in spec.kinds,
             "ignore_merges": spec.whole_words,
-            "vocab": model_vocab,
+            "vocab": vocab,
             "merges": [[names[int(a)], names[int(b)]] for a, b, _ in merges],
-        },
-    }
+        }
+    if spec.model.kind == WORD_PIECE:
+        return {
+            "type": "WordPiece",
+            "unk_token": unk,
+            "continuing_subword_prefix": spec.model.prefix,
+            "max_input_chars_per_word": spec.model.max_characters,
+            "vocab": vocab,
+        }
+    raise _refuse("SentencePiece's Unigram model as it is")
 
 
 def _vocabulary_size(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> int:
@@ -73,7 +107,23 @@ def _vocabulary_size(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> int:
     return len(spec.kinds) if Kind.GAP in spec.kinds[:size] else size
 
 
+def _bert_normalizer(flags: int) -> dict[str, Any]:
+    clean, chinese, accents, lower = (bool(flags >> bit & 1) for bit in range(4))
+    return {
+        "type": "BertNormalizer",
+        "clean_text": clean,
+        "handle_chinese_chars": chinese,
+        "strip_accents": accents,
+        "lowercase": lower,
+    }
+
+
 def _normalizer(spec: VocabSpec) -> dict[str, Any] | None:
+    if spec.normalizers:
+        (code, flags, _, _), *others = spec.normalizers
+        if code != NormalizerCode.BERT or others or spec.nfc:
+            raise _refuse("SentencePiece's own normaliser (a character map, or spaces that are left out)")
+        return _bert_normalizer(flags)
     if spec.nfc:
         return {"type": "NFC"}
     if not spec.prefix_before_added:
@@ -88,7 +138,24 @@ def _byte_level(prefix: bool, use_regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": use_regex}
 
 
+def _given_pre_tokenizer(spec: VocabSpec) -> dict[str, Any]:
+    """That of a vocabulary with `pre_tokenizers`: BERT's, or expressions before the byte alphabet."""
+    codes = {part[0] for part in spec.pre_tokenizers}
+    if codes == {PreTokenizerCode.BERT} and not spec.byte_level:
+        return {"type": "BertPreTokenizer"}
+    if codes != {PreTokenizerCode.SPLIT_REGEX} or not spec.byte_level or spec.stages:
+        raise _refuse("this way to split text")
+    splits = [_split(regex.decode()) for *_, regex in spec.pre_tokenizers]
+    return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(False, use_regex=False)]}
+
+
+def _split(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
 def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
+    if spec.pre_tokenizers:
+        return _given_pre_tokenizer(spec)
     if not spec.byte_level:
         if spec.prefix_before_added or not spec.metaspace:
             return None
@@ -114,8 +181,7 @@ def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
 
 def _part(stage: Stage) -> dict[str, Any]:
     if stage in REGEX_OF_STAGE:
-        pattern = {"Regex": REGEX_OF_STAGE[stage]}
-        return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        return _split(REGEX_OF_STAGE[stage])
     if stage == Stage.PUNCTUATION:
         return {"type": "Punctuation", "behavior": "Contiguous"}
     return {"type": "Digits", "individual_digits": stage in (Stage.DIGITS_EACH, Stage.BYTE_DIGITS_EACH)}
@@ -142,6 +208,8 @@ def _post_processor(spec: VocabSpec, names: dict[int, str]) -> dict[str, Any] | 
 
 
 def _decoder(spec: VocabSpec) -> dict[str, Any]:
+    if spec.decoders is not None:
+        return {"type": "Sequence", "decoders": list(spec.decoders)}
     if spec.byte_level:
         return _byte_level(True, True)
     if spec.strip_first:
