@@ -249,6 +249,16 @@ def test_the_callers_messages_stay_as_they_are() -> None:
     assert messages == before
 
 
+def test_keys_of_messages_that_are_none_are_left_out(data_dir: Path) -> None:
+    message = {"role": "assistant", "content": "yo", "tool_calls": None, "reasoning_content": None, "x": {"y": None}}
+    template = ChatTemplate("{{ messages[0].keys() | list }} {{ messages[0].x }}")
+    assert template.render([message]) == "['role', 'content', 'x'] {'y': None}"
+    assert ChatTemplate("[{{ messages[0].content }}]").render([{"role": "assistant", "content": None}]) == "[]"
+    source = (data_dir / "templates/llama.cpp-2026/meta-llama-Llama-3.2-3B-Instruct.jinja").read_text("utf-8")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "tool_calls": None}]
+    assert "yo<|eot_id|>" in ChatTemplate(source, VARIABLES).render(messages)
+
+
 @pytest.mark.parametrize(
     ("messages", "match"),
     [

@@ -117,7 +117,10 @@ def conversation(
     add_generation_prompt: bool,
     template_kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything the caller says, as plain copies; reasoning under each of the names that templates read."""
+    """Everything the caller says, as plain copies; reasoning under each of the names that templates read.
+
+    Keys of a message whose value is None are left out, as in transformers: templates ask whether a key is there.
+    """
     for name in template_kwargs:
         if name in _RESERVED:
             raise ArgumentError(f"{name}: can't be set for a template")
@@ -145,7 +148,7 @@ def _message(message: object, index: int) -> dict[str, Any]:
     content = message.get("content")
     if content is not None and not isinstance(content, str | list | tuple):
         raise ArgumentError(f"{where}: content must be str, a list of parts, or None, found {type(content).__name__}")
-    plain: dict[str, Any] = _plain(message, where)
+    plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None}, where)
     reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
     if reasoning is None:
         return plain
