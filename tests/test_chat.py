@@ -357,16 +357,96 @@ def test_without_a_template_the_error_says_so(qwen: Tokenizer) -> None:
         Tokenizer(qwen._spec).apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_a_jinja_file_wins_over_the_config(data_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tokenizer's folder without a template."""
     Tokenizer.train(["a b c"], vocab_size=260, special_tokens=["<|end|>"]).save(tmp_path / "tokenizer.json")
-    config = {
-        "chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ bos_token }}"}]
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": {"content": "<|end|>"}}))
-    messages = [{"role": "user", "content": "x"}]
-    assert Tokenizer.load(tmp_path).apply_chat_template(messages, tokenize=False) == "D<|end|>"
-    (tmp_path / "chat_template.jinja").write_text("J")
-    assert Tokenizer.load(tmp_path).apply_chat_template(messages, tokenize=False) == "J"
+    return tmp_path
+
+
+def templates(folder: Path, **config: Any) -> tuple[str, str]:
+    """What the tokenizer in `folder` renders without and with tools."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": {"content": "<|end|>"}}))
+    tokenizer = Tokenizer.load(folder)
+    plain, tooled = (tokenizer.apply_chat_template(TALKS["nobody"], tools, tokenize=False) for tools in (None, TOOLS))
+    assert isinstance(plain, str)
+    assert isinstance(tooled, str)
+    return plain, tooled
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_of_named_templates_tool_use_is_for_tools(folder: Path, as_list: bool) -> None:
+    named = {"tool_use": "T", "default": "D{{ bos_token }}", "rag": "R"}
+    found: Any = [{"name": name, "template": text} for name, text in named.items()] if as_list else named
+    assert templates(folder, chat_template=found) == ("D<|end|>", "T")
+    del named["tool_use"]
+    assert templates(folder, chat_template=named) == ("D<|end|>", "D<|end|>")
+
+
+def test_a_template_for_tools_alone(folder: Path) -> None:
+    with pytest.raises(TemplateError, match="default"):
+        templates(folder, chat_template=[{"name": "tool_use", "template": "T"}])
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.apply_chat_template(TALKS["nobody"], TOOLS, tokenize=False) == "T"
+
+
+def test_files_of_templates_by_precedence(folder: Path) -> None:
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "legacy"}))
+    assert templates(folder) == ("legacy", "legacy")
+    assert templates(folder, chat_template="config") == ("config", "config")
+    (folder / "chat_template.jinja").write_text("J")
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    assert templates(folder, chat_template=named) == ("J", "J")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("U")
+    assert templates(folder, chat_template=named) == ("J", "U")
+
+
+def test_documents_and_tools_are_always_there() -> None:
+    source = "{{ documents is defined }} {{ documents }} {{ tools is defined }}"
+    assert render(source) == "True None True"
+    assert render("{{ documents[0].title }}", documents=[{"title": "x"}]) == "x"
+
+
+CONTINUED: list[tuple[str, bool | str, dict[str, Any]]] = [
+    ("{{ m.content }}", True, {"content": "Once upon "}),
+    ("{{ m.content | trim }}", True, {"content": "Once upon "}),
+    ("{% for p in m.content %}{{ p.text }}{% endfor %}", True, {"content": [{"type": "text", "text": "Once"}]}),
+    ("<think>{{ m.thinking }}</think>{{ m.content }}", "reasoning_content", {"content": "", "reasoning": "Well"}),
+]
+
+
+@pytest.mark.parametrize(("written", "field", "message"), CONTINUED)
+def test_the_final_message_is_continued_as_in_transformers(
+    written: str, field: bool | str, message: dict[str, Any], folder: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    source = "{% for m in messages %}<|{{ m.role }}|>" + written + "<|end|>\n{% endfor %}"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", **message}]
+    options: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": field}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), chat_template=source)
+    expected = theirs.apply_chat_template(messages, tokenize=False, **options)
+    assert ChatTemplate(source).render(messages, **options) == expected
+    ours = Tokenizer(Tokenizer.load(folder)._spec, chat_template=ChatTemplate(source))
+    assert ours.apply_chat_template(messages, tokenize=False, **options) == expected
+    ids = ours.apply_chat_template(messages, **options)
+    assert ours.decode(ids) == expected  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_continued_is_refused(folder: Path) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    talk = [{"role": "assistant", "content": "x"}]
+    with pytest.raises(ArgumentError, match="add_generation_prompt"):
+        template.render(talk, continue_final_message=True)
+    for messages in ([], [{"role": "assistant"}], [{"role": "assistant", "content": [{"type": "image"}]}]):
+        with pytest.raises(ArgumentError, match="last message"):
+            template.render(messages, add_generation_prompt=False, continue_final_message=True)
+    with pytest.raises(TemplateError, match="final message"):
+        ChatTemplate("x").render(talk, add_generation_prompt=False, continue_final_message=True)
+    tokenizer = Tokenizer(Tokenizer.load(folder)._spec, chat_template=template)
+    options: dict[str, Any] = {"add_generation_prompt": False, "return_dict": True}
+    with pytest.raises(ArgumentError, match="mask"):
+        tokenizer.apply_chat_template(talk, continue_final_message=True, return_assistant_tokens_mask=True, **options)
 
 
 MASKED = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore.checkpoint.files import PlainFile, is_file
+from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import ArgumentError, LimitError, LlmcoreError, TemplateError, escape
 from llmcore.vocab.surrogates import clean
 
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 _MAX_SOURCE_BYTES = 1 << 20
 _MAX_MESSAGES = 50_000
 _MAX_DEPTH = 64
+TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
 _RESERVED = ("chat_template", "tokenize", "messages", "tools", "bos_token", "eos_token")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_CONTINUE = "continue_final_message"
+_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # that of transformers; whether the blank stays tells of trimming
 # Marks are taken from here: private-use characters of the last plane, which no text means anything by.
 _MARKS = range(0x10F000, 0x10FFFD)
 
@@ -37,25 +41,38 @@ _MARKS = range(0x10F000, 0x10FFFD)
 class ChatTemplate:
     """A template and the variables it may read besides the conversation (bos_token, eos_token and the like).
 
-    `source`: jinja2 as transformers defines it. Compiled at first use. Raises LimitError beyond 1 MiB.
+    `source`: jinja2 as transformers defines it; `with_tools`: another for conversations with tools, which needs no
+    `source` beside it. Compiled at first use. Raises LimitError beyond 1 MiB.
     """
 
-    source: str
+    source: str | None
     variables: Mapping[str, str] = field(default_factory=dict)
+    with_tools: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.source.encode("utf-8", "replace")) > _MAX_SOURCE_BYTES:
-            raise LimitError(f"chat template: more than {_MAX_SOURCE_BYTES} bytes")
+        for source in (self.source, self.with_tools):
+            if source is not None and len(source.encode("utf-8", "replace")) > _MAX_SOURCE_BYTES:
+                raise LimitError(f"chat template: more than {_MAX_SOURCE_BYTES} bytes")
+
+    def chosen(self, tools: object) -> str:
+        """The source for a conversation that has these tools. Raises TemplateError when there is none."""
+        source = self.source if tools is None or self.with_tools is None else self.with_tools
+        if source is None:
+            raise TemplateError('no template is called "default": there is only one for conversations with tools')
+        return source
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         **template_kwargs: Any,
     ) -> str:
         """The prompt as text. Raises TemplateError, LimitError, ArgumentError."""
-        return _render(self, conversation(messages, tools, add_generation_prompt, template_kwargs))
+        return _render(
+            self, conversation(messages, tools, add_generation_prompt, template_kwargs, continue_final_message)
+        )
 
 
 def required(template: ChatTemplate | None) -> ChatTemplate:
@@ -66,25 +83,39 @@ def required(template: ChatTemplate | None) -> ChatTemplate:
 
 
 def find_template(folder: Path, config: Mapping[str, Any], variables: Mapping[str, str]) -> ChatTemplate | None:
-    """The template of a checkpoint folder: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+    """The template of a checkpoint folder: its .jinja files, else `chat_template` of tokenizer_config.json.
 
-    Of a list of named templates it is the one called "default".
+    What processors had, chat_template.json, comes last. Of named templates "default" and "tool_use" count.
     """
-    path = folder / "chat_template.jinja"
-    if is_file(path):
-        with PlainFile(path) as file:
-            if file.size > _MAX_SOURCE_BYTES:
-                raise LimitError(f"chat_template.jinja: {file.size} bytes; at most {_MAX_SOURCE_BYTES} are read")
-            data = bytes(file.read(file.size, 0))
-        try:
-            return ChatTemplate(data.decode("utf-8"), variables)
-        except UnicodeDecodeError as error:
-            raise TemplateError(f"chat_template.jinja: not UTF-8 at byte {error.start}") from None
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
-        found = named.get("default")
-    return ChatTemplate(found, variables) if isinstance(found, str) else None
+    files = {"default": folder / "chat_template.jinja", "tool_use": folder / TOOL_USE_FILE}
+    found = {name: _read_source(path) for name, path in files.items() if is_file(path)}
+    found = found or _named(config.get("chat_template"))
+    legacy = folder / "chat_template.json"
+    if not found and is_file(legacy):
+        values = load_json(legacy, limit_bytes=2 * _MAX_SOURCE_BYTES, error=TemplateError)
+        found = _named(values.get("chat_template") if isinstance(values, dict) else None)
+    if not found:
+        return None
+    return ChatTemplate(found.get("default"), variables, found.get("tool_use"))
+
+
+def _read_source(path: Path) -> str:
+    with PlainFile(path) as file:
+        if file.size > _MAX_SOURCE_BYTES:
+            raise LimitError(f"{path.name}: {file.size} bytes; at most {_MAX_SOURCE_BYTES} are read")
+        data = bytes(file.read(file.size, 0))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path.name}: not UTF-8 at byte {error.start}") from None
+
+
+def _named(value: object) -> dict[str, str]:
+    """The templates that count in a `chat_template`: one text, a list of {name, template}, or a dict by name."""
+    if isinstance(value, list):
+        value = {str(e.get("name")): e.get("template") for e in value if isinstance(e, dict)}
+    named: dict[str, Any] = value if isinstance(value, dict) else {"default": value}
+    return {name: named[name] for name in ("default", "tool_use") if isinstance(named.get(name), str)}
 
 
 def render_ids(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
@@ -116,9 +147,11 @@ def conversation(
     tools: Sequence[Mapping[str, Any]] | None,
     add_generation_prompt: bool,
     template_kwargs: Mapping[str, Any],
+    continue_final_message: bool | str = False,
 ) -> dict[str, Any]:
     """Everything the caller says, as plain copies; reasoning under each of the names that templates read.
 
+    continue_final_message: the prompt is to end where the last message's content does, or its field of this name.
     Keys of a message whose value is None are left out, as in transformers: templates ask whether a key is there.
     """
     for name in template_kwargs:
@@ -131,12 +164,44 @@ def conversation(
     plain = [_message(message, i) for i, message in enumerate(messages)]
     if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
         raise ArgumentError("tools: must be a list of JSON schemas (dicts)")
-    return {
+    inputs: dict[str, Any] = {
+        "documents": None,
         **{name: _plain(value, name) for name, value in template_kwargs.items()},
         "messages": plain,
         "tools": None if tools is None else _plain(list(tools), "tools"),
         "add_generation_prompt": bool(add_generation_prompt),
     }
+    if continue_final_message:
+        if add_generation_prompt:
+            raise ArgumentError(f"{_CONTINUE} goes with add_generation_prompt=False: no new message begins")
+        inputs[_CONTINUE] = _tag_end(plain, continue_final_message)
+    return inputs
+
+
+def _tag_end(messages: list[dict[str, Any]], continue_final_message: bool | str) -> str:
+    """Puts the tag behind the text to continue, and returns the text without it."""
+    name = continue_final_message if isinstance(continue_final_message, str) else "content"
+    holder, fields = messages[-1] if messages else {}, [name]
+    if isinstance(holder.get(name), list):  # parts: the last text of them
+        parts = [part for part in holder[name] if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        holder, fields = parts[-1] if parts else {}, ["text"]
+    text = holder.get(fields[0])
+    if not isinstance(text, str):
+        raise ArgumentError(f"{_CONTINUE}: the last message has no {escape(name)} that is text")
+    if name in _REASONING:  # a template reads one of the copies
+        fields = [other for other in _REASONING if holder.get(other) == text]
+    for name in fields:
+        holder[name] = text + _CONTINUE_TAG
+    return text
+
+
+def _continued(rendered: str, text: str) -> str:
+    """What comes before the tag, without white space at the end if the template took it off the message."""
+    at = rendered.rfind(_CONTINUE_TAG.strip())
+    if at < 0 or text.strip() not in rendered:
+        raise TemplateError(f"{_CONTINUE}: the template doesn't write the final message as it is")
+    kept = rendered[at : at + len(_CONTINUE_TAG)] == _CONTINUE_TAG
+    return rendered[:at] if kept else rendered[:at].rstrip()
 
 
 def _message(message: object, index: int) -> dict[str, Any]:
@@ -197,13 +262,15 @@ def _render(template: ChatTemplate, inputs: Mapping[str, Any], generation_marks:
 
     from llmcore.chat_sandbox import MAX_OUTPUT, Budget, environment
 
-    compiled = _compiled(template.source)
+    variables = {**template.variables, **inputs}
+    continued = variables.pop(_CONTINUE, None)
+    compiled = _compiled(template.chosen(inputs["tools"]))
     environment().budget = Budget()
     environment().generation_marks = generation_marks
     pieces: list[str] = []
     length = 0
     try:
-        context = compiled.new_context({**template.variables, **inputs})
+        context = compiled.new_context(variables)
         for piece in compiled.root_render_func(context):
             length += len(piece)
             if length > MAX_OUTPUT:
@@ -219,7 +286,8 @@ def _render(template: ChatTemplate, inputs: Mapping[str, Any], generation_marks:
         raise LimitError(f"chat template: {type(error).__name__} while rendering") from None
     except Exception as error:  # a template can provoke any exception of the objects it handles
         raise TemplateError(f"chat template: {type(error).__name__}: {escape(error, 400)[1:-1]}") from None
-    return "".join(pieces)
+    text = "".join(pieces)
+    return text if continued is None else _continued(text, continued)
 
 
 class Marker:
@@ -232,7 +300,7 @@ class Marker:
 
     def __init__(self, control: Mapping[str, int], inputs: Mapping[str, Any], template: ChatTemplate) -> None:
         self._starts = {token[:2] for token in control}
-        used = set(template.source).union(*template.variables.values())
+        used = set(template.chosen(inputs["tools"])).union(*template.variables.values())
         self._collect(inputs, used)
         free = (chr(code) for code in _MARKS if chr(code) not in used)
         self.generation = (next(free), next(free))

@@ -420,6 +420,7 @@ class Tokenizer:
         tokenize: bool = True,
         *,
         chat_format: str | None = None,
+        continue_final_message: bool | str = False,
         return_dict: bool = False,
         return_assistant_tokens_mask: bool = False,
         **template_kwargs: Any,
@@ -429,6 +430,8 @@ class Tokenizer:
         Control tokens come from the template alone: what messages and tools say stays text, whatever it looks like.
         chat_format: one of the built-in formats (chatml, llama-2, llama-3, alpaca, gemma, mistral, phi-3, plain)
         instead of the checkpoint's template, for models that bring none.
+        continue_final_message: the prompt ends where the last message's content (or its field of this name) does, for
+        the model to go on with; needs add_generation_prompt=False.
         return_dict: `input_ids` and an `attention_mask` of ones, and with return_assistant_tokens_mask
         `assistant_masks`: 1 for ids of what the template has between `{% generation %}` and `{% endgeneration %}`.
         Raises TemplateError when there is no template or it fails, LimitError when it uses too much, ArgumentError.
@@ -441,10 +444,12 @@ class Tokenizer:
         if return_dict and not tokenize:
             raise ArgumentError("return_dict needs tokenize=True")
         if not tokenize:
-            return template.render(messages, tools, add_generation_prompt, **template_kwargs)
-        inputs = conversation(messages, tools, add_generation_prompt, template_kwargs)
+            return template.render(messages, tools, add_generation_prompt, continue_final_message, **template_kwargs)
+        inputs = conversation(messages, tools, add_generation_prompt, template_kwargs, continue_final_message)
         if return_assistant_tokens_mask:
-            if not re.search(r"\{%-?\s*generation\s*-?%\}", template.source):
+            if continue_final_message:
+                raise ArgumentError("return_assistant_tokens_mask doesn't go with continue_final_message")
+            if not re.search(r"\{%-?\s*generation\s*-?%\}", template.chosen(tools)):
                 _log.warning("the chat template has no {% generation %}: nothing is marked as the assistant's")
             ids, mask = render_masked(self, template, inputs)
             return {"input_ids": ids, "attention_mask": [1] * len(ids), "assistant_masks": mask}

@@ -28,7 +28,7 @@ from llmcore.vocab.spec import AddedToken, LazyTokens, SpacePrefix, VocabSpec
 if TYPE_CHECKING:
     from llmcore.vocab.loading import Parts
 
-_MAGIC = b"llmcore vocabulary\n"
+_MAGIC = b"llmcore vocabulary 2\n"
 _KEPT = 16
 _SMALLEST = 1 << 14  # ids; smaller vocabularies are built faster than a file is opened
 _READ = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".gguf")
@@ -60,6 +60,7 @@ def _folder() -> Path | None:
 def signature(path: Path, pattern: str | None) -> list[Any] | None:
     """What an entry must have been made from; None when that can't be told. Taken before anything is read."""
     from llmcore import __version__
+    from llmcore.chat import TOOL_USE_FILE
 
     folder = path if os.path.isdir(path) else path.parent
     files = []
@@ -70,6 +71,9 @@ def signature(path: Path, pattern: str | None) -> list[Any] | None:
                 if entry.name == path.name or entry.name.endswith(_READ):
                     stat = entry.stat()
                     files.append([entry.name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        if (folder / TOOL_USE_FILE).exists():
+            stat = (folder / TOOL_USE_FILE).stat()
+            files.append([TOOL_USE_FILE, stat.st_size, stat.st_mtime_ns, stat.st_ino])
     except OSError:
         return None
     built = [f"{__version__} {core.st_size} {core.st_mtime_ns}", _core.compiler, platform.machine(), sys.byteorder]
@@ -163,7 +167,7 @@ def write(signature: list[Any] | None, parts: Parts, core: _core.Tokenizer) -> N
             "ranks": spec.ranks is not None,
             "bos_id": parts.bos_id,
             "eos_ids": list(parts.eos_ids),
-            "template": None if template is None else [template.source, template.variables],
+            "template": None if template is None else [template.source, template.variables, template.with_tools],
             "fingerprint": spec.fingerprint(),
         }
         text = json.dumps(head).encode()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmcore.chat import TOOL_USE_FILE
 from llmcore.checkpoint.files import shown, storage_error
 from llmcore.checkpoint.readers import Checkpoint, open_checkpoint
 from llmcore.checkpoint.strict_json import load_json
@@ -193,5 +194,7 @@ def _copy_tokenizer_config(source: Path, target: Path) -> None:
                 raise ArgumentError(f"{shown(source / name)} is not a JSON object")
             values.pop("added_tokens_decoder", None)
             save_json(target / name, values)
-    if (source / "chat_template.jinja").is_file():
-        shutil.copyfile(source / "chat_template.jinja", target / "chat_template.jinja")
+    for name in ("chat_template.jinja", "chat_template.json", TOOL_USE_FILE):
+        if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
