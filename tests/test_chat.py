@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,54 @@ def render(source: str, **kwargs: Any) -> str:
 def test_bombs_end_in_a_limit(source: str) -> None:
     with pytest.raises(LimitError):
         render(source)
+
+
+DOUBLED = {
+    "tuples": "{% set n.l = (n.l, n.l) %}{% set n.m = (n.m, n.m) %}",
+    "arguments": "{% set n.l = f(n.l, n.l) or n.r %}{% set n.m = f(n.m, n.m) or n.r %}",
+    "keywords": "{% set n.l = g(a=n.l, b=n.l) or n.r %}{% set n.m = g(a=n.m, b=n.m) or n.r %}",
+    "cycled": "{% set n.l = cycler(n.l, n.l).items %}{% set n.m = cycler(n.m, n.m).items %}",
+    "namespaces": "{% set n.l = namespace(a=n.l, b=n.l) %}{% set n.m = namespace(a=n.m, b=n.m) %}",
+}
+USES = [
+    *(
+        "n.l == n.m",
+        "n.l < n.m",
+        "n.l in [n.m]",
+        "n.l is eq n.m",
+        "n.l is in [n.m]",
+        "{n.l: 1}",
+        "n.l | string",
+        "n.l ~ ''",
+    ),
+    *("[n.l, n.m] | unique | list", "[n.l, n.m] | sort", "[n.l, n.m] | max", "[n.m].index(n.l)", "'%s' % (n.l,)"),
+    *("{1: 2}[n.l]", "{1: 2}.get(n.l)", "'%s' | format(n.l)", "n.l | tojson", "[n.l] | join", "'{}'.format(n.l)"),
+]
+
+
+@pytest.mark.parametrize("name", DOUBLED)
+def test_nothing_doubles_without_being_counted(name: str) -> None:
+    source = (
+        "{% set n = namespace(l=(), m=(), r=()) %}{% macro f() %}{% set n.r = varargs %}{% endmacro %}"
+        "{% macro g() %}{% set n.r = kwargs %}{% endmacro %}{% for i in range(29) %}" + DOUBLED[name] + "{% endfor %}"
+    )
+    began = time.thread_time()
+    with pytest.raises(LimitError):
+        render(source + "{{ n.l == n.m }}{{ n }}")
+    assert time.thread_time() - began < 5.0
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_handles_a_value_as_a_whole_is_counted_by_its_size(use: str) -> None:
+    """Half a million entries, as much as there may be, over and over."""
+    source = (
+        "{% set n = namespace(l=(1,) * 1000, m=(1,) * 1000) %}{% set n.l = (n.l,) * 250 %}{% set n.m = (n.m,) * 250 %}"
+        "{% for i in range(9999) %}{% set x = " + use + " %}{% endfor %}"
+    )
+    began = time.thread_time()
+    with pytest.raises(LimitError):
+        render(source)
+    assert time.thread_time() - began < 5.0
 
 
 @pytest.mark.parametrize(

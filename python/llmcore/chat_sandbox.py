@@ -14,17 +14,17 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from datetime import datetime
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2.compiler import CodeGenerator, Frame, operators
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -42,6 +42,9 @@ _REMOVED_FILTERS = {"pprint", "urlize", "wordwrap", "xmlattr", "random", "filesi
 _SIZED_FILTERS = {"center", "indent", "batch", "slice", "truncate", "round", "tojson", "format", "replace", "join"}
 _TEXT_FILTERS = {"string", "tojson", "join", "format", "e", "escape", "forceescape", "urlencode", "upper", "lower"}
 _TEXT_FILTERS |= {"title", "capitalize", "trim", "replace", "indent", "center", "truncate", "striptags", "wordcount"}
+_COMPARING_FILTERS = {"unique", "sort", "dictsort", "groupby", "min", "max"}
+_COMPARING_TESTS = {"==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt", "lessthan"}
+_COMPARING_TESTS |= {"<=", "le", "in"}
 _WIDE = re.compile(r"\d{5}|\*")
 _WIDE_FORMAT = re.compile(r"\{[^{}]*:[^{}]*(\d{5}|\{)")
 _WIDE_TIME = re.compile(r"%[-_0^#+]*\d")
@@ -90,8 +93,10 @@ def _weight(value: object) -> int:
         elif isinstance(item, dict):
             pending += item.keys()
             pending += item.values()
-        elif isinstance(item, list | tuple | set):
+        elif isinstance(item, list | tuple | set | KeysView | ValuesView | ItemsView):
             pending += item
+        elif isinstance(item, Namespace):
+            pending.append(item._Namespace__attrs)
         entries += 1
         if entries + len(pending) > _MAX_ENTRIES or total > MAX_OUTPUT:
             raise LimitError(f"chat template: a value of more than {_MAX_ENTRIES} entries or {MAX_OUTPUT} characters")
@@ -99,7 +104,7 @@ def _weight(value: object) -> int:
 
 
 class _Generator(CodeGenerator):
-    """Compiles blocks, `~`, slices and literals so that they count."""
+    """Compiles blocks, `~`, comparisons, slices and literals so that they count."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         self.writeline("environment.step()")
@@ -115,6 +120,20 @@ class _Generator(CodeGenerator):
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
         self._wrapped("made", super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+        if node.ctx == "load":
+            self._wrapped("made", super().visit_Tuple, node, frame)
+        else:  # names to assign to
+            super().visit_Tuple(node, frame)
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:  # noqa: N802
+        self.write("(")
+        self._wrapped("weighed", self.visit, node.expr, frame)
+        for operand in node.ops:
+            self.write(f" {operators[operand.op]} ")
+            self._wrapped("weighed", self.visit, operand.expr, frame)
+        self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         self.write("environment.join_texts((")
@@ -200,7 +219,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "range": self._range,
             "dict": _Dict(),
             "namespace": _TemplateNamespace,
-            "cycler": jinja2.utils.Cycler,
+            "cycler": self._cycler,
             "joiner": jinja2.utils.Joiner,
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
@@ -211,6 +230,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             for name, function in self.filters.items()
             if name not in _REMOVED_FILTERS
         }
+        tests: dict[str, Any] = self.tests
+        for name in _COMPARING_TESTS:
+            tests[name] = self._weighed_test(tests[name])
 
     @property
     def budget(self) -> Budget:
@@ -253,12 +275,26 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self._charged(value[start:stop:step])
 
     def made(self, value: Any) -> Any:
-        """A list or dict the template wrote down."""
-        self.budget.step(1 + _weight(value) // 16)
-        return self._charged(value)
+        """A list, tuple or dict the template wrote down."""
+        return self._charged(self.weighed(value))
+
+    def weighed(self, value: Any) -> Any:
+        """What is compared, hashed or written out as a whole: that takes as long as there is something in it."""
+        if isinstance(value, str):
+            self.budget.step(len(value) // 64)
+        elif isinstance(value, range):
+            self.budget.step(len(value) // 16)
+        elif value is not None and not isinstance(value, int | float):
+            self.budget.step(1 + _weight(value) // 16)
+        return value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(obj, self.weighed(argument) if isinstance(argument, tuple) else argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _check_operator(operator, left, right)
+        if operator == "%":
+            self.weighed(right)
         result = super().call_binop(context, operator, left, right)
         return self.made(result) if isinstance(result, list | tuple) else self._charged(result)
 
@@ -267,6 +303,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str | bytes | int | float):
             args = self._check_method(owner, function.__name__, args, kwargs)
+        elif isinstance(owner, list | tuple):  # count and index compare
+            self.weighed((owner, args))
+        elif isinstance(owner, dict | LoopContext):  # get hashes, changed compares
+            self.weighed(args)
+        elif isinstance(function, Macro) and (function.catch_varargs or function.catch_kwargs):
+            self.made((args, kwargs))  # become varargs and kwargs
         result = super().call(context, function, *args, **kwargs)
         return self.made(result) if isinstance(result, list | tuple | dict) else self._charged(result)
 
@@ -308,6 +350,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.step(1 + len(made) // 16)
         return made
 
+    def _cycler(self, *items: Any) -> jinja2.utils.Cycler:
+        return jinja2.utils.Cycler(*self.made(items))
+
+    def _weighed_test(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda value, other: function(self.weighed(value), self.weighed(other))
+
     def _check_method(self, owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         for value in (*args, *kwargs.values()):
             _check_argument(value)
@@ -341,9 +389,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if name in _SIZED_FILTERS:
             for option in options:
                 _check_argument(option)
-        if name == "join" and size is None and value is not None:
+        if (name == "join" or name in _COMPARING_FILTERS) and size is None and value is not None:
             value = list(value)
             args = (value, *args[1:])
+        if name in _COMPARING_FILTERS and value is not None:
+            self.budget.step(_weight(value) // 16 * len(value).bit_length())
         if name in _TEXT_FILTERS and not isinstance(value, str):
             self.budget.step(_weight(value) // 16)
         numbers = [option for option in options if isinstance(option, int)]
@@ -355,7 +405,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif name == "indent" and isinstance(value, str):
             _check_length(len(value) + (value.count("\n") + 1) * max([4, *numbers, *map(len, texts)]))
         elif name == "format" and isinstance(value, str):
-            _check_operator("%", value, (tuple(args[1:]), kwargs))
+            _check_operator("%", value, self.weighed((args[1:], kwargs)))
         elif name == "tojson" and any(abs(number) > 64 for number in numbers):
             raise LimitError("chat template: tojson with an indent of more than 64")
         elif name == "round" and any(abs(number) > 300 for number in numbers):
@@ -396,11 +446,9 @@ def _check_operator(operator: str, left: Any, right: Any) -> None:
 @jinja2.pass_context
 def _finalize(context: Context, value: Any) -> Any:
     """Called for what `{{ }}` puts out, before it becomes text. Taking the context keeps it out of compilation."""
-    if isinstance(value, list | tuple | dict | set):
-        environment = context.environment
-        assert isinstance(environment, BoundedEnvironment)
-        environment.budget.step(_weight(value) // 16)
-    return value
+    environment = context.environment
+    assert isinstance(environment, BoundedEnvironment)
+    return value if isinstance(value, str) else environment.weighed(value)
 
 
 def _raise_exception(message: object) -> None:
