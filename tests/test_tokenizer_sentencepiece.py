@@ -17,6 +17,7 @@ from llmcore.tokenizer import Tokenizer
 sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
 CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "300"))
 
+OWN_SYMBOLS = ["\n", "<sep>", "<a b>", "the\u2581", "\u2581\u2581\u2581", "\u216b", "ab"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "unigram": {},
     "unigram bytes": {"byte_fallback": True},
@@ -31,6 +32,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
         "byte_fallback": True,
+    },
+    "bpe own symbols": {"model_type": "bpe", "user_defined_symbols": OWN_SYMBOLS},
+    "bpe own spaces": {"model_type": "bpe", "user_defined_symbols": ["\u2581", "<sep>"], "byte_fallback": True},
+    "bpe plain, own symbols": {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": OWN_SYMBOLS,
+    },
+    "bpe plain, own symbols, no prefix": {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "user_defined_symbols": [*OWN_SYMBOLS, "\u2581\u2581"],
     },
 }
 
@@ -78,6 +94,7 @@ def texts(count: int) -> list[str]:
     ]
     pieces += [
         "<sep>",
+        "<a b>",
         "ab",
         "10",
         "human rights",

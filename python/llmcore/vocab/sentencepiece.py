@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from llmcore.vocab.bpe_model import BYTE_NAMES, space_stage
 from llmcore.vocab.fields import refuse, shown
 from llmcore.vocab.hf_general import UNIGRAM
 from llmcore.vocab.hf_parts import NormalizerCode
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import FENCES, NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
 
 _MAX_PIECES = 1 << 20
 FIRST_BYTES = (b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a")
@@ -123,27 +124,42 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
     if kind == _UNIGRAM:
         return unigram_of_pieces(pieces, normalizer, config, bool(trainer.get(35)))
     spec = spec_of_pieces(pieces, bool(trainer.get(35)), bool(normalizer.get(3, 1)), config)
-    plain = not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
+    escape = bool(normalizer.get(5, 1))
+    # Symbols of the user are found in text that has no spaces any more, as they are.
+    spec = spec.changed(
+        added=tuple(
+            t if t.special else replace(t, exact=True)
+            for t in spec.added
+            if t.special or not escape or " " not in pieces[t.id][0]
+        )
+    )
+    plain = not normalizer.get(2) and not normalizer.get(4, 1) and escape
     return spec if plain else _with_normalizer(spec, pieces, normalizer)
 
 
 def _with_normalizer(spec: VocabSpec, pieces: list[tuple[str, float, int]], normalizer: dict[int, Any]) -> VocabSpec:
-    """`spec` with SentencePiece's own normaliser before it."""
+    """`spec` with SentencePiece's own normaliser before it.
+
+    The parts behind it take away what it puts before a symbol of the user, and the fences that keep it from the rest.
+    """
     dummy, remove, escape = (bool(normalizer.get(field, 1)) for field in (3, 4, 5))
-    spared = [text for text, _, kind in pieces if kind == _USER_DEFINED]
+    spared = [text.encode() for text, _, kind in pieces if kind == _USER_DEFINED]
     flags = dummy | remove << 1 | escape << 2
     part = (
         int(NormalizerCode.SENTENCEPIECE),
         flags,
         normalizer.get(2, b""),
-        b"".join(s.encode() + b"\0" for s in spared),
+        b"".join(s + b"\0" for s in [*spared, *(FENCES if spared else ())]),
     )
+    space = ("\u2581" if escape else " ").encode() if dummy else b""
+    unfence = [(int(NormalizerCode.REPLACE), 0, fence, b"") for fence in (space + FENCES[0], FENCES[1])]
     return spec.changed(
         matched=[
             data if kind == Kind.BYTE else text.encode()
             for data, kind, (text, _, _) in zip(spec.tokens, spec.kinds, pieces, strict=True)
         ],
-        normalizers=(part,),
+        normalizers=(part, *(unfence if spared else ())),
+        added=tuple(replace(t, content=pieces[t.id][0]) if t.exact else t for t in spec.added),
         stages=(),
         space_prefix=SpacePrefix.NEVER,
         prefix_even_if_space=False,

@@ -21,6 +21,8 @@ NormalizerPart = tuple[int, int, bytes, bytes]
 # (kind, behavior, inverted, dialect, flags, number, text), as in csrc/tokenizer/pretokenize.h
 PreTokenizerPart = tuple[int, int, bool, int, int, int, bytes]
 _MAX_IDS = 1 << 24
+FENCES = b"\xfe", b"\xff"
+"""What stands around an `exact` added token while it is normalised: bytes that no text can hold."""
 
 
 class Kind(IntEnum):
@@ -43,7 +45,10 @@ class SpacePrefix(IntEnum):
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A string that is found in text as a whole. `special` is the file's flag, `control` what we make of it."""
+    """A string that is found in text as a whole. `special` is the file's flag, `control` what we make of it.
+
+    `normalized`: it is looked for in normalised text, after being normalised itself unless `exact`.
+    """
 
     content: str
     id: int
@@ -52,6 +57,7 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     normalized: bool = False
+    exact: bool = False
 
     @property
     def control(self) -> bool:
@@ -176,6 +182,9 @@ class VocabSpec:
     def added_text(self, token: AddedToken) -> bytes:
         """The bytes that `token` is looked for by; the core puts those of normalised tokens through the normalisers."""
         content = token.content
+        if token.exact:
+            before, after = FENCES if self.normalizers else (b"", b"")
+            return before + content.encode("utf-8") + after
         if token.normalized and self.prefix_before_added and self.prefix_even_if_space:
             content = content.replace("\u2581", " ")
             if self.space_prefix != SpacePrefix.NEVER:
