@@ -385,3 +385,19 @@ def test_real_vocabulary(file: str, corpus: list[str], data_dir: Path) -> None:
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
         if text.isascii() and text.isprintable():  # where no character is taken away
             assert offsets == expected.offsets
+
+
+def test_special_tokens_are_skipped_by_their_flag(tmp_path: Path) -> None:
+    """Neither the unknown token nor what is written like a control token is left out unless the file says so."""
+    added = [
+        {"id": id, "content": content, "special": special, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for id, (content, special) in enumerate({"<|end|>": True, "<|fim|>": False, "<tool>": False}.items(), start=2)
+    ]
+    root = root_of(WORDS, added_tokens=added)
+    theirs, ours = hugging_face(root), load(root, tmp_path)
+    ids = [0, 1, 3, 2, 4, 1, 2]
+    assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids) == "[UNK] a <|fim|> <tool> a"
+    stream = ours.decode_stream(skip_special_tokens=True)
+    assert "".join(map(stream.step, ids)) + stream.finish() == theirs.decode(ids)
+    assert 3 not in ours.encode("<|fim|>"), "no text becomes what is written like a control token"

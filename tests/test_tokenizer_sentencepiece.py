@@ -157,3 +157,11 @@ def test_broken_character_map(models: dict[str, bytes], tmp_path: Path, cut: int
     path.write_bytes(data[:at] + data[at + 1 :][:cut])
     with pytest.raises(TokenizerError):
         Tokenizer.load(path)
+
+
+def test_unknown_and_control_pieces_are_skipped(models: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(models["bpe own symbols"])
+    ours = Tokenizer.load(path)
+    ids = [0, 1, *ours.encode("ab<sep>ab", add_special_tokens=False), 2]
+    assert ours.decode(ids, skip_special_tokens=True).lstrip() == "ab<sep>ab"

@@ -54,7 +54,7 @@ class Tokenizer:
         self._spec = spec
         self._core = _core.Tokenizer(spec.core_fields()) if core is None else core
         self._special = {t.content: t.id for t in spec.added if t.control}
-        self._skipped = sorted({*self._special.values(), *([] if spec.unk_id is None else [spec.unk_id])})
+        self._skipped = spec.skipped
         self._skipped_set = frozenset(self._skipped)
         self._bos_id = bos_id
         self._eos_ids = tuple(eos_ids)
@@ -308,7 +308,12 @@ class Tokenizer:
     # --- ids to text --------------------------------------------------------------------------------------------
 
     def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids`. Raises ArgumentError for an id that isn't in the vocabulary."""
+        """The bytes of `ids`. Raises ArgumentError for an id that isn't in the vocabulary.
+
+        skip_special_tokens: without the tokens that the file marks as special. An ordinary added token stays even if
+        it is written like one (Qwen2.5's `<|fim_prefix|>`), and so does an unknown token of a tokenizer.json that
+        isn't marked.
+        """
         array = _id_array(ids)
         if self._spec.decoders is not None:
             return self._decode_by_parts(array, skip_special_tokens).encode("utf-8")

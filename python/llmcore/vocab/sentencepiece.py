@@ -261,6 +261,7 @@ def spec_of_pieces(
         prefix_before_added=True,
         metaspace=True,
         strip_prefix=dummy_prefix,
+        skips_unk=True,
         prefix_ids=(bos,) if bos is not None and config.get("add_bos_token", True) else (),
         suffix_ids=(eos,) if eos is not None and config.get("add_eos_token", False) else (),
     )

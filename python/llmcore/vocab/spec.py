@@ -95,6 +95,7 @@ class VocabSpec:
     `matched` holds by id the bytes that text is compared with, where those differ from `tokens`. `normalizers` and
     `pre_tokenizers` are the parts of a pipeline as vocab/hf_parts.py makes them; `decoders` are the parts of a decoder
     that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
+    `skips_unk`: the unknown token counts as a special one when text is decoded without those.
     """
 
     tokens: Sequence[bytes]
@@ -118,6 +119,7 @@ class VocabSpec:
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     strip_first: bool = False
+    skips_unk: bool = False
     matched: list[bytes] | None = None
     model: ModelSpec | None = None
     normalizers: tuple[NormalizerPart, ...] = ()
@@ -179,6 +181,12 @@ class VocabSpec:
             "metaspace": self.metaspace,
         }
 
+    @property
+    def skipped(self) -> list[int]:
+        """The ids without text when special tokens are skipped: by the file's flags, whatever a token looks like."""
+        unk = {self.unk_id} if self.skips_unk and self.unk_id is not None else set()
+        return sorted({t.id for t in self.added if t.special} | unk)
+
     def added_text(self, token: AddedToken) -> bytes:
         """The bytes that `token` is looked for by; the core puts those of normalised tokens through the normalisers."""
         content = token.content
@@ -215,7 +223,7 @@ class VocabSpec:
         """SHA-256 over everything that decides ids and text, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         _digest(digest, self.core_fields())
-        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()))
+        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()), self.skipped)
         digest.update(repr(shown).encode())
         return digest.hexdigest()
 
