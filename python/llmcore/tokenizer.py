@@ -14,12 +14,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError, escape
+from llmcore.vocab.decoders import BYTES
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from llmcore.chat import ChatTemplate
 
 _MODEL_NAMES = {1: "Unigram", 2: "WordPiece", 3: "WordLevel", 4: "BPE with marked words"}
+_WINDOW = 8  # tokens that a stream decodes again where tokens have no text of their own
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -318,6 +321,8 @@ class Tokenizer:
         if self._spec.decoders is not None:
             return self._decode_by_parts(array, skip_special_tokens).encode("utf-8")
         data = self._core.decode(array, self._skipped if skip_special_tokens else [])
+        if self._spec.byte_runs:
+            return data.removeprefix(b" ") if self._spec.strip_prefix else data
         if self._spec.strip_prefix and data.startswith(b" ") and self._first_is_text(array, skip_special_tokens):
             first = next(int(i) for i in array if not (skip_special_tokens and int(i) in self._skipped_set))
             size = len(self._spec.tokens[first]) if self._spec.strip_first else 1
@@ -336,8 +341,27 @@ class Tokenizer:
         return first is not None and self._spec.kinds[first] == Kind.NORMAL
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ArgumentError for an unknown id."""
-        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ArgumentError for an unknown id.
+
+        Of a tokenizer.json with ByteFallback, a run of byte tokens that isn't UTF-8 as a whole becomes U+FFFD for each.
+        """
+        array = _id_array(ids)
+        data = self.decode_bytes(array, skip_special_tokens)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            if self._spec.byte_runs:
+                return self._decode_runs(array, skip_special_tokens)
+            return data.decode("utf-8", "replace")
+
+    def _decode_runs(self, ids: npt.NDArray[np.uint32], skip: bool) -> str:
+        spec = self._spec
+        text = ""
+        shown = (int(i) for i in ids if not (skip and int(i) in self._skipped_set))
+        for is_byte, run in groupby(shown, lambda id: spec.kinds[id] == Kind.BYTE):
+            tokens = [spec.tokens[id] for id in run]
+            text += _byte_run(tokens) if is_byte else b"".join(tokens).decode("utf-8")
+        return text.removeprefix(" ") if spec.strip_prefix else text
 
     def decode_stream(self, skip_special_tokens: bool = False) -> DecodeStream:
         """A decoder that takes one id at a time and gives text as soon as its characters are whole."""
@@ -485,8 +509,10 @@ class DecodeStream:
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         spec = tokenizer._spec
         skipped = tokenizer._skipped if skip_special_tokens else []
-        self._stream: _core.DecodeStream | _PartsStream
-        if spec.decoders is None:
+        self._stream: _core.DecodeStream | _RunsStream | _PartsStream
+        if spec.byte_runs:
+            self._stream = _RunsStream(tokenizer, skipped)
+        elif spec.decoders is None:
             self._stream = _core.DecodeStream(tokenizer._core, skipped, spec.strip_prefix, spec.strip_first)
         else:
             self._stream = _PartsStream(tokenizer, skip_special_tokens)
@@ -495,6 +521,7 @@ class DecodeStream:
     def step(self, id: int) -> str:
         """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
 
+        Of a tokenizer.json with ByteFallback, a run of byte tokens is held back until it ends, as `decode` has it.
         Raises ArgumentError for an id that isn't in the vocabulary.
         """
         if type(id) is int and -1 < id < 1 << 32:
@@ -509,28 +536,79 @@ class DecodeStream:
         return self._stream.finish()
 
 
-class _PartsStream:
-    """The same for decoders that look at a token's neighbours: text is decoded again from the last whole one on."""
+class _RunsStream:
+    """The same for vocabularies with `byte_runs`."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._ids: list[int] = []
-        self._given = 0  # of the ids, how many have been given out as text
+    def __init__(self, tokenizer: Tokenizer, skipped: list[int]) -> None:
+        spec = tokenizer._spec
+        self._stream = _core.DecodeStream(tokenizer._core, skipped, False, False)
+        self._tokens = spec.tokens
+        self._bytes = {id for id, kind in enumerate(spec.kinds) if kind == Kind.BYTE}.difference(skipped)
+        self._run: list[bytes] = []
+        self._strips = spec.strip_prefix
 
     def step(self, id: int) -> str:
-        before = self._tokenizer.decode(self._ids[: self._given], self._skip)
-        text = self._tokenizer.decode([*self._ids, id], self._skip)
-        self._ids.append(id)
-        if len(text) <= len(before) or text.endswith("\ufffd"):
+        if id in self._bytes:
+            self._run.append(self._tokens[id])
             return ""
-        self._ids = self._ids[self._given :]
-        self._given = len(self._ids)
-        return text[len(before) :]
+        text = self._stream.step(id)
+        return self._given(self._end_run() + text) if text else ""
 
     def finish(self) -> str:
-        before = self._tokenizer.decode(self._ids[: self._given], self._skip)
-        return self._tokenizer.decode(self._ids, self._skip)[len(before) :]
+        return self._given(self._end_run() + self._stream.finish())
+
+    def _end_run(self) -> str:
+        run, self._run = self._run, []
+        return _byte_run(run)
+
+    def _given(self, text: str) -> str:
+        if self._strips and text:
+            self._strips = False
+            return text.removeprefix(" ")
+        return text
+
+
+class _PartsStream:
+    """The same for decoders that look at a token's neighbours: the last few tokens are decoded again with each."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        spec = tokenizer._spec
+        kinds = [part["type"] for part in spec.decoders or ()]
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._skipped_set if skip_special_tokens else frozenset()
+        self._runs = {id for id, name in spec.names.items() if name in BYTES} if "ByteFallback" in kinds else set()
+        self._drops_repeated = kinds[:1] == ["CTC"]
+        self._ids: list[int] = []
+        self._given = 0  # how many characters of their text have been given out
+        self._limit = _WINDOW
+
+    def step(self, id: int) -> str:
+        self._tokenizer._core.decode(np.array([id], np.uint32), [])  # it is one
+        if id in self._skipped or (self._drops_repeated and self._ids[-1:] == [id]):
+            return ""
+        self._ids.append(id)
+        if id in self._runs:  # which decides what the run is only when it ends
+            return ""
+        text = self._tokenizer.decode(self._ids)
+        new = text[self._given : len(text) - text.endswith("\ufffd")]  # of which more bytes may make a character
+        self._given += len(new)
+        if len(self._ids) >= self._limit:
+            tail = self._tokenizer.decode(self._ids[-_WINDOW // 2 :])
+            if tail and text.endswith(tail) and len(text) - len(tail) <= self._given:
+                self._ids = self._ids[-_WINDOW // 2 :]
+                self._given -= len(text) - len(tail)
+            self._limit = max(_WINDOW, 2 * len(self._ids))
+        return new
+
+    def finish(self) -> str:
+        return self._tokenizer.decode(self._ids)[self._given :]
+
+
+def _byte_run(tokens: list[bytes]) -> str:
+    try:
+        return b"".join(tokens).decode("utf-8")
+    except UnicodeDecodeError:
+        return "\ufffd" * len(tokens)
 
 
 def _byte_places(text: str, places: Sequence[int]) -> list[int]:

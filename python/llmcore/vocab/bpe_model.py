@@ -85,7 +85,8 @@ def character_fields(
             tokens[at] = (text.replace("\u2581", " ") if metaspace else text).encode()
             kinds[at] = Kind.NORMAL
     for at, content in _apart(vocab, added).items():
-        tokens[at], kinds[at], names[at] = content.encode(), Kind.ADDED, content
+        decoded = content.replace("\u2581", " ") if metaspace else content
+        tokens[at], kinds[at], names[at] = decoded.encode(), Kind.ADDED, content
     fields["unk_id"] = None
     if unk is not None:
         if not isinstance(unk, str) or unk not in vocab:

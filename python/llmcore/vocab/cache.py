@@ -147,7 +147,7 @@ def _restore(head: dict[str, Any], archive: memoryview) -> Parts:
 _FIELDS = (
     *("byte_level", "whole_words", "unk_id", "fuse_unk", "stages", "names", "nfc", "space_prefix", "strip_first"),
     *("prefix_even_if_space", "prefix_before_added", "metaspace", "strip_prefix", "prefix_ids", "suffix_ids"),
-    "skips_unk",
+    *("skips_unk", "byte_runs"),
 )
 
 

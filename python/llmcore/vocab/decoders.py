@@ -5,14 +5,14 @@ Source: the decoders of Hugging Face tokenizers 0.23, whose `decode_chain` turns
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import groupby
+from string import hexdigits
 from typing import Any
 
 from llmcore import _core
+from llmcore.errors import TokenizerError
 from llmcore.vocab import bytelevel
-from llmcore.vocab.bpe_model import BYTE_NAMES
 from llmcore.vocab.fields import flag, refuse, shown, text
 from llmcore.vocab.hf_parts import ONIGURUMA, pattern_of
 
@@ -28,7 +28,7 @@ _KNOWN = (
     "CTC",
     "Join",
 )
-_BYTES = {name: byte for byte, name in enumerate(BYTE_NAMES)} | {n.lower(): b for b, n in enumerate(BYTE_NAMES)}
+BYTES = {f"<0x{high}{low}>": int(high + low, 16) for high in hexdigits for low in hexdigits}
 _CLEANED = (
     (" .", "."),
     (" ?", "?"),
@@ -85,12 +85,13 @@ def _apply(part: dict[str, Any], tokens: list[str]) -> list[str]:
         compiled = _core.Regex(regex, ONIGURUMA)
         return [compiled.replace(t, content) for t in tokens]
     if kind == "Strip":
-        content, start, stop = text(part.get("content"), where), int(part.get("start", 0)), int(part.get("stop", 0))
-        left, right = re.compile(f"{re.escape(content)}{{0,{start}}}"), re.compile(f"{re.escape(content)}{{0,{stop}}}$")
-        return [right.sub("", left.sub("", t, count=1), count=1) if t else t for t in tokens]
+        content, start, stop = _character(part, "content"), _count(part, "start"), _count(part, "stop")
+        return [_stripped(t, content, start, stop) for t in tokens]
     if kind == "Metaspace":
-        mark = text(part.get("replacement", "\u2581"), where)
+        mark = _character({"replacement": "\u2581", **part}, "replacement")
         scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+        if scheme not in ("always", "first", "never"):
+            raise TokenizerError(f"{where}.prepend_scheme: {shown(scheme)} is none of always, first, never")
         return [t.replace(mark, "" if i == 0 and scheme != "never" else " ") for i, t in enumerate(tokens)]
     cleanup = flag(part.get("cleanup", True), where)
     if kind == "WordPiece":
@@ -106,14 +107,34 @@ def _apply(part: dict[str, Any], tokens: list[str]) -> list[str]:
     return [p for p in (_clean(p).replace(delimiter, " ") if cleanup else p for p in pieces) if p]
 
 
+def _character(part: dict[str, Any], name: str) -> str:
+    where = f"decoder {part['type']}.{name}"
+    value = text(part.get(name), where)
+    if len(value) != 1:
+        raise TokenizerError(f"{where}: must be one character, found {shown(value)}")
+    return value
+
+
+def _count(part: dict[str, Any], name: str) -> int:
+    value = part.get(name, 0)
+    if type(value) is not int or value < 0:
+        raise TokenizerError(f"decoder {part['type']}.{name}: must be an integer from 0, found {shown(value)}")
+    return value
+
+
+def _stripped(token: str, content: str, start: int, stop: int) -> str:
+    token = token[min(start, len(token) - len(token.lstrip(content))) :]
+    return token[: len(token) - min(stop, len(token) - len(token.rstrip(content)))]
+
+
 def _join_bytes(tokens: list[str]) -> list[str]:
     """Runs of byte tokens become their text, or U+FFFD for each byte where they have none."""
     out: list[str] = []
-    for is_byte, run in groupby(tokens, lambda t: t in _BYTES):
+    for is_byte, run in groupby(tokens, lambda t: t in BYTES):
         if not is_byte:
             out += run
             continue
-        data = bytes(_BYTES[t] for t in run)
+        data = bytes(BYTES[t] for t in run)
         try:
             out.append(data.decode("utf-8"))
         except UnicodeDecodeError:

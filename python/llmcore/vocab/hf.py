@@ -112,8 +112,10 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
     else:
         metaspace = normalizer.metaspace or splitter.metaspace
         byte_fallback = flag(model.get("byte_fallback") or False, "model.byte_fallback")
-        if byte_fallback and not decoder.byte_fallback:
-            raise refuse("byte fallback that isn't undone", "decoder")
+        if byte_fallback != decoder.byte_fallback:
+            raise refuse("byte fallback of the model or the decoder alone", "decoder")
+        if not metaspace:
+            raise refuse("a decoder that replaces the marks of spaces alone", "decoder")
         fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
         fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
     stages = splitter.stages
@@ -134,6 +136,7 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         metaspace=normalizer.metaspace or splitter.metaspace,
         strip_prefix=decoder.strip_prefix,
         strip_first=decoder.strip_first,
+        byte_runs=decoder.byte_fallback,
         prefix_ids=prefix_ids,
         suffix_ids=suffix_ids,
     )

@@ -112,7 +112,8 @@ def _text_model(
     size = check_ids([*vocab.values(), *(t.id for t in added if t.content not in vocab)], "vocabulary")
     control = {t.content for t in added if t.control}
     name_of = {at: token for token, at in vocab.items()} | {t.id: t.content for t in added}
-    decoder, decoders = _decoder(root)
+    fallback = flag(model.get("byte_fallback") or False, "model.byte_fallback")
+    decoder, decoders = _decoder(root, fallback, any(" " in name for name in name_of.values()))
     tokens, matched, kinds = [b""] * size, [b""] * size, bytearray(size)
     usable = bytearray(size)
     outside = {t.id for t in added if t.content not in vocab}
@@ -121,7 +122,6 @@ def _text_model(
         matched[at] = name.encode()
         kinds[at] = Kind.ADDED if name in control or at in outside else Kind.NORMAL
         usable[at] = kinds[at] == Kind.NORMAL
-    fallback = flag(model.get("byte_fallback") or False, "model.byte_fallback")
     byte_ids = [vocab.get(name, NO_ID) if fallback else NO_ID for name in BYTE_NAMES]
     for byte, at in enumerate(byte_ids):
         if at != NO_ID and kinds[at] == Kind.NORMAL:
@@ -138,6 +138,7 @@ def _text_model(
         "unk_id": _unknown(model, kind, vocab),
         "strip_prefix": decoder.strip_prefix,
         "strip_first": decoder.strip_first,
+        "byte_runs": decoder.byte_fallback,
         "decoders": decoders,
         "pre_tokenizers": read_pre_tokenizers(root.get("pre_tokenizer"), spell_bytes=True),
     }
@@ -188,13 +189,21 @@ def _unknown(model: dict[str, Any], kind: str, vocab: dict[str, int]) -> int | N
     return vocab[unk]
 
 
-def _decoder(root: dict[str, Any]) -> tuple[Decoder, tuple[dict[str, Any], ...] | None]:
-    """What the decoder comes down to, or its parts when it does more than joining tokens."""
+def _decoder(
+    root: dict[str, Any], byte_fallback: bool, spaces: bool
+) -> tuple[Decoder, tuple[dict[str, Any], ...] | None]:
+    """What the decoder comes down to, or its parts when it does more than joining tokens.
+
+    `byte_fallback`: the model's; `spaces`: some tokens have spaces beside the marks that stand for them.
+    """
     value = root.get("decoder")
     if value is None:
         return Decoder(), ({"type": "Join"},)
     try:
-        return read_decoder(value), None
+        decoder = read_decoder(value)
+        if (decoder.byte_fallback and not byte_fallback) or (decoder.strip_first and spaces):
+            raise refuse("a decoder that the tokens don't allow to shorten", "decoder")
+        return decoder, None
     except UnsupportedPartError:
         parts = tuple(flatten(value, "decoders", "decoder"))
         check_decoders(parts)

@@ -95,7 +95,8 @@ class VocabSpec:
     `matched` holds by id the bytes that text is compared with, where those differ from `tokens`. `normalizers` and
     `pre_tokenizers` are the parts of a pipeline as vocab/hf_parts.py makes them; `decoders` are the parts of a decoder
     that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
-    `skips_unk`: the unknown token counts as a special one when text is decoded without those.
+    `byte_runs`: a run of byte tokens that isn't UTF-8 as a whole decodes to U+FFFD for each of them. `skips_unk`: the
+    unknown token counts as a special one when text is decoded without those.
     """
 
     tokens: Sequence[bytes]
@@ -120,6 +121,7 @@ class VocabSpec:
     suffix_ids: tuple[int, ...] = ()
     strip_first: bool = False
     skips_unk: bool = False
+    byte_runs: bool = False
     matched: list[bytes] | None = None
     model: ModelSpec | None = None
     normalizers: tuple[NormalizerPart, ...] = ()
@@ -223,8 +225,8 @@ class VocabSpec:
         """SHA-256 over everything that decides ids and text, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         _digest(digest, self.core_fields())
-        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()), self.skipped)
-        digest.update(repr(shown).encode())
+        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()))
+        digest.update(repr((*shown, self.skipped, self.byte_runs)).encode())
         return digest.hexdigest()
 
     def changed(self, **fields: Any) -> VocabSpec:
