@@ -401,3 +401,39 @@ def test_special_tokens_are_skipped_by_their_flag(tmp_path: Path) -> None:
     stream = ours.decode_stream(skip_special_tokens=True)
     assert "".join(map(stream.step, ids)) + stream.finish() == theirs.decode(ids)
     assert 3 not in ours.encode("<|fim|>"), "no text becomes what is written like a control token"
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
+}
+ENDS_OF_WORDS = {"type": "BPE", "vocab": {"a": 0, "a</w>": 1}, "merges": [], "end_of_word_suffix": "</w>"}
+INNER_MARKS = {"type": "BPE", "vocab": {"a": 0, "##a": 1}, "merges": [], "continuing_subword_prefix": "##"}
+BLANK = {"id": 2, "content": "\n", "special": False, "normalized": False, "single_word": False, "lstrip": True}
+BERT = {"type": "BertProcessing", "sep": ["a", 1], "cls": ["a", 1]}
+INEXACT = {
+    "ignore_merges": root_of(ENDS_OF_WORDS | {"ignore_merges": True}),
+    "byte_fallback": root_of(INNER_MARKS | {"byte_fallback": True}),
+    "behind another": root_of(WORDS, post_processor=sequence("processors", TEMPLATE, TEMPLATE)),
+    "BertProcessing": root_of(
+        WORDS,
+        post_processor=sequence("processors", TEMPLATE, {"type": "BertProcessing", "sep": ["a", 1], "cls": ["a", 1]}),
+    ),
+    "lstrip": root_of(WORDS, added_tokens=[BLANK | {"rstrip": True}]),
+}
+
+
+@pytest.mark.parametrize("named", INEXACT)
+def test_what_cannot_be_exact_is_refused_by_name(named: str, tmp_path: Path) -> None:
+    hugging_face(INEXACT[named])  # which takes it
+    with pytest.raises(TokenizerError, match=named):
+        load(INEXACT[named], tmp_path)
+
+
+def test_a_template_beside_what_adds_nothing(tmp_path: Path) -> None:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    for parts in ((byte_level, TEMPLATE), (TEMPLATE, byte_level)):
+        root = root_of(WORDS, post_processor=sequence("processors", *parts))
+        assert load(root, tmp_path).encode("a") == hugging_face(root).encode("a").ids == [1, 1]

@@ -164,6 +164,10 @@ def read_added(value: object) -> tuple[AddedToken, ...]:
             for name in ("special", "single_word", "lstrip", "rstrip", "normalized")
         }
         tokens.append(AddedToken(content, at, **flags))
+    if any(token.rstrip for token in tokens):
+        for token in tokens:
+            if token.lstrip and token.content.isspace():  # of which nothing would be left behind another token
+                raise refuse(f"{shown(token.content)} with lstrip, and a token with rstrip", "added_tokens")
     return tuple(tokens)
 
 

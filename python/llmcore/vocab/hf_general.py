@@ -152,6 +152,10 @@ def _text_model(
             if fields["unk_id"] is not None:
                 kinds[fields["unk_id"]] = Kind.ADDED
             return fields
+        if model.get("ignore_merges"):
+            raise refuse("ignore_merges with marks of words", "model")
+        if fallback:
+            raise refuse("byte_fallback with marks of words", "model")
         fields["model"] = ModelSpec(
             AFFIX_BPE, bytes(usable), fuse_unk=fuse, byte_fallback=fallback, prefix=prefix, suffix=suffix
         )

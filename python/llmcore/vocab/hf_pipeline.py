@@ -187,12 +187,13 @@ def read_post_processor(value: object, size: int) -> tuple[tuple[int, ...], tupl
         kind = part.get("type")
         if kind == "ByteLevel":  # trims offsets; ids stay
             continue
+        if before or after:  # it would get the tokens of those before it as texts of their own
+            raise refuse(f"{shown(kind)} behind another that adds tokens", "post_processor")
         if kind in ("BertProcessing", "RobertaProcessing"):
             first, last = _named_id(part.get("cls")), _named_id(part.get("sep"))
-            before, after = [first, *before], [*after, last]
+            before, after = [first], [last]
         elif kind == "TemplateProcessing":
-            first_ids, last_ids = _template(part)
-            before, after = [*first_ids, *before], [*after, *last_ids]
+            before, after = _template(part)
         else:
             raise refuse(f"post-processor {shown(kind)}", "post_processor")
     for at in before + after:
