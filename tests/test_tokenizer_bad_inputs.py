@@ -365,6 +365,35 @@ def test_text_of_a_wrong_type(good: dict[str, Any], tmp_path: Path, text: Any) -
         tokenizer.encode_batch([text])
 
 
+@pytest.mark.parametrize("name", ["encode", "encode_to_numpy", "encode_with_offsets", "encode_batch"])
+def test_flags_of_a_wrong_type(good: dict[str, Any], tmp_path: Path, name: str) -> None:
+    encode = getattr(load(good, tmp_path), name)
+    for flag in ("add_special_tokens", "allow_special"):
+        with pytest.raises(ArgumentError, match=flag):
+            encode("a", **{flag: "x"})
+
+
+def test_tokens_that_are_none(good: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = load(good, tmp_path)
+    with pytest.raises(ArgumentError, match="token"):
+        tokenizer.token_to_id(5)  # type: ignore[arg-type]
+    assert tokenizer.token_to_id("?") is not None
+    assert tokenizer.token_to_id("\ud800") is None
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800", b"a", 5, None])
+def test_paths_that_are_none(path: Any) -> None:
+    with pytest.raises(ArgumentError, match="path"):
+        Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("model_type", ["byte_bpe", "bpe"])
+@pytest.mark.parametrize("token", [5, "", "a\ud800"])
+def test_special_tokens_that_are_no_texts(model_type: str, token: Any) -> None:
+    with pytest.raises(ArgumentError, match="special_tokens"):
+        Tokenizer.train("ab ab", vocab_size=300, model_type=model_type, special_tokens=["<unk>", token])
+
+
 @pytest.mark.parametrize("ids", [[-1], [260], [1 << 31], [1 << 63], [1 << 70], [1.0], [[1]], ["a"], [True]])
 def test_ids_of_a_wrong_kind(good: dict[str, Any], tmp_path: Path, ids: Any) -> None:
     with pytest.raises(ArgumentError):

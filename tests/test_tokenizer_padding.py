@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llmcore
-from llmcore import ArgumentError, Tokenizer
+from llmcore import ArgumentError, LimitError, Tokenizer
 
 TEXTS = ["The prince", "", "A longer sentence, with naïve words and 日本 in it.", "x", "Hello world again"]
 
@@ -73,3 +73,11 @@ def test_bad_options(options: dict[str, Any]) -> None:
     tokenizer = Tokenizer.load(Path(llmcore.__file__).parent / "assets" / "tiny")
     with pytest.raises(ArgumentError):
         tokenizer.encode_batch_padded(TEXTS, **options)
+
+
+@pytest.mark.parametrize("length", [1 << 60, 10**9, 1 << 27])
+def test_what_no_memory_holds(length: int) -> None:
+    tokenizer = Tokenizer.load(Path(llmcore.__file__).parent / "assets" / "tiny")
+    with pytest.raises(LimitError):
+        tokenizer.encode_batch_padded(TEXTS, max_length=length, padding="max_length")
+    assert tokenizer.encode_batch_padded(TEXTS, max_length=length)[0].shape[0] == len(TEXTS)

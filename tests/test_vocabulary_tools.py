@@ -141,7 +141,7 @@ def test_bfloat16_rows_are_averaged_as_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "tokens", ["text", [], [""], ["  "], ["a", "a"], ["<|end_of_text|>"], ["the"], [3], ["x"] * 70_000]
+    "tokens", ["text", [], [""], ["  "], ["a", "a"], ["<|end_of_text|>"], ["the"], ["a\ud800"], [3], ["x"] * 70_000]
 )
 def test_bad_new_tokens(tiny: Tokenizer, tokens: Any) -> None:
     with pytest.raises(LlmcoreError):
@@ -149,9 +149,9 @@ def test_bad_new_tokens(tiny: Tokenizer, tokens: Any) -> None:
 
 
 def test_bad_ids_to_keep(tiny: Tokenizer) -> None:
-    for id in (-1, 99_999):
+    for id in (-1, 99_999, 1.5, "a"):
         with pytest.raises(ArgumentError):
-            edit.prune(tiny, TEXTS, keep=[id])
+            edit.prune(tiny, TEXTS, keep=[id])  # type: ignore[list-item]
 
 
 def test_other_models_are_refused(data_dir: Path) -> None:

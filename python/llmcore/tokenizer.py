@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.errors import ArgumentError, TokenizerError, escape
+from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
 from llmcore.vocab.decoders import BYTES
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
 _log = logging.getLogger("llmcore")
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _MODEL_NAMES = {1: "Unigram", 2: "WordPiece", 3: "WordLevel", 4: "BPE with marked words"}
 _WINDOW = 8  # tokens that a stream decodes again where tokens have no text of their own
+_MAX_PADDED = 1 << 28  # ids of a padded batch, which take 16 bytes each
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -77,10 +79,11 @@ class Tokenizer:
         cl100k, llama3, qwen2, o200k, or a regular expression as tiktoken takes it) says how a file of ranks splits
         text, where its vocabulary isn't a known one.
         Raises TokenizerError when there is no tokenizer or it can't be reproduced exactly, LimitError when it is too
-        large, StorageError when a file can't be read.
+        large, StorageError when a file can't be read, ArgumentError when `path` is none.
         """
         from llmcore.vocab.loading import load_parts
 
+        _check_path(path)
         parts = load_parts(path, pattern)
         return cls(
             parts.spec,
@@ -188,6 +191,7 @@ class Tokenizer:
         Raises ArgumentError when `text` is no str or dropout is not from 0 to 1, TokenizerError for dropout with a
         vocabulary that merges nothing.
         """
+        _check_flags(add_special_tokens, allow_special)
         if dropout:
             if not 0.0 <= float(dropout) <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
@@ -199,6 +203,7 @@ class Tokenizer:
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
     ) -> npt.NDArray[np.uint32]:
         """As `encode`, as an array uint32 [T]."""
+        _check_flags(add_special_tokens, allow_special)
         return self._core.encode_array(text, add_special_tokens, allow_special)
 
     def encode_with_offsets(
@@ -209,6 +214,7 @@ class Tokenizer:
         A token that holds a part of a character covers the character; where normalisation changes text, a token
         covers the whole changed stretch; what isn't from the text (BOS) has an empty place.
         """
+        _check_flags(add_special_tokens, allow_special)
         return self._core.encode_spans(text, add_special_tokens, allow_special)
 
     def encode_batch(
@@ -224,6 +230,7 @@ class Tokenizer:
         Where there are more threads than texts, they share the long ones. Raises ArgumentError for what is no sequence
         of str and for threads outside 1 to 1024.
         """
+        _check_flags(add_special_tokens, allow_special)
         return self._core.encode_batch(_texts(texts), add_special_tokens, allow_special, _threads(threads))
 
     def encode_batch_to_numpy(
@@ -238,6 +245,7 @@ class Tokenizer:
 
         Of at least one text, `np.split(ids, ends[:-1])` gives the ids apart. Raises as `encode_batch`.
         """
+        _check_flags(add_special_tokens, allow_special)
         return self._core.encode_batch_arrays(_texts(texts), add_special_tokens, allow_special, _threads(threads))
 
     def encode_batch_padded(
@@ -256,7 +264,8 @@ class Tokenizer:
 
         Texts beyond `max_length` tokens lose tokens on `truncation_side`; the tokens that go around a text stay.
         padding: "longest" to the longest of the batch, "max_length" to that. pad_id: by default that of a token named
-        for it, else the end of text. Raises ArgumentError, and as `encode_batch`.
+        for it, else the end of text. Raises ArgumentError, LimitError for more than 2^28 ids with the padding, and as
+        `encode_batch`.
         """
         for name, value, known in (
             ("padding", padding, ("longest", "max_length")),
@@ -281,6 +290,8 @@ class Tokenizer:
             rows = [row[:room] if truncation_side == "right" else row[max(len(row) - room, 0) :] for row in rows]
         rows = [[*prefix, *row, *suffix] for row in rows]
         width = max_length if max_length is not None and padding == "max_length" else max(map(len, rows), default=0)
+        if len(rows) * width > _MAX_PADDED:
+            raise LimitError(f"{len(rows)} texts padded to {width} ids are more than {_MAX_PADDED} ids")
         ids = np.full((len(rows), width), pad, np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -383,6 +394,8 @@ class Tokenizer:
 
     def token_to_id(self, token: str | bytes) -> int | None:
         """The id of a token, or None. A str is a token as `id_to_token` gives it, or else text; bytes are its bytes."""
+        if not isinstance(token, str | bytes):
+            raise ArgumentTypeError(f"token: must be str or bytes, found {type(token).__name__}")
         if isinstance(token, bytes) and self._spec.model is None:
             return self._core.find(token)
         if isinstance(token, bytes):
@@ -393,7 +406,7 @@ class Tokenizer:
             kinds = self._spec.kinds
             self._names = {show_token(self._spec, i): i for i, k in enumerate(kinds) if k != Kind.GAP}
         named = self._names.get(token)
-        return named if named is not None else self._core.find(token.encode("utf-8", "replace"))
+        return named if named is not None else self._core.find(clean(token).encode("utf-8"))
 
     def id_to_token(self, id: int) -> str | None:
         """Token `id` as a tokenizer.json spells it (GPT-2's byte alphabet, U+2581 for spaces), None for a gap.
@@ -621,6 +634,21 @@ def _byte_places(text: str, places: Sequence[int]) -> list[int]:
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
         done = at
     return lengths[1:]
+
+
+def _check_path(path: Any) -> None:
+    try:
+        name = os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        raise ArgumentError(f"path: must be str or os.PathLike, found {escape(path)}") from None
+    if isinstance(path, bytes) or b"\0" in name:
+        raise ArgumentError(f"path: {escape(path)} can't be the name of a file")
+
+
+def _check_flags(add_special_tokens: Any, allow_special: Any) -> None:
+    for name, value in (("add_special_tokens", add_special_tokens), ("allow_special", allow_special)):
+        if not isinstance(value, int | np.bool_):
+            raise ArgumentTypeError(f"{name}: must be True or False, found {type(value).__name__}")
 
 
 def _integer(value: Any, name: str) -> int:

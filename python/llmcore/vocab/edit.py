@@ -11,6 +11,7 @@ import numpy.typing as npt
 from llmcore.errors import ArgumentError, TokenizerError, escape
 from llmcore.tokenizer import Tokenizer
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.surrogates import clean
 
 MAX_NEW_TOKENS = 1 << 16
 
@@ -25,9 +26,9 @@ def prune(tokenizer: Tokenizer, texts: Sequence[str], keep: Iterable[int] = ()) 
     spec = _editable(tokenizer)
     used = {id for text in texts for id in tokenizer.encode(text, add_special_tokens=False)}
     for id in keep:
-        if not 0 <= id < tokenizer.vocab_size:
+        if not isinstance(id, int | np.integer) or not 0 <= id < tokenizer.vocab_size:
             raise ArgumentError(f"keep must hold ids below {tokenizer.vocab_size}, got {id}")
-        used.add(id)
+        used.add(int(id))
     used |= {*(id for id in spec.byte_ids if id < tokenizer.vocab_size), *spec.prefix_ids, *spec.suffix_ids}
     used |= {token.id for token in spec.added} | {*tokenizer.eos_ids}
     used |= {id for id in (spec.unk_id, tokenizer.bos_id) if id is not None}
@@ -117,7 +118,7 @@ def extend(tokenizer: Tokenizer, tokens: Sequence[str], *, special: bool = False
     there = {token.content for token in spec.added}
     added = []
     for i, content in enumerate(tokens):
-        if not isinstance(content, str) or not content.strip():
+        if not isinstance(content, str) or not content.strip() or clean(content) != content:
             raise ArgumentError(f"tokens[{i}] must be a text with something to see in it")
         if content in there or tokenizer.token_to_id(content) is not None:
             raise ArgumentError(f"tokens[{i}] {escape(content, 60)} is in the vocabulary already")

@@ -20,6 +20,7 @@ from llmcore.vocab.bpe_model import BYTE_NAMES
 from llmcore.vocab.hf import from_json
 from llmcore.vocab.patterns import STAGE_OF_NAME, Stage
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, VocabSpec
+from llmcore.vocab.surrogates import clean
 
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -112,8 +113,11 @@ def count_pieces(
 
 
 def _check_special(special_tokens: Sequence[str]) -> None:
-    if len(set(special_tokens)) != len(special_tokens) or not all(special_tokens):
-        raise ArgumentError("special_tokens: must be different and not empty")
+    for token in special_tokens:
+        if not isinstance(token, str) or not token or clean(token) != token:
+            raise ArgumentError(f"special_tokens: must be texts, found {escape(token)}")
+    if len(set(special_tokens)) != len(special_tokens):
+        raise ArgumentError("special_tokens: must be different")
 
 
 def train_characters(
