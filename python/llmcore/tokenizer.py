@@ -191,20 +191,26 @@ class Tokenizer:
         Raises ArgumentError when `text` is no str or dropout is not from 0 to 1, TokenizerError for dropout with a
         vocabulary that merges nothing.
         """
-        _check_flags(add_special_tokens, allow_special)
         if dropout:
             if not 0.0 <= float(dropout) <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
             at = _integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
             return self._core.encode_dropout(text, add_special_tokens, allow_special, float(dropout), at)
-        return self._core.encode(text, add_special_tokens, allow_special)
+        try:
+            return self._core.encode(text, add_special_tokens, allow_special)
+        except TypeError:
+            _check_flags(add_special_tokens, allow_special)
+            raise
 
     def encode_to_numpy(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
     ) -> npt.NDArray[np.uint32]:
         """As `encode`, as an array uint32 [T]."""
-        _check_flags(add_special_tokens, allow_special)
-        return self._core.encode_array(text, add_special_tokens, allow_special)
+        try:
+            return self._core.encode_array(text, add_special_tokens, allow_special)
+        except TypeError:
+            _check_flags(add_special_tokens, allow_special)
+            raise
 
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
@@ -522,10 +528,8 @@ class DecodeStream:
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         spec = tokenizer._spec
         skipped = tokenizer._skipped if skip_special_tokens else []
-        self._stream: _core.DecodeStream | _RunsStream | _PartsStream
-        if spec.byte_runs:
-            self._stream = _RunsStream(tokenizer, skipped)
-        elif spec.decoders is None:
+        self._stream: _core.DecodeStream | _PartsStream
+        if spec.decoders is None:
             self._stream = _core.DecodeStream(tokenizer._core, skipped, spec.strip_prefix, spec.strip_first)
         else:
             self._stream = _PartsStream(tokenizer, skip_special_tokens)
@@ -534,8 +538,8 @@ class DecodeStream:
     def step(self, id: int) -> str:
         """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
 
-        Of a tokenizer.json with ByteFallback, a run of byte tokens is held back until it ends, as `decode` has it.
-        Raises ArgumentError for an id that isn't in the vocabulary.
+        A run of byte tokens isn't held back until it is known to be UTF-8 as a whole, which `decode` asks of those of a
+        tokenizer.json. Raises ArgumentError for an id that isn't in the vocabulary.
         """
         if type(id) is int and -1 < id < 1 << 32:
             return self._step(id)
@@ -547,38 +551,6 @@ class DecodeStream:
     def finish(self) -> str:
         """What is left: U+FFFD for an incomplete character, else ""."""
         return self._stream.finish()
-
-
-class _RunsStream:
-    """The same for vocabularies with `byte_runs`."""
-
-    def __init__(self, tokenizer: Tokenizer, skipped: list[int]) -> None:
-        spec = tokenizer._spec
-        self._stream = _core.DecodeStream(tokenizer._core, skipped, False, False)
-        self._tokens = spec.tokens
-        self._bytes = {id for id, kind in enumerate(spec.kinds) if kind == Kind.BYTE}.difference(skipped)
-        self._run: list[bytes] = []
-        self._strips = spec.strip_prefix
-
-    def step(self, id: int) -> str:
-        if id in self._bytes:
-            self._run.append(self._tokens[id])
-            return ""
-        text = self._stream.step(id)
-        return self._given(self._end_run() + text) if text else ""
-
-    def finish(self) -> str:
-        return self._given(self._end_run() + self._stream.finish())
-
-    def _end_run(self) -> str:
-        run, self._run = self._run, []
-        return _byte_run(run)
-
-    def _given(self, text: str) -> str:
-        if self._strips and text:
-            self._strips = False
-            return text.removeprefix(" ")
-        return text
 
 
 class _PartsStream:
