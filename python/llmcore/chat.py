@@ -1,9 +1,8 @@
 """Chat templates: a conversation -> the prompt a model was trained on.
 
 A template writes control tokens (`<|im_start|>`) as text between what users wrote. When the prompt becomes ids, only
-what the template itself wrote may turn into control tokens. To know which is which, every place in the caller's strings
-that could begin a control token is marked before rendering, with a character that occurs nowhere else; afterwards the
-mark gives way to the character it stood for, and the tokenizer is told that no control token begins there.
+what the template itself wrote may turn into control tokens. To know which is which, the text that rendering gives keeps
+track of what comes from the template (`chat_spans`), and the tokenizer is told where no control token begins.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcore.chat_spans import GENERATED, TRUSTED, joined, plain, spans_of, trusted
 from llmcore.checkpoint.files import PlainFile, is_file
 from llmcore.checkpoint.strict_json import load_json
 from llmcore.errors import ArgumentError, LimitError, LlmcoreError, TemplateError, escape
@@ -33,8 +33,8 @@ _RESERVED = ("chat_template", "tokenize", "messages", "tools", "bos_token", "eos
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE = "continue_final_message"
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # that of transformers; whether the blank stays tells of trimming
-# Marks are taken from here: private-use characters of the last plane, which no text means anything by.
-_MARKS = range(0x10F000, 0x10FFFD)
+# A role of these names counts as the template's own, for templates that make `<|user|>` of it.
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model", "environment"}
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ class ChatTemplate:
         **template_kwargs: Any,
     ) -> str:
         """The prompt as text. Raises TemplateError, LimitError, ArgumentError."""
-        return _render(
-            self, conversation(messages, tools, add_generation_prompt, template_kwargs, continue_final_message)
-        )
+        inputs = conversation(messages, tools, add_generation_prompt, template_kwargs, continue_final_message)
+        return plain(_render(self, inputs))
 
 
 def required(template: ChatTemplate | None) -> ChatTemplate:
@@ -120,19 +119,17 @@ def _named(value: object) -> dict[str, str]:
 
 def render_ids(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
     """The prompt as ids, control tokens from the template alone. `inputs`: of `conversation`."""
-    marker = Marker(tokenizer.special_tokens, inputs, template)
-    text, protected = marker.restore(_render(template, marker.mark(inputs)))
-    return tokenizer.encode_rendered(text, protected)
+    text = _render(template, inputs)
+    return tokenizer.encode_rendered(plain(text), _guarded(tokenizer, text))
 
 
 def render_masked(
     tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]
 ) -> tuple[list[int], list[int]]:
     """As `render_ids`, and for each id 1 where it holds any of what `{% generation %}` is around, else 0."""
-    marker = Marker(tokenizer.special_tokens, inputs, template)
-    rendered, spans = marker.take_generations(_render(template, marker.mark(inputs), marker.generation))
-    text, protected = marker.restore(rendered)
-    ids, places = tokenizer.encode_rendered_with_offsets(text, protected)
+    text = _render(template, inputs)
+    spans = spans_of(text, GENERATED)
+    ids, places = tokenizer.encode_rendered_with_offsets(plain(text), _guarded(tokenizer, text))
     mask = [0] * len(ids)
     at = 0
     for i, (begin, end) in enumerate(places):
@@ -140,6 +137,32 @@ def render_masked(
             at += 1
         mask[i] = int(at < len(spans) and begin < end and spans[at][0] < end)
     return ids, mask
+
+
+def _guarded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The places in characters where no control token may begin, lest it hold anything a template didn't write.
+
+    Where normalisation decides what is a token, it could begin with any character.
+    """
+    added = [token for token in tokenizer.added_tokens if token.control]
+    if not added:
+        return []
+    control = sorted((token.content for token in added), key=len, reverse=True)
+    longest = re.compile("|".join(map(re.escape, control)))
+    first = re.compile(f"[{re.escape(''.join({token[0] for token in control}))}]")
+    if any(token.normalized for token in added):
+        first = re.compile("(?s:.)")
+    places: list[int] = []
+    done = 0
+    for begin, end in [*spans_of(text, TRUSTED), (len(text), len(text))]:
+        places += (found.start() for found in first.finditer(text, done, begin))
+        done = max(begin, end - len(control[0]) + 1)  # from here a token could reach beyond the end
+        for found in first.finditer(text, done, end):
+            token = longest.match(text, found.start())
+            if token is None or token.end() > end:
+                places.append(found.start())
+        done = end
+    return places
 
 
 def conversation(
@@ -161,20 +184,20 @@ def conversation(
         raise ArgumentError(f"messages: must be a list of dicts, found {type(messages).__name__}")
     if len(messages) > _MAX_MESSAGES:
         raise LimitError(f"messages: {len(messages)} of them; at most {_MAX_MESSAGES}")
-    plain = [_message(message, i) for i, message in enumerate(messages)]
+    made = [_message(message, i) for i, message in enumerate(messages)]
     if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
         raise ArgumentError("tools: must be a list of JSON schemas (dicts)")
     inputs: dict[str, Any] = {
         "documents": None,
         **{name: _plain(value, name) for name, value in template_kwargs.items()},
-        "messages": plain,
+        "messages": made,
         "tools": None if tools is None else _plain(list(tools), "tools"),
         "add_generation_prompt": bool(add_generation_prompt),
     }
     if continue_final_message:
         if add_generation_prompt:
             raise ArgumentError(f"{_CONTINUE} goes with add_generation_prompt=False: no new message begins")
-        inputs[_CONTINUE] = _tag_end(plain, continue_final_message)
+        inputs[_CONTINUE] = _tag_end(made, continue_final_message)
     return inputs
 
 
@@ -213,11 +236,13 @@ def _message(message: object, index: int) -> dict[str, Any]:
     content = message.get("content")
     if content is not None and not isinstance(content, str | list | tuple):
         raise ArgumentError(f"{where}: content must be str, a list of parts, or None, found {type(content).__name__}")
-    plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None}, where)
-    reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+    made: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None}, where)
+    if made["role"] in _ROLES:
+        made["role"] = trusted(made["role"])
+    reasoning = next((made[key] for key in _REASONING if made.get(key) is not None), None)
     if reasoning is None:
-        return plain
-    return {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+        return made
+    return {"thinking": reasoning, **made, "reasoning_content": reasoning}
 
 
 def _plain(value: object, where: str, depth: int = 0) -> Any:
@@ -257,16 +282,15 @@ def _compiled(source: str) -> jinja2.Template:
         ) from None
 
 
-def _render(template: ChatTemplate, inputs: Mapping[str, Any], generation_marks: tuple[str, str] = ("", "")) -> str:
+def _render(template: ChatTemplate, inputs: Mapping[str, Any]) -> str:
     import jinja2
 
     from llmcore.chat_sandbox import MAX_OUTPUT, Budget, environment
 
-    variables = {**template.variables, **inputs}
+    variables = {**{name: trusted(text) for name, text in template.variables.items()}, **inputs}
     continued = variables.pop(_CONTINUE, None)
     compiled = _compiled(template.chosen(inputs["tools"]))
     environment().budget = Budget()
-    environment().generation_marks = generation_marks
     pieces: list[str] = []
     length = 0
     try:
@@ -286,83 +310,5 @@ def _render(template: ChatTemplate, inputs: Mapping[str, Any], generation_marks:
         raise LimitError(f"chat template: {type(error).__name__} while rendering") from None
     except Exception as error:  # a template can provoke any exception of the objects it handles
         raise TemplateError(f"chat template: {type(error).__name__}: {escape(error, 400)[1:-1]}") from None
-    text = "".join(pieces)
+    text = joined(pieces)
     return text if continued is None else _continued(text, continued)
-
-
-class Marker:
-    """Marks in the caller's strings where a control token could begin, and takes the marks out of the rendered text.
-
-    A place is marked when what follows is the beginning of a control token: two characters of it, or the one that is
-    left before the string (or its white space at the end) ends, so that no token can be pieced together from several
-    strings either. Length and everything else of a string stay the same, so the template decides as it would have.
-    """
-
-    def __init__(self, control: Mapping[str, int], inputs: Mapping[str, Any], template: ChatTemplate) -> None:
-        self._starts = {token[:2] for token in control}
-        used = set(template.chosen(inputs["tools"])).union(*template.variables.values())
-        self._collect(inputs, used)
-        free = (chr(code) for code in _MARKS if chr(code) not in used)
-        self.generation = (next(free), next(free))
-        """What begins and what ends the text of a `{% generation %}`."""
-        self._mark_of = dict(zip(sorted({token[0] for token in control}), free, strict=False))
-        self._char_of = {mark: char for char, mark in self._mark_of.items()}
-
-    def _collect(self, value: object, used: set[str]) -> None:
-        if isinstance(value, str):
-            if not value.isascii():
-                used.update(value)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                self._collect(key, used)
-                self._collect(item, used)
-        elif isinstance(value, list):
-            for item in value:
-                self._collect(item, used)
-
-    def mark(self, value: Any) -> Any:
-        """A copy of `value` with the marks in all its strings."""
-        if isinstance(value, str):
-            return self._mark_text(value)
-        if isinstance(value, dict):
-            return {self.mark(key): self.mark(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.mark(item) for item in value]
-        return value
-
-    def _mark_text(self, text: str) -> str:
-        if not any(char in text for char in self._mark_of):
-            return text
-        end = len(text.rstrip())
-        chars = list(text)
-        for at, char in enumerate(text):
-            if char in self._mark_of and (at + 1 >= end or char in self._starts or text[at : at + 2] in self._starts):
-                chars[at] = self._mark_of[char]
-        return "".join(chars)
-
-    def take_generations(self, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """`text` without the marks of `generation`, and the places between them, (start, end) in characters."""
-        begin, end = self.generation
-        spans: list[tuple[int, int]] = []
-        pieces: list[str] = []
-        length = depth = start = 0
-        for piece in re.split(f"([{begin}{end}])", text):
-            if piece == begin:
-                start = length if depth == 0 else start
-                depth += 1
-            elif piece == end:
-                depth -= 1
-                if depth == 0:
-                    spans.append((start, length))
-            else:
-                pieces.append(piece)
-                length += len(piece)
-        return "".join(pieces), spans
-
-    def restore(self, text: str) -> tuple[str, list[int]]:
-        """`text` without marks, and the places in characters where they stood."""
-        for mark in self._char_of:  # tojson(ensure_ascii=true) spells a mark as an escape
-            escaped = mark.encode("utf-16-be").hex()
-            text = text.replace(f"\\u{escaped[:4]}\\u{escaped[4:]}", mark)
-        places = [at for at, char in enumerate(text) if char in self._char_of]
-        return text.translate({ord(mark): char for mark, char in self._char_of.items()}), places

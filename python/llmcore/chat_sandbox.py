@@ -16,18 +16,20 @@ import threading
 import time
 from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame, operators
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
+from jinja2.filters import do_join
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from llmcore.chat_spans import Marked, generated, is_trusted, joined, safe, spans_in, trusted
 from llmcore.errors import LimitError
 
 MAX_OUTPUT = 8 << 20  # characters of output, and of any one string on the way
@@ -104,7 +106,7 @@ def _weight(value: object) -> int:
 
 
 class _Generator(CodeGenerator):
-    """Compiles blocks, `~`, comparisons, slices and literals so that they count."""
+    """Compiles blocks, `~`, comparisons, slices and literals so that they count; texts of the template are trusted."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         self.writeline("environment.step()")
@@ -114,6 +116,15 @@ class _Generator(CodeGenerator):
         self.write(f"environment.{function}(")
         visit(node, frame)
         self.write(")")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return f"environment.literal({super()._output_const_repr(group)})"
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
+        if isinstance(node.value, str):
+            self._wrapped("literal", super().visit_Const, node, frame)
+        else:
+            super().visit_Const(node, frame)
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
         self._wrapped("made", super().visit_List, node, frame)
@@ -158,7 +169,7 @@ class _Generator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}`: the assistant's text. It stands between the environment's generation_marks."""
+    """`{% generation %}`: the assistant's text."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -168,10 +179,8 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller: Macro) -> str:
-        environment = self.environment
-        assert isinstance(environment, BoundedEnvironment)
-        begin, end = environment.generation_marks
-        return f"{begin}{caller()}{end}"
+        text: str = caller()
+        return text if hasattr(text, "__html__") else generated(text)
 
 
 class _Dict:
@@ -225,6 +234,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
         self.filters["tojson"] = _tojson
+        self.filters["join"] = _join
+        self.filters["safe"] = safe
         self.filters = {
             name: self._bounded_filter(name, function)
             for name, function in self.filters.items()
@@ -244,17 +255,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def budget(self, budget: Budget) -> None:
         self._local.budget = budget
 
-    @property
-    def generation_marks(self) -> tuple[str, str]:
-        """What goes around `{% generation %}` in the rendering that runs in this thread."""
-        marks: tuple[str, str] = self._local.generation_marks
-        return marks
-
-    @generation_marks.setter
-    def generation_marks(self, marks: tuple[str, str]) -> None:
-        self._local.generation_marks = marks
-
     # What the compiled template calls.
+
+    literal = staticmethod(trusted)
 
     def step(self) -> None:
         """The beginning of a block."""
@@ -264,7 +267,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """Joins the output of a block."""
         texts = list(parts)
         _check_length(sum(map(len, texts)))
-        return str(self._charged("".join(texts)))
+        return cast("str", self._charged(joined(texts)))
 
     def join_texts(self, values: tuple[Any, ...]) -> str:
         """The operator `~`."""
@@ -324,7 +327,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.budget.step(1 + (_weight([args, kwargs]) + len(value.__self__)) // 16)
             result = formatted(*args, **kwargs)
             _check_length(len(result))
-            return str(self._charged(result))
+            whole = all(map(is_trusted, (value.__self__, *args, *kwargs.values())))
+            return cast("str", self._charged(trusted(result) if whole else result))
 
         del bounded.__wrapped__
         return bounded
@@ -334,6 +338,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _charged(self, value: Any) -> Any:
         if isinstance(value, str):
             self.budget.allocate(len(value))
+            self.budget.step(len(spans_in(value)) // 16)
         elif isinstance(value, list | tuple | dict | set):
             self.budget.allocate(8 * len(value))
         return value
@@ -465,6 +470,12 @@ def _tojson(
     x: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@jinja2.pass_eval_context
+def _join(eval_ctx: nodes.EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+    separator = Marked(d) if type(d) is str else d  # jinja2's own forgets who wrote what it joins
+    return cast("str", do_join(eval_ctx, value, separator, attribute))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmcore.errors import TemplateError
 from llmcore.outputs import Logprob
+from llmcore.vocab.spec import AddedToken
 
 
 class Terminal(io.StringIO):
@@ -36,6 +37,7 @@ class FakeTokenizer:
     bos_id = None
     eos_ids = (0,)
     special_tokens: dict[str, int] = {"<end>": 0}  # noqa: RUF012
+    added_tokens = (AddedToken("<end>", 0),)
     template_variables: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, chat_template: str | None = "fake") -> None:
