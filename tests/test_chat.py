@@ -155,6 +155,8 @@ def render(source: str, **kwargs: Any) -> str:
         "{% macro f() %}{% for i in range(99999) %}{% endfor %}{% endmacro %}"
         "{% for i in range(99999) %}{{ f() }}{% endfor %}",
         "{{ range(999999999)|list }}",
+        "{{ 'a'.join('b' * 3000000) }}",
+        "{{ ('b' * 3000000) | join('a') }}",
         "{{ 'a' * 10**9 }}",
         "{{ 10**9 * 'a' }}",
         "{{ 'a'.ljust(10**9) }}",

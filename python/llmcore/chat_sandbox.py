@@ -367,7 +367,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             self.budget.step(len(owner) // 64)
             if name == "join" and args:
-                args = (list(args[0]), *args[1:])
+                args = (self.weighed(list(args[0])), *args[1:])
                 _check_length(sum(len(part) + len(owner) for part in args[0] if isinstance(part, str)))
             elif name == "replace" and len(args) > 1:
                 _check_replace(owner, args[0], args[1])
@@ -394,12 +394,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if name in _SIZED_FILTERS:
             for option in options:
                 _check_argument(option)
-        if (name == "join" or name in _COMPARING_FILTERS) and size is None and value is not None:
+        if (name == "join" and isinstance(value, str)) or (
+            (name == "join" or name in _COMPARING_FILTERS) and size is None and value is not None
+        ):
             value = list(value)
             args = (value, *args[1:])
         if name in _COMPARING_FILTERS and value is not None:
             self.budget.step(_weight(value) // 16 * len(value).bit_length())
-        if name in _TEXT_FILTERS and not isinstance(value, str):
+        if name in _TEXT_FILTERS and not isinstance(value, str):  # also refuses to join too many parts
             self.budget.step(_weight(value) // 16)
         numbers = [option for option in options if isinstance(option, int)]
         texts = [option for option in options if isinstance(option, str)]
