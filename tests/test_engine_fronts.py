@@ -309,6 +309,36 @@ def test_leaving_an_async_stream_or_its_task_cancels_the_request(folder: Path) -
     asyncio.run(main())
 
 
+def test_leaving_while_requests_are_on_their_way_cancels_them(folder: Path) -> None:
+    async def main() -> None:
+        for _ in range(30):
+            async with llmcore.AsyncLLM(folder, threads=1, max_batch_size=2, progress=False) as llm:
+                tasks = [asyncio.create_task(llm.generate([1, 2, 3], SLOW)) for _ in range(4)]
+                await asyncio.sleep(0)
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(outcome, llmcore.ClosedError) or outcome.finish_reason == "abort"  # type: ignore[union-attr]
+
+    asyncio.run(main())
+
+
+# --- the prefix cache -------------------------------------------------------------------------------------------------
+
+
+def test_answers_that_share_pages_outlive_what_came_before_them(model: llmcore.Model) -> None:
+    first, second, other = [5] * 16, [6] * 16, [7] * 16
+    one, several = replace(GREEDY, max_tokens=1), SamplingParams(temperature=1, n=4, max_tokens=3, seed=1)
+    pages = 8 * kv_bytes_per_page(model.spec, model.kv_dtype)
+    prompts = [[*first, 8], [*first, *other, 9], [*first, *second, 10]]
+    with llmcore.LLM(model, max_batch_size=8, kv_cache_bytes=pages) as llm:
+        llm.generate(prompts, [one, one, several])
+        output = llm.generate([11] * 120, one)[0]
+        assert all_free(llm)
+        again = [bits(llm.generate(ids, one)[0]) for ids in prompts]
+    with llmcore.LLM(model, enable_prefix_caching=False) as alone:
+        assert bits(alone.generate([11] * 120, one)[0]) == bits(output)
+        assert [bits(alone.generate(ids, one)[0]) for ids in prompts] == again
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

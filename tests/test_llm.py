@@ -387,6 +387,28 @@ def test_logits_that_are_not_numbers_are_a_numeric_error(bare_folder: Path, tmp_
 # --- closing ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_refused_llm_leaves_the_others_theirs(bare: llmcore.LLM) -> None:
+    expected = bare.generate([1, 2, 3], GREEDY)[0].token_ids
+    for size in (10**18, 10**10):
+        with pytest.raises(llmcore.LlmcoreError):
+            llmcore.LLM(bare.model, max_batch_size=size)
+    assert bare.generate([1, 2, 3], GREEDY)[0].token_ids == expected
+    assert bare.model.forward([1]).shape == (1, bare.model.spec.vocab_size)
+
+
+def test_plans_of_several_threads_are_as_large_as_the_largest() -> None:
+    for _ in range(5):
+        with llmcore.load("tiny", progress=False) as model:
+            sizes = [4, 64, 16, 32]
+            threads = [threading.Thread(target=llmcore.LLM, args=(model,), kwargs={"max_batch_size": n}) for n in sizes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with llmcore.LLM(model, max_batch_size=64) as llm:
+                assert len(llm.generate([[1, i] for i in range(64)], GREEDY)) == 64
+
+
 def test_close_waits_for_nobody(bare: llmcore.LLM) -> None:
     llm = llmcore.LLM(bare.model, max_batch_size=2)
     go_on = threading.Event()

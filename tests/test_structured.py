@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import bits_hash
 import llmcore
 from llmcore import ArgumentError, LimitError, SamplingParams, StructuredOutputsParams
 from llmcore.model import kv_bytes_per_page
@@ -34,6 +38,32 @@ def test_a_regular_expression_matches_the_whole_answer(llm: llmcore.LLM) -> None
     outs = llm.generate([PROMPT] * 6, [params(seed, regex=pattern) for seed in range(6)])
     assert all(re.fullmatch(pattern, out.text) and out.finish_reason == "stop" for out in outs)
     assert len({out.text for out in outs}) > 1
+
+
+def test_a_model_may_have_more_ids_than_its_tokenizer(llm: llmcore.LLM, tmp_path: Path) -> None:
+    for size in (llm.model.spec.vocab_size + 12, llm.model.spec.vocab_size + 900):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        bits_hash.write_model(folder, vocab=size)
+        for file in (Path(llmcore.__file__).parent / "assets" / "tiny").glob("token*"):
+            shutil.copy(file, folder)
+        with llmcore.LLM(folder, threads=1, progress=False) as padded:
+            out = padded.generate(PROMPT, params(1, regex="[a-z]{5}"))[0]
+            assert re.fullmatch("[a-z]{5}", out.text)
+            beams = padded.beam_search(PROMPT, llmcore.BeamSearchParams(beam_width=8, max_tokens=3))[0].sequences
+            assert all(id < padded.tokenizer.vocab_size for beam in beams for id in beam.token_ids)
+
+
+def test_threads_that_read_grammars_leave_the_stack_size(llm: llmcore.LLM) -> None:
+    before = threading.stack_size()
+    threads = [
+        threading.Thread(target=llm.generate, args=(PROMPT, params(1, 4, regex=f"[a-z]{{{n}}}"))) for n in range(3, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert threading.stack_size() == before
 
 
 def test_one_of_some_texts(llm: llmcore.LLM) -> None:

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -60,10 +61,13 @@ class CpuBackend final : public Backend {
   }
 
   int64_t plan(const StepLimits& limits) override {
-    matmul_ = MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_);
-    attention_ = AttentionWorkspace(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
-    row_ = Buffer(limits.max_columns * 4);
-    tables_ = Buffer(limits.max_tokens * limits.head_dim * 4);
+    MatmulWorkspace matmul(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_);
+    AttentionWorkspace attention(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
+    Buffer row(limits.max_columns * 4), tables(limits.max_tokens * limits.head_dim * 4);
+    matmul_ = std::move(matmul);
+    attention_ = std::move(attention);
+    row_ = std::move(row);
+    tables_ = std::move(tables);
     return matmul_.nbytes() + attention_.nbytes() + row_.size() + tables_.size();
   }
 

@@ -127,7 +127,6 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
                  "decoder: a plan needs at least one token");
   const DecoderSpec& s = spec_;
-  memory_.reset();
   int64_t floats = 0;
   const auto reserve = [&](int64_t rows, int64_t columns) {
     const int64_t at = floats;
@@ -138,7 +137,17 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   const int64_t qkv = reserve(max_tokens, s.qkv_size()), attention = reserve(max_tokens, s.attention_size());
   const int64_t activated = reserve(max_tokens, s.intermediate_size);
   const int64_t head = reserve(max_logit_rows, s.hidden_size), out = reserve(max_logit_rows, s.vocab_size);
-  memory_ = backend_->allocate(checked_mul(floats, 4));
+  const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
+  const StepLimits limits{.max_tokens = std::max(max_tokens, max_logit_rows),
+                          .max_logit_rows = max_logit_rows,
+                          .max_columns = widest,
+                          .num_heads = s.num_heads,
+                          .head_dim = s.head_dim,
+                          .max_model_len = max_model_len};
+  // What fails leaves the plan that there is.
+  auto memory = backend_->allocate(checked_mul(floats, 4));
+  activation_bytes_ = memory->size() + backend_->plan(limits);
+  memory_ = std::move(memory);
   float* base = memory_->floats();
   x_ = base + x;
   normed_ = base + normed;
@@ -149,14 +158,6 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   logits_ = base + out;
   max_tokens_ = max_tokens;
   max_logit_rows_ = max_logit_rows;
-  const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
-  const StepLimits limits{.max_tokens = std::max(max_tokens, max_logit_rows),
-                          .max_logit_rows = max_logit_rows,
-                          .max_columns = widest,
-                          .num_heads = s.num_heads,
-                          .head_dim = s.head_dim,
-                          .max_model_len = max_model_len};
-  activation_bytes_ = memory_->size() + backend_->plan(limits);
 }
 
 void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns) {

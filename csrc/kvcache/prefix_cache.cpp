@@ -57,6 +57,9 @@ PrefixCache::Start PrefixCache::find_start(int64_t parent, const CacheSalt& salt
 }
 
 void PrefixCache::enter(int64_t parent, const CacheSalt& salt, const int32_t* tokens, int64_t count, int32_t page) {
+  // A page that sequences share is entered once by each of them. If what came before it was forgotten and entered anew
+  // in the meantime, it follows that from now on.
+  if (entries_[page].serial != 0) forget(page);
   pool_.keep(page);
   Entry& e = entries_[page];
   int32_t& sibling = siblings(parent, salt);
@@ -83,7 +86,11 @@ void PrefixCache::insert_start(int64_t parent, const CacheSalt& salt, const int3
 
 int32_t PrefixCache::take() {
   const int32_t page = pool_.take();
-  if (page < 0 || entries_[page].serial == 0) return page;
+  if (page >= 0 && entries_[page].serial != 0) forget(page);
+  return page;
+}
+
+void PrefixCache::forget(int32_t page) {
   const auto unlink = [&](int32_t* link, int32_t Entry::* next) {
     while (*link != page) link = &(entries_[*link].*next);
     *link = entries_[page].*next;
@@ -92,7 +99,6 @@ int32_t PrefixCache::take() {
   if (e.count == kPageTokens) unlink(&bucket(e.hash), &Entry::next);
   unlink(&siblings(e.parent, e.salt), &Entry::next_sibling);
   entries_[page] = {};
-  return page;
 }
 
 }  // namespace llmcore

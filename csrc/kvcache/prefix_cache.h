@@ -58,6 +58,7 @@ class PrefixCache {
   }
   int32_t find(uint64_t hash, int64_t parent, const CacheSalt& salt, const int32_t* tokens) const;
   void enter(int64_t parent, const CacheSalt& salt, const int32_t* tokens, int64_t count, int32_t page);
+  void forget(int32_t page);
 
   PagePool& pool_;
   std::vector<Entry> entries_;     // by page

@@ -130,7 +130,8 @@ SampledToken Sampler::logprobs(const float* logits, int32_t id, int32_t count) {
   const auto of = [&](int32_t i) { return static_cast<float>(static_cast<double>(logits[i]) - maximum - log_sum); };
   SampledToken out{id, of(id), {}};
   if (count > 0) {
-    const int64_t n = std::min<int64_t>(count, vocab_);
+    const int64_t n = std::min<int64_t>(count, drawable_);
+    count_ = drawable_;
     best(logits, n);
     for (int64_t i = 0; i < n; ++i) out.top.emplace_back(order_[i], of(order_[i]));
   }

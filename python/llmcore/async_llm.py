@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
 
-from llmcore.errors import ClosedError
+from llmcore.errors import BusyError, ClosedError
 from llmcore.llm import LLM
 from llmcore.outputs import RequestOutput, StreamChunk
 from llmcore.prompts import Prompt
@@ -121,9 +121,13 @@ class AsyncLLM:
 
 
 def _stop(llm: LLM) -> None:
-    for request in llm._loop.running():
-        request.cancel()
-    llm.close()
+    while True:
+        for request in llm._loop.running():
+            request.cancel()
+        try:
+            return llm.close()
+        except BusyError:  # of a request that was on its way
+            continue
 
 
 async def _cancel(request: Request) -> None:

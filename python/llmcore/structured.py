@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_BYTES = 256 << 10
 MAX_CHOICES = 4096
 _DEEP_STACK = 512 << 20  # of address space: memory is taken as it is used
+_stack_size = threading.Lock()  # it is one for all threads
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -141,14 +142,15 @@ def _on_a_deep_stack(make: Callable[[], Any]) -> Any:
         except BaseException as error:
             errors.append(error)
 
-    before = threading.stack_size(_DEEP_STACK)
-    try:
-        thread = threading.Thread(target=run, name="llmcore-grammar", daemon=True)
-        thread.start()
-    except RuntimeError as error:
-        raise LimitError(f"structured outputs: no memory for a thread to read the grammar on: {error}") from None
-    finally:
-        threading.stack_size(before)
+    with _stack_size:
+        before = threading.stack_size(_DEEP_STACK)
+        try:
+            thread = threading.Thread(target=run, name="llmcore-grammar", daemon=True)
+            thread.start()
+        except RuntimeError as error:
+            raise LimitError(f"structured outputs: no memory for a thread to read the grammar on: {error}") from None
+        finally:
+            threading.stack_size(before)
     thread.join()
     if errors:
         raise errors[0]
@@ -186,9 +188,10 @@ def _grammar(params: StructuredOutputsParams, library: Any) -> str:
 class _Words:
     """A tokenizer as llguidance looks at it."""
 
-    def __init__(self, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self.tokens = token_bytes(tokenizer)
+        tokens = token_bytes(tokenizer)
+        self.tokens = [*tokens, *[b""] * (vocab_size - len(tokens))]  # a model's padding is never allowed
         self.special_token_ids = sorted({*tokenizer.special_tokens.values(), *ends})
         self.eos_token_id = min(ends, default=None)
         self.bos_token_id = tokenizer.bos_id
@@ -201,7 +204,7 @@ class _Words:
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer, vocab_size: int, ends: frozenset[int]) -> Any:
     library = _library()
-    words = _Words(tokenizer, ends)
+    words = _Words(tokenizer, vocab_size, ends)
     if words.eos_token_id is None:
         raise ArgumentError("structured outputs need a model with an end-of-text token")
     return library.LLTokenizer(library.TokenizerWrapper(words), n_vocab=vocab_size, eos_token=sorted(ends))

@@ -85,6 +85,26 @@ TEST(kvcache, a_million_random_operations_agree_with_a_model) {
 
 /// Pages of some sequences of few different tokens, full and not, against a list of what each page holds: a start that
 /// is found is a start, the longest there is, and of the same tenant.
+TEST(kvcache, a_shared_page_may_follow_another_entry_than_before) {
+  PagePool pool(3);
+  PrefixCache cache(pool);
+  const CacheSalt salt;
+  const std::vector<int32_t> first(kPageTokens, 1), second(kPageTokens, 2);
+  const int32_t page = cache.take();
+  pool.share(page);
+  const int64_t before = cache.insert(7, salt, second.data(), page);
+  const int32_t parent = cache.take();
+  const int64_t serial = cache.insert(0, salt, first.data(), parent);  // what came before, entered anew
+  const int64_t after = cache.insert(serial, salt, second.data(), page);
+  CHECK(after > before);
+  CHECK_EQ(cache.find(7, salt, second.data()), -1);
+  CHECK_EQ(cache.find(serial, salt, second.data()), page);
+  CHECK_EQ(cache.find_start(serial, salt, second.data(), 3).page, page);
+  for (const int32_t held : {page, page, parent}) pool.release(held);
+  for (int i = 0; i < 3; ++i) CHECK(cache.take() >= 0);
+  CHECK_EQ(cache.find(serial, salt, second.data()), -1);
+}
+
 TEST(kvcache, starts_of_pages_agree_with_a_model) {
   Random random(4);
   PagePool pool(12);
