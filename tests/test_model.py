@@ -273,6 +273,12 @@ def test_plan_tells_the_bytes_that_loading_takes(folder: Path, name: str) -> Non
     assert usage["total"] == usage["weights"] + usage["kv_cache"] + usage["activations"]
 
 
+def test_plan_knows_steps_of_more_sequences_than_a_prompt_has_tokens(folder: Path) -> None:
+    planned = llmcore.plan(folder, max_model_len=16, max_batch_size=2000)
+    with llmcore.load(folder, progress=False) as model, llmcore.LLM(model, max_model_len=16, max_batch_size=2000):
+        assert planned.activations == pytest.approx(model.memory_usage()["activations"], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -214,3 +214,26 @@ def test_pages_are_accounted_for(llm: llmcore.LLM, tmp_path: Path) -> None:
         llm.restore(tmp_path / "session")
     stats = llm.stats()
     assert stats["kv_pages_free"] == stats["kv_pages_total"]
+
+
+def test_a_chat_format_ends_a_sessions_answers_too(llm: llmcore.LLM) -> None:
+    forced = "Hi<|im_end|>\n<|im_start|>user\n"
+    ids = llm.tokenizer.encode(forced, add_special_tokens=False)
+
+    def force(output: list[int], row: np.ndarray) -> None:
+        row[:] = -np.inf
+        row[ids[len(output) % len(ids)]] = 0
+
+    params = SamplingParams(max_tokens=3 * len(ids), logits_processors=[force], temperature=0)
+    session = llm.session()
+    assert session.chat("a", params, chat_format="chatml").text == "Hi"
+    assert session.messages[-1] == {"role": "assistant", "content": "Hi"}
+
+
+def test_what_a_session_does_not_take(llm: llmcore.LLM) -> None:
+    session = llm.session()
+    with pytest.raises(llmcore.ArgumentError, match="tokenize"):
+        session.chat("a", chat_format="chatml", tokenize=False)
+    with pytest.raises(llmcore.ArgumentError, match="at least one token"):
+        session.generate([])
+    assert (session.token_ids, session.messages) == ([], [])

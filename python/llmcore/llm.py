@@ -14,20 +14,18 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
-from llmcore.chat_formats import chat_format as named_format
 from llmcore.engine_loop import EngineLoop
 from llmcore.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
 from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
-from llmcore.prompts import Prompt, params_list, prompt_list, salt_bits, token_ids
+from llmcore.prompts import Prompt, params_list, prompt_list, salt_bits, token_ids, with_stops
 from llmcore.quantization import KV_DTYPES
 from llmcore.request import Request
 from llmcore.request_params import native_params
@@ -312,11 +310,7 @@ class LLM:
             tokenizer.apply_chat_template(one, tools=tools, chat_format=chat_format, **template_kwargs)
             for one in conversations
         ]
-        if chat_format is not None:
-            stops = named_format(chat_format).stops
-            several_params = params_list(params, len(prompts))
-            params = [replace(one, stop=(*(one.stop or ()), *stops)) for one in several_params]
-        return self.generate(cast(list[Prompt], prompts), params)
+        return self.generate(cast(list[Prompt], prompts), with_stops(params_list(params, len(prompts)), chat_format))
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, progress: bool = False

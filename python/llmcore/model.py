@@ -371,7 +371,9 @@ def plan(
     return Plan(
         weights=weights,
         kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
-        activations=_activation_bytes(spec, STEP_TOKENS, max_batch_size + EXTRA_LOGIT_ROWS, length),
+        activations=_activation_bytes(
+            spec, max(STEP_TOKENS, max_batch_size), max_batch_size + EXTRA_LOGIT_ROWS, length
+        ),
     )
 
 

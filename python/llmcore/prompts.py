@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from llmcore.chat_formats import chat_format
 from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError, LimitError
 from llmcore.sampling import SamplingParams
 
@@ -77,3 +79,9 @@ def params_list(params: Any, count: int) -> list[SamplingParams]:
     if len(each) != count:
         raise ArgumentError(f"params must be one, or one for each of the {count} prompts: got {len(each)}")
     return each
+
+
+def with_stops(params: list[SamplingParams], name: str | None) -> list[SamplingParams]:
+    """The parameters with the texts at which an answer in the chat format of this name ends."""
+    stops = chat_format(name).stops if name is not None else ()
+    return [replace(one, stop=(*(one.stop or ()), *stops)) for one in params] if stops else params

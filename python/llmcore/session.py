@@ -20,7 +20,7 @@ import numpy.typing as npt
 from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.write import save_safetensors
 from llmcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, escape
-from llmcore.prompts import Prompt, params_list, salt_bits, token_ids
+from llmcore.prompts import Prompt, params_list, salt_bits, token_ids, with_stops
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -63,14 +63,17 @@ class Session:
     ) -> RequestOutput:
         """Answers the next message (a text: the user's) through the chat template, with all before it.
 
-        Raises as `LLM.chat`; the session is then as it was.
+        `template` goes to the template, but for chat_format, which is as in `LLM.chat`. Raises as `LLM.chat`; the
+        session is then as it was.
         """
+        if "tokenize" in template:
+            raise ArgumentError("tokenize: a session goes on with ids")
         if not isinstance(message, str | Mapping):
             raise ArgumentTypeError(f"message must be a text or a message, got {type(message).__name__}")
         said = {"role": "user", "content": message} if isinstance(message, str) else dict(message)
         messages = [*self.messages, said]
         ids = cast("list[int]", self._llm.tokenizer.apply_chat_template(messages, **template))
-        out = self._answer(ids, params)
+        out = self._answer(ids, params, template.get("chat_format"))
         self.messages = [*messages, {"role": "assistant", "content": out.text}]
         return out
 
@@ -111,8 +114,10 @@ class Session:
             return self._llm.tokenizer.encode(prompt, add_special_tokens=not self.token_ids)
         return token_ids(prompt, self._llm.max_model_len)
 
-    def _answer(self, ids: list[int], params: SamplingParams | None) -> RequestOutput:
-        (one,) = params_list(params, 1)
+    def _answer(self, ids: list[int], params: SamplingParams | None, chat_format: str | None = None) -> RequestOutput:
+        if not ids:
+            raise ArgumentError("a prompt must have at least one token")
+        (one,) = with_stops(params_list(params, 1), chat_format)
         if one.n != 1:
             raise ArgumentError(f"a session goes on with one answer, got n={one.n}; fork it for several")
         (out,) = self._llm.generate(ids, one, cache_salt=self._cache_salt)
