@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,25 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
         return True
 
     assert in_child(refused)
+
+    def model_refused() -> bool:
+        for call in (lambda: llm.model.forward([1, 2]), lambda: llmcore.LLM(llm.model)):
+            with pytest.raises(ClosedError, match="forked"):
+                call()
+        return True
+
+    # Inside of a step the model is somebody's: here for sure, while a logits processor holds it up.
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(output: list[int], row: Any) -> None:
+        held.set()
+        go_on.wait(60)
+
+    slow = llm.submit(PROMPT, replace(GREEDY, logits_processors=[hold]))
+    assert held.wait(60)
+    assert in_child(model_refused)
+    go_on.set()
+    assert slow.result(500).token_ids == expected
     assert len(request.result(500).token_ids) == 400
 
 

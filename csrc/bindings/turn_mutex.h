@@ -1,48 +1,76 @@
 #pragma once
-// A mutex that threads get in the order in which they asked for it, and that tells a thread that holds it already.
+// A mutex that threads get in the order in which they asked for it, and that tells a thread that holds it already, or a
+// process that was forked while somebody held it.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
 
 #include "base/error.h"
+#include "threading/pool.h"
 
 namespace llmcore {
 
 class TurnMutex {
  public:
-  /// Throws BusyError on the thread that holds it: Python called from inside of a native call came back.
+  TurnMutex() : state_(new State) {}
+  ~TurnMutex() { delete state_; }
+  TurnMutex(const TurnMutex&) = delete;
+  TurnMutex& operator=(const TurnMutex&) = delete;
+
+  /// Throws BusyError on the thread that holds it (Python called from inside of a native call came back), ClosedError
+  /// where the holder stayed in the process that was forked.
   void lock() {
-    std::unique_lock guard(mutex_);
-    if (owner_ == std::this_thread::get_id()) {
+    State& s = state();
+    std::unique_lock guard(s.mutex);
+    if (s.owner == std::this_thread::get_id()) {
       throw BusyError("the model is at work for the call from inside of which this one came: wait for its end");
     }
-    const uint64_t turn = asked_++;
-    changed_.wait(guard, [&] { return turn == served_; });
-    owner_ = std::this_thread::get_id();
+    const uint64_t turn = s.asked++;
+    s.changed.wait(guard, [&] { return turn == s.served; });
+    s.owner = std::this_thread::get_id();
   }
   bool try_lock() {
-    const std::lock_guard guard(mutex_);
-    if (asked_ != served_) return false;
-    ++asked_;
-    owner_ = std::this_thread::get_id();
+    State& s = state();
+    const std::lock_guard guard(s.mutex);
+    if (s.asked != s.served) return false;
+    ++s.asked;
+    s.owner = std::this_thread::get_id();
     return true;
   }
   void unlock() {
+    State& s = *state_;
     {
-      const std::lock_guard guard(mutex_);
-      owner_ = {};
-      ++served_;
+      const std::lock_guard guard(s.mutex);
+      s.owner = {};
+      ++s.served;
     }
-    changed_.notify_all();
+    s.changed.notify_all();
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  uint64_t asked_ = 0, served_ = 0;
-  std::thread::id owner_;
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    uint64_t asked = 0, served = 0;
+    std::thread::id owner;
+    int64_t generation = fork_generation();
+  };
+
+  // After a fork a new one takes the place of what the parent's threads may be inside of; that one is never freed.
+  State& state() {
+    State* s = state_;
+    if (s->generation == fork_generation()) return *s;
+    if (s->asked != s->served) throw ClosedError("the process was forked while the model was at work: load it here");
+    State* const fresh = new State;
+    if (state_.compare_exchange_strong(s, fresh)) return *fresh;
+    delete fresh;
+    return *s;
+  }
+
+  std::atomic<State*> state_;
 };
 
 }  // namespace llmcore

@@ -126,6 +126,10 @@ KvLayout Decoder::kv_layout(KvType type, int64_t pages) const {
 void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
   check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
                  "decoder: a plan needs at least one token");
+  if (max_tokens <= max_tokens_ && max_logit_rows <= max_logit_rows_ && max_model_len <= max_model_len_) return;
+  max_tokens = std::max(max_tokens, max_tokens_);
+  max_logit_rows = std::max(max_logit_rows, max_logit_rows_);
+  max_model_len = std::max(max_model_len, max_model_len_);
   const DecoderSpec& s = spec_;
   int64_t floats = 0;
   const auto reserve = [&](int64_t rows, int64_t columns) {
@@ -158,6 +162,7 @@ void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model
   logits_ = base + out;
   max_tokens_ = max_tokens;
   max_logit_rows_ = max_logit_rows;
+  max_model_len_ = max_model_len;
 }
 
 void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns) {

@@ -34,8 +34,8 @@ class Decoder {
 
   const DecoderSpec& spec() const { return spec_; }
   Backend& backend() { return *backend_; }
-  /// Allocates the activations of a step of at most max_tokens tokens and max_logit_rows rows of logits. Again:
-  /// re-plans.
+  /// Allocates the activations of a step of at most max_tokens tokens and max_logit_rows rows of logits, or of what was
+  /// planned before where that is more.
   void plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len);
   int64_t max_tokens() const { return max_tokens_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
@@ -81,7 +81,7 @@ class Decoder {
   std::shared_ptr<Weight> slopes_;
   const Weight *embedding_ = nullptr, *position_embedding_ = nullptr, *lm_head_ = nullptr, *lm_head_bias_ = nullptr;
   NormWeights final_norm_;
-  int64_t max_tokens_ = 0, max_logit_rows_ = 0, activation_bytes_ = 0;
+  int64_t max_tokens_ = 0, max_logit_rows_ = 0, max_model_len_ = 0, activation_bytes_ = 0;
   std::unique_ptr<DeviceBuffer> memory_;
   float *x_ = nullptr, *normed_ = nullptr, *qkv_ = nullptr, *attention_ = nullptr, *activated_ = nullptr,
         *head_rows_ = nullptr, *logits_ = nullptr;

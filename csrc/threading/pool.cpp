@@ -10,8 +10,10 @@
 #include <vector>
 
 #if defined(__linux__)
-#include <pthread.h>
 #include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
 #endif
 
 #include "base/error.h"
@@ -24,17 +26,6 @@ constexpr int kSpins = 4000;  // some 20 to 50 microseconds, longer than the gap
 
 std::atomic<int64_t> g_fork_generation{0};
 
-void watch_forks() {
-#if defined(__linux__) || defined(__APPLE__)
-  static std::once_flag once;
-  std::call_once(once, [] {
-#if defined(__linux__)
-    pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
-#endif
-  });
-#endif
-}
-
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -44,6 +35,14 @@ inline void relax() {
 }
 
 }  // namespace
+
+int64_t fork_generation() {
+#if !defined(_WIN32)
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
+  (void)watched;
+#endif
+  return g_fork_generation;
+}
 
 struct ThreadPool::State {
   std::vector<std::thread> workers;
@@ -114,12 +113,11 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {
   check_argument(threads >= 1 && threads <= 1024, "threads must be within [1, 1024], got " + std::to_string(threads));
-  watch_forks();
   start();
 }
 
 void ThreadPool::start() {
-  fork_generation_ = g_fork_generation;
+  fork_generation_ = fork_generation();
   state_ = std::make_unique<State>();
   State* state = state_.get();
   try {
@@ -131,7 +129,7 @@ void ThreadPool::start() {
 }
 
 ThreadPool::~ThreadPool() {
-  if (fork_generation_ != g_fork_generation) {
+  if (fork_generation_ != fork_generation()) {
     (void)state_.release();  // the threads stayed in the parent
     return;
   }
@@ -144,7 +142,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run_erased(Job job, void* context) {
-  if (fork_generation_ != g_fork_generation) {
+  if (fork_generation_ != fork_generation()) {
     (void)state_.release();
     start();
   }

@@ -91,6 +91,10 @@ class ThreadPool {
   std::unique_ptr<State> state_;
 };
 
+/// Counts the forks that lie between this process and the one that began: what threads held before the last, they hold
+/// no longer.
+int64_t fork_generation();
+
 /// Cores this process may use: its affinity mask, cut by a cgroup CPU quota; at least 1.
 int usable_cores();
 

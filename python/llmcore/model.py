@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,8 +80,6 @@ class Model:
         self.threads = threads
         self.kv_dtype = kv_dtype
         """Type of the keys and values that `auto` means for this model: f32 for f32 weights, else f16."""
-        self._planned = (0, 0, 0)
-        self._planning = threading.Lock()
         self._llms: weakref.WeakSet[Any] = weakref.WeakSet()  # that are open
         self._capture: Capture | None = None
         self._weights: dict[str, Any] = {}
@@ -122,12 +119,7 @@ class Model:
 
     def plan(self, *, max_tokens: int, max_logit_rows: int, max_model_len: int) -> None:
         """Allocates what steps of this size need, if that is more than there is already."""
-        wanted = (max_tokens, max_logit_rows, max_model_len)
-        with self._planning:
-            grown = tuple(max(a, b) for a, b in zip(wanted, self._planned, strict=True))
-            if grown != self._planned:
-                self.core.plan(*grown)
-                self._planned = (grown[0], grown[1], grown[2])
+        self.core.plan(max_tokens, max_logit_rows, max_model_len)
 
     def forward(
         self, ids: Ids, *, chunk_size: int | None = None, kv_dtype: str = "auto"
