@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ import bits_hash
 import llmcore
 from llmcore import SamplingParams, SpeculativeConfig
 from llmcore import llm as llm_module
-from llmcore.model import kv_bytes_per_page
+from llmcore.model import kv_bytes_per_page, random_model
+from llmcore.models.spec import DecoderSpec
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "24"))
@@ -258,6 +260,28 @@ def test_errors_of_submit_come_at_once(llm: llmcore.LLM) -> None:
     request.cancel()
 
 
+def test_submit_does_not_wait_for_the_step_under_way(llm: llmcore.LLM) -> None:
+    """What a step's time would be counted as is part of the queue's."""
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(output: list[int], row: Any) -> None:
+        held.set()
+        go_on.wait(60)
+
+    slow = llm.submit([1, 2, 3], replace(GREEDY, max_tokens=1, logits_processors=[hold]))
+    assert held.wait(60)
+    begin = time.perf_counter()
+    request = llm.submit([4, 5, 6], GREEDY)
+    with pytest.raises(llmcore.ArgumentError):
+        llm.submit([10**6], GREEDY)
+    assert not request.done
+    waited = time.perf_counter() - begin
+    go_on.set()
+    metrics = request.result(500).metrics
+    assert waited <= metrics.queue_time <= metrics.time_to_first_token
+    assert slow.result(500).finish_reason == "length"
+
+
 def test_urgent_requests_come_first(model: llmcore.Model) -> None:
     with llmcore.LLM(model, max_batch_size=1) as llm:
         slow = llm.submit([1, 2, 3], LONG, priority=5)
@@ -354,6 +378,44 @@ def test_max_memory_cuts_the_context_or_refuses(model: llmcore.Model) -> None:
     with pytest.raises(llmcore.OutOfMemoryError) as caught:
         llmcore.LLM(model, max_batch_size=2, max_model_len=200, max_memory=fixed + 5 * page)
     assert caught.value.largest_context == 80
+
+
+def test_max_memory_counts_what_a_longer_context_adds_to_the_activations() -> None:
+    spec = DecoderSpec(
+        model_type="llama",
+        hidden_size=64,
+        num_layers=1,
+        num_heads=64,
+        num_kv_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        vocab_size=131,
+        max_position_embeddings=1 << 19,
+        rope_inv_freq=(1.0,) * 8,
+    )
+    lengths = []
+    for limit in (30_000_000, 40_000_000):
+        with random_model(spec, "int8") as model, llmcore.LLM(model, max_memory=limit) as llm:
+            assert model.memory_usage()["total"] <= limit
+            lengths.append(llm.max_model_len)
+    assert lengths[0] < lengths[1]
+
+
+def test_what_to_raise_for_a_longer_context_is_named(model: llmcore.Model) -> None:
+    page = kv_bytes_per_page(model.spec, model.kv_dtype)
+    cut = {"max_batch_size": 1, "kv_cache_bytes": 5 * page}
+    whole = model.memory_usage()["total"]
+    for options, remedy in (
+        ({"max_model_len": 64}, "shorten the prompt, or raise max_model_len"),
+        (cut, "shorten the prompt, or raise kv_cache_bytes"),
+        (cut | {"max_memory": 2 * whole}, "shorten the prompt, or raise kv_cache_bytes and max_memory"),
+        ({}, "shorten the prompt"),
+    ):
+        with llmcore.LLM(model, **options) as llm:  # type: ignore[arg-type]
+            for given in ([1] * llm.max_model_len, [1] * 10**6):
+                with pytest.raises(llmcore.ContextLengthError) as caught:
+                    llm.generate(given)
+                assert str(caught.value).endswith(f"the answer: {remedy}")
 
 
 def test_a_smaller_model_guesses(folder: Path, model: llmcore.Model, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -258,6 +259,12 @@ def test_digest_names_model_prompt_parameters_and_answer(bare: llmcore.LLM) -> N
     ]
     assert first == second
     assert len({first, *others}) == 3
+    for one, other in (
+        ({"logit_bias": {3: 1.0, 4: 2.0}}, {"logit_bias": {4: 2.0, 3: 1.0}}),
+        ({"allowed_token_ids": [3, 4]}, {"allowed_token_ids": [4, 3]}),
+    ):
+        digests = [bare.generate([5, 6], dataclasses.replace(GREEDY, **changes))[0].digest for changes in (one, other)]
+        assert digests[0] == digests[1]
 
 
 # --- streams and chat -------------------------------------------------------------------------------------------------
@@ -290,6 +297,29 @@ def test_leaving_a_stream_cancels_it(tiny: llmcore.LLM) -> None:
         break
     assert tiny.stats()["requests_running"] == 0
     assert tiny.stats()["kv_pages_free"] == tiny.stats()["kv_pages_total"]
+
+
+def test_a_stream_is_not_copied(tiny: llmcore.LLM) -> None:
+    stream = tiny.stream(PROMPT, GREEDY)
+    with pytest.raises(TypeError):
+        copy.copy(stream)
+    assert len(list(stream)) == GREEDY.max_tokens
+
+
+def test_threads_share_a_stream(tiny: llmcore.LLM) -> None:
+    for _ in range(20):
+        stream = tiny.stream(PROMPT, GREEDY)
+        taken: list[int] = []
+        threads = [
+            threading.Thread(target=lambda stream=stream, taken=taken: taken.extend(chunk.token_id for chunk in stream))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert sorted(taken) == sorted(tiny.generate(PROMPT, GREEDY)[0].token_ids)
 
 
 def test_a_stream_reports_a_wrong_prompt_at_once(tiny: llmcore.LLM) -> None:
@@ -343,6 +373,7 @@ def test_text_needs_a_tokenizer(bare: llmcore.LLM) -> None:
     [
         {"max_batch_size": 0},
         {"max_batch_size": True},
+        {"max_batch_size": 10**18},
         {"max_model_len": 0},
         {"max_model_len": 401},
         {"kv_dtype": "int3"},

@@ -225,7 +225,7 @@ def weight_error(quantize: dict[str, Any]) -> float:
 def machine(threads: int) -> dict[str, Any]:
     """What the figures belong to."""
     import llmcore
-    from llmcore.cli._machine import processor
+    from llmcore.machine import processor
 
     return {
         "processor": processor(),

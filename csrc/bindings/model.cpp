@@ -169,7 +169,7 @@ std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_
   return std::make_unique<PyEngine>(std::move(model), std::move(engine), std::move(draft));
 }
 
-int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
+Request make_request(std::vector<int32_t> prompt, const py::dict& p) {
   Request r;
   r.prompt = std::move(prompt);
   r.n = p["n"].cast<int64_t>();
@@ -183,9 +183,13 @@ int64_t submit(PyEngine& e, std::vector<int32_t> prompt, const py::dict& p) {
   r.min_tokens = p["min_tokens"].cast<int64_t>();
   r.stop_ids = p["stop_ids"].cast<std::vector<int32_t>>();
   r.sampling = sampler_params(p);
+  return r;
+}
+
+int64_t submit(PyEngine& e, const Request& request) {
   const NativeCall call;
   const std::lock_guard lock(e.model->mutex);
-  return e.engine->submit(std::move(r));
+  return e.engine->submit(request);
 }
 
 py::tuple scored(const SampledToken& token) { return py::make_tuple(token.id, token.logprob, token.top); }
@@ -303,11 +307,15 @@ void bind_model(py::module_& m) {
       .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });
 
+  py::class_<Request>(m, "Request").def(py::init(&make_request), py::arg("prompt"), py::arg("params"));
+
   py::class_<PyEngine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("model"), py::arg("max_model_len"), py::arg("max_batch_size"),
            py::arg("max_step_tokens"), py::arg("pages"), py::arg("kv_dtype"), py::arg("drawable"),
            py::arg("prefix_cache") = true, py::arg("draft_tokens") = 0, py::arg("draft") = nullptr)
-      .def("submit", submit, py::arg("prompt"), py::arg("params"))
+      .def(
+          "check", [](const PyEngine& e, const Request& request) { e.engine->check(request); }, py::arg("request"))
+      .def("submit", submit, py::arg("request"))
       .def(
           "cancel",
           [](PyEngine& e, int64_t id) {

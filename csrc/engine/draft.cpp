@@ -27,7 +27,8 @@ void Drafts::guess(const std::vector<int32_t>& tokens, int64_t most) {
     }
   }
   if (best < 0) return;
-  for (int64_t i = best; i < length && static_cast<int64_t>(tokens_.size()) < most; ++i) tokens_.push_back(tokens[i]);
+  // Past the end it goes on with what was guessed, as a text does that repeats itself.
+  for (int64_t i = best; i < best + most; ++i) tokens_.push_back(i < length ? tokens[i] : tokens_[i - length]);
 }
 
 bool Drafts::paused() {

@@ -82,9 +82,7 @@ void Engine::check(const Request& request) const {
   const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   if (length >= room) {
     throw ContextLengthError("the prompt has " + std::to_string(length) + " tokens, but the context holds " +
-                             std::to_string(room) +
-                             " with at least one of them for the answer; shorten the prompt or "
-                             "raise max_model_len");
+                             std::to_string(room) + " with at least one of them for the answer");
   }
 }
 

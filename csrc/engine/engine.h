@@ -77,6 +77,8 @@ class Engine {
   Engine(std::shared_ptr<Decoder> decoder, const EngineLimits& limits, std::shared_ptr<Decoder> draft = nullptr);
   ~Engine();
 
+  /// What submit() would throw, from any thread.
+  void check(const Request& request) const;
   /// Admits a request and returns the id of its first sequence; the others follow without a gap. Throws ArgumentError,
   /// ContextLengthError (it can never fit).
   int64_t submit(Request request);
@@ -111,7 +113,6 @@ class Engine {
     std::exception_ptr error;
   };
 
-  void check(const Request& request) const;
   bool grow(Sequence& sequence, int64_t tokens);
   bool make_room(Sequence& sequence, int64_t tokens);
   void preempt();
@@ -130,7 +131,7 @@ class Engine {
   void schedule(const Poll& poll);
   void draft_all(const Poll& poll);
   void weigh_guesses(std::chrono::duration<double> step);
-  int64_t draft(Sequence& sequence, int64_t budget);
+  int64_t draft(Sequence& sequence);
   void add_slice(Sequence& sequence, int64_t tokens, int64_t drafted);
   void read_rows(std::vector<Output>& outputs, const LogitsEditor& editor);
   void score(const Rows& rows, const float* logits, std::vector<Output>& outputs);
@@ -166,7 +167,8 @@ class Engine {
   std::vector<Drawn> drawn_;
   std::vector<LargestColumns> largest_;
   ZeroArray<float> edited_;
-  int64_t extra_left_ = 0;
+  int64_t extra_left_ = 0;    // of extra_rows_
+  int64_t guesses_left_ = 0;  // tokens of the step that guesses may take
 };
 
 }  // namespace llmcore

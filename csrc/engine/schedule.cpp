@@ -198,31 +198,29 @@ void Engine::admit() {
 void Engine::draft_all(const Poll& poll) {
   const bool pays = 100.0 * accepted_share_ >= static_cast<double>(least_accepted_);
   if (!pays && counters_.steps % kTried != 0) return;
-  int64_t budget = limits_.max_step_tokens, extra = extra_left_;
-  for (const SequencePtr& s : running_) budget -= s->missing() == 1;
+  int64_t guesses = guesses_left_;
   std::vector<DraftModel::Wish> wishes;
   for (const SequencePtr& s : running_) {
     if (s->missing() != 1 || s->output_tokens() == 0 || s->drafts.paused()) continue;
     const int64_t left = s->request.max_tokens - s->output_tokens() - 1;
     const int64_t reach = draft_model_->decoder().spec().max_position_embeddings - s->length();
-    const int64_t most = std::min({limits_.draft_tokens, budget, extra, left, reach});
+    const int64_t most = std::min({limits_.draft_tokens, guesses, left, reach});
     if (most <= 0 || !grow(*s, s->length() + most)) continue;
     wishes.push_back({s.get(), most});
-    budget -= most;
-    extra -= most;
+    guesses -= most;
   }
   if (wishes.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const int64_t guesses = draft_model_->guess(wishes, samplers_[0], poll);
+  const int64_t rounds = draft_model_->guess(wishes, samplers_[0], poll);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-  const double each = taken.count() / static_cast<double>(guesses);
+  const double each = taken.count() / static_cast<double>(rounds);
   guess_seconds_ = guess_seconds_ == 0 ? each : 0.9 * guess_seconds_ + 0.1 * each;
 }
 
 // Guesses the next tokens, as many as the step, the pages and max_tokens allow.
-int64_t Engine::draft(Sequence& s, int64_t budget) {
+int64_t Engine::draft(Sequence& s) {
   s.drafts.clear();
-  int64_t most = std::min({limits_.draft_tokens, budget, extra_left_, s.request.max_tokens - s.output_tokens() - 1});
+  const int64_t most = std::min({limits_.draft_tokens, guesses_left_, s.request.max_tokens - s.output_tokens() - 1});
   if (most <= 0) return 0;
   s.drafts.guess(s.tokens, most);
   const int64_t drafted = static_cast<int64_t>(s.drafts.tokens().size());
@@ -252,6 +250,7 @@ void Engine::add_slice(Sequence& s, int64_t tokens, int64_t drafted) {
   }
   if (s.computed + tokens == s.length()) add_rows(s.length() - 1, 1 + drafted, false);
   extra_left_ -= drafted;
+  guesses_left_ -= drafted;
 }
 
 // Fills the batch: decoding sequences first, then prompts.
@@ -266,16 +265,23 @@ void Engine::schedule(const Poll& poll) {
     if (make_room(s, s.length())) ++i;
   }
   admit();
-  for (const SequencePtr& s : running_) s->drafts.clear();
-  if (draft_model_) draft_all(poll);
+  // Each decoding sequence has a token of the step for sure; of the rest, guesses leave half to prompts.
   int64_t budget = limits_.max_step_tokens;
-  int64_t decoding = 0;
-  for (const SequencePtr& s : running_) decoding += s->missing() == 1;
+  bool prompts = false, scores = false;
+  guesses_left_ = budget;
   for (const SequencePtr& s : running_) {
-    if (s->missing() != 1 || budget == 0) continue;
-    --decoding;  // those that come after have a token each for sure
+    s->drafts.clear();
+    const bool decodes = s->missing() == 1;
+    guesses_left_ -= decodes;
+    prompts |= !decodes;
+    scores |= !decodes && s->request.score_from;
+  }
+  guesses_left_ = std::min(prompts ? guesses_left_ / 2 : guesses_left_, scores ? extra_left_ / 2 : extra_left_);
+  if (draft_model_) draft_all(poll);
+  for (const SequencePtr& s : running_) {
+    if (s->missing() != 1) continue;
     int64_t drafted = static_cast<int64_t>(s->drafts.tokens().size());
-    if (!draft_model_ && s->output_tokens() > 0) drafted = draft(*s, budget - 1 - decoding);
+    if (!draft_model_ && s->output_tokens() > 0) drafted = draft(*s);
     add_slice(*s, 1, drafted);
     budget -= 1 + drafted;
   }

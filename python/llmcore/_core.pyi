@@ -202,6 +202,9 @@ class Model:
 _Scored = tuple[int, float, list[tuple[int, float]]]
 _Output = tuple[int, int | None, float, list[tuple[int, float]], int, str, float, int, int, list[_Scored]]
 
+class Request:
+    def __init__(self, prompt: Sequence[int], params: dict[str, Any]) -> None: ...
+
 class Engine:
     def __init__(
         self,
@@ -216,7 +219,8 @@ class Engine:
         draft_tokens: int = 0,
         draft: Model | None = None,
     ) -> None: ...
-    def submit(self, prompt: Sequence[int], params: dict[str, Any]) -> int: ...
+    def check(self, request: Request) -> None: ...
+    def submit(self, request: Request) -> int: ...
     def cancel(self, request: int) -> None: ...
     def step(
         self, editor: Callable[[int, npt.NDArray[np.int32], int, FloatArray], None] | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
 from llmcore.progress import Progress
-from llmcore.prompts import Prompt, token_ids
+from llmcore.prompts import Prompt
 from llmcore.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class _Search:
         self.llm = llm
         self.params = params
         self.ends = ends
-        self.prompt = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, llm.max_model_len)
+        self.prompt = llm._prompt_ids(prompt)
         if len(self.prompt) + params.max_tokens > llm.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {len(self.prompt)} tokens and max_tokens is {params.max_tokens}, but the context "

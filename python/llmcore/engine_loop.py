@@ -38,7 +38,8 @@ class EngineLoop:
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine: _core.Engine | None = engine
-        self._sequences: dict[int, Answer] = {}
+        self._requests: set[Request] = set()  # handed over and not answered yet
+        self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
         self._editing = 0  # of them, those whose logits Python changes
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._forked = False
@@ -109,8 +110,14 @@ class EngineLoop:
             raise BusyError("the LLM is in the middle of a step: it can't be asked from inside of it")
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Submits requests, all of them before the next step. Raises what is wrong with the first that is refused."""
-        self.call(lambda engine: self._add(engine, requests))
+        """Hands requests over, all of them before one step. Raises what is wrong with the first that is refused."""
+        self._check_thread()
+        engine, several = self.require(), list(requests)
+        for request in several:
+            engine.check(request.native)
+        self._requests.update(several)
+        self._start()
+        self._work.put(lambda: self._add(several))
 
     def stats(self, wait: bool = True) -> dict[str, int]:
         """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
@@ -127,7 +134,8 @@ class EngineLoop:
             return
         self._work.put(lambda: self._drop(running))
         engine = self._engine
-        if engine is not None and sum(len(request.sequences) for request in running) >= len(self._sequences):
+        theirs = sum(sequence.handle > 0 for request in running for sequence in request.sequences)
+        if engine is not None and theirs >= len(self._sequences):
             engine.interrupt()  # the step is nobody else's
 
     def cancel(self, request: Request) -> None:
@@ -160,7 +168,7 @@ class EngineLoop:
 
     def running(self) -> list[Request]:
         """The requests that aren't answered yet."""
-        return list({id(s.request): s.request for s in list(self._sequences.values())}.values())
+        return list(self._requests)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -190,13 +198,19 @@ class EngineLoop:
         self._step()
         return True
 
-    def _add(self, engine: _core.Engine, requests: Iterable[Request]) -> None:
+    def _add(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            request.begin(engine.submit(request.ids, request.native))
-            for sequence in request.sequences:
-                self._sequences[sequence.handle] = sequence
-                self._editing += sequence.edits
-                self._prepare(sequence)
+            if request.done:  # dropped before it came here
+                continue
+            try:
+                request.begin(self.require().submit(request.native))
+                for sequence in request.sequences:
+                    self._sequences[sequence.handle] = sequence
+                    self._editing += sequence.edits
+                    self._prepare(sequence)
+            except Exception as error:  # its own: memory or threads are short
+                self._fail(request, error)
+        self._note_stats()
 
     def _prepare(self, sequence: Answer) -> None:
         """Begins to compute what its next token may be."""
@@ -213,8 +227,7 @@ class EngineLoop:
                     self._forget(sequence)
                     sequence.abort()
         self._note_stats()
-        for request in requests:
-            request.tell()
+        self._tell(requests)
 
     def _forget(self, sequence: Answer) -> None:
         if self._sequences.pop(sequence.handle, None) is None:
@@ -257,31 +270,41 @@ class EngineLoop:
                 told[id(sequence.request)] = sequence.request
         except BaseException as error:  # whoever waits for an answer raises it
             known = error if isinstance(error, Exception) else LlmcoreError(f"a step ended by {error!r}")
-            told |= self._fail_all(known)
+            self._fail_all(known)
         self._note_stats()
-        for request in told.values():
+        self._tell(told.values())
+
+    def _tell(self, requests: Iterable[Request]) -> None:
+        """Lets those who wait for the requests know that there is more of them."""
+        for request in requests:
+            if request.done:
+                self._requests.discard(request)
             request.tell()
 
-    def _fail_all(self, error: Exception) -> dict[int, Request]:
-        """Ends what runs by an error; the requests, to be told."""
-        failed = list(self._sequences.values())
-        for sequence in failed:
-            self._forget(sequence)
-            sequence.fail(error)
-        return {id(sequence.request): sequence.request for sequence in failed}
+    def _fail_all(self, error: Exception) -> None:
+        """Ends what runs by an error."""
+        for request in self.running():
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        for sequence in request.sequences:
+            if not sequence.done:
+                self._forget(sequence)
+                sequence.fail(error)
+        self._tell([request])
 
     def _edit(self, handle: int, tokens: npt.NDArray[np.int32], prompt: int, row: npt.NDArray[np.float32]) -> None:
         self._sequences[handle].edit(tokens, prompt, row)
 
     def _after_fork(self) -> None:
         """In a child process, which has none of its parent's threads."""
-        inherited, self._sequences = list(self._sequences.values()), {}
+        self._sequences = {}
+        inherited = self.running()
         self._forked = self._forked or not self._idle or bool(inherited)
         self._masks = None
         self._set_up()
-        for sequence in inherited:
-            sequence.fail(ClosedError("the process was forked: the answer comes in its parent"))
-            sequence.request.tell()
+        for request in inherited:
+            self._fail(request, ClosedError("the process was forked: the answer comes in its parent"))
 
 
 def _serve(loop: EngineLoop) -> None:
@@ -292,8 +315,7 @@ def _serve(loop: EngineLoop) -> None:
         while loop._turn():
             pass
     finally:
-        for request in loop._fail_all(ClosedError("the LLM was closed")).values():
-            request.tell()
+        loop._fail_all(ClosedError("the LLM was closed"))
         loop._thread_id = 0
         loop._thread = None
         loop._serving.release()

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
 from llmcore.engine_loop import EngineLoop
-from llmcore.errors import ArgumentError, ArgumentTypeError, OutOfMemoryError
+from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError, OutOfMemoryError
+from llmcore.machine import memory
 from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.progress import Progress
-from llmcore.prompts import Prompt, params_list, prompt_list, salt_bits, token_ids, with_stops
+from llmcore.prompts import MAX_PROMPTS, Prompt, params_list, prompt_list, salt_bits, token_ids, with_stops
 from llmcore.quantization import KV_DTYPES
 from llmcore.request import Request
 from llmcore.request_params import native_params
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 PAGE_TOKENS = 16
 DEFAULT_BATCH_SIZE = 32
 _MEMORY_SHARE = 0.5
+_UNKNOWN_MEMORY = 4 << 30  # where the system doesn't say
 _log = logging.getLogger("llmcore")
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "Request", "RequestMetrics", "RequestOutput", "StreamChunk"]
@@ -104,6 +107,8 @@ class LLM:
         for name, value in limits.items():
             if value is not None:
                 check_count(name, value)
+        if max_batch_size is not None and max_batch_size > MAX_PROMPTS:
+            raise ArgumentError(f"max_batch_size must be at most {MAX_PROMPTS}, got {max_batch_size}"[:200])
         if not isinstance(enable_prefix_caching, bool):
             raise ArgumentTypeError(
                 f"enable_prefix_caching must be True or False, got {type(enable_prefix_caching).__name__}"
@@ -126,29 +131,23 @@ class LLM:
         self.seed = seed
         self.max_batch_size = batch = max_batch_size or DEFAULT_BATCH_SIZE
         kv = self.model.kv_dtype if kv_dtype == "auto" else kv_dtype
+        given = {"kv_cache_bytes": kv_cache_bytes, "max_memory": max_memory}
+        self._bounds = " and ".join(name for name in given if given[name] is not None) or "kv_cache_bytes"
+        """The arguments to raise for more room in the KV cache."""
         step = max(STEP_TOKENS, batch)
         rows = batch + max(EXTRA_LOGIT_ROWS, min(drafts * batch, STEP_TOKENS))
-        if max_memory is not None:
-            self._plan(step, rows, max_model_len or PAGE_TOKENS)
-            cores = [model.core for model in (self.model, self._draft) if model is not None]
-            used = sum(core.weight_bytes + core.activation_bytes for core in cores)
-            if used >= max_memory:
-                raise OutOfMemoryError(
-                    f"weights and activations take {used:,} bytes and max_memory is {max_memory:,}: raise it, or "
-                    "choose fewer bits or a smaller max_batch_size",
-                    needed=used,
-                    available=max_memory,
-                    largest_context=0,
-                )
-            kv_cache_bytes = min(max_memory - used, kv_cache_bytes or max_memory)
-        pages, length = self._plan_pages(kv, max_model_len, batch, kv_cache_bytes)
-        self.max_model_len = length
+        length, fits = 0, PAGE_TOKENS
+        while fits > length:  # the more context, the more activations
+            length = fits
+            self._plan(step, rows, length)
+            pages, fits = self._plan_pages(kv, max_model_len, batch, self._cache_room(kv_cache_bytes, max_memory))
+        self.max_model_len = fits
+        self._asked = max_model_len is not None
         self._numbers = itertools.count(1)
-        self._plan(step, rows, length)
         tokenizer = self.model.tokenizer
         engine = _core.Engine(
             self.model.core,
-            max_model_len=length,
+            max_model_len=self.max_model_len,
             max_batch_size=batch,
             max_step_tokens=step,
             pages=pages,
@@ -172,7 +171,7 @@ class LLM:
             batch = self.max_batch_size
             self._draft.plan(max_tokens=max(STEP_TOKENS, 2 * batch), max_logit_rows=batch, max_model_len=max_model_len)
 
-    def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int | None) -> tuple[int, int]:
+    def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int) -> tuple[int, int]:
         """Pages of the KV cache, and tokens of one sequence."""
         spec = self.model.spec
         if max_model_len is not None and max_model_len > spec.max_position_embeddings:
@@ -181,18 +180,13 @@ class LLM:
                 f"got {max_model_len}"
             )
         length = max_model_len or spec.max_position_embeddings
-        page_bytes = kv_bytes_per_page(spec, kv)
-        if self._draft is not None:
-            page_bytes += kv_bytes_per_page(self._draft.spec, kv)
-        available = _available_memory()
-        if budget is None:
-            budget = int(available * _MEMORY_SHARE)
-        pages = min(math.ceil(length / PAGE_TOKENS) * batch, max(budget, 0) // page_bytes)
+        page_bytes = sum(kv_bytes_per_page(model.spec, kv) for model in self._models())
+        pages = min(math.ceil(length / PAGE_TOKENS) * batch, budget // page_bytes)
         if pages < 1 or (max_model_len is not None and pages * PAGE_TOKENS < length):
             needed = page_bytes * math.ceil((max_model_len or PAGE_TOKENS) / PAGE_TOKENS)
             raise OutOfMemoryError(
                 f"the KV cache of one sequence needs {needed:,} bytes, {budget:,} are available for it; the largest "
-                f"context that fits is {pages * PAGE_TOKENS} tokens: lower max_model_len or raise kv_cache_bytes",
+                f"context that fits is {pages * PAGE_TOKENS} tokens: lower max_model_len or raise {self._bounds}",
                 needed=needed,
                 available=budget,
                 largest_context=pages * PAGE_TOKENS,
@@ -201,6 +195,45 @@ class LLM:
             _log.info("the context is cut to %d of %d tokens: the KV cache holds no more", pages * PAGE_TOKENS, length)
             length = pages * PAGE_TOKENS
         return pages, length
+
+    def _cache_room(self, kv_cache_bytes: int | None, max_memory: int | None) -> int:
+        """Bytes that the KV cache may take."""
+        if max_memory is None:
+            return kv_cache_bytes or int((memory().available or _UNKNOWN_MEMORY) * _MEMORY_SHARE)
+        used = sum(model.core.weight_bytes + model.core.activation_bytes for model in self._models())
+        if used >= max_memory:
+            raise OutOfMemoryError(
+                f"weights and activations take {used:,} bytes and max_memory is {max_memory:,}: raise it, or choose "
+                "fewer bits or a smaller max_batch_size",
+                needed=used,
+                available=max_memory,
+                largest_context=0,
+            )
+        return min(max_memory - used, kv_cache_bytes or max_memory)
+
+    def _models(self) -> list[Model]:
+        """The model, and the one that guesses."""
+        return [self.model] if self._draft is None else [self.model, self._draft]
+
+    def _check_length(self, length: int) -> None:
+        """Raises ContextLengthError for a prompt of so many tokens if none is left for its answer."""
+        if length < self.max_model_len:
+            return
+        remedy = "shorten the prompt"
+        if self.max_model_len < self.model.spec.max_position_embeddings:
+            remedy += f", or raise {'max_model_len' if self._asked else self._bounds}"
+        raise ContextLengthError(
+            f"the prompt has {length} tokens, but the context holds {self.max_model_len} with at least one of them for "
+            f"the answer: {remedy}"
+        )
+
+    def _prompt_ids(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt. Raises as `generate`."""
+        if not isinstance(prompt, str):
+            return token_ids(prompt, self._check_length)
+        ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        self._check_length(len(ids))
+        return ids
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -448,7 +481,7 @@ class LLM:
         eos = set(model.spec.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
         params = params.resolve(model.generation_config, eos, model.spec.vocab_size)
         text = prompt if isinstance(prompt, str) else None
-        ids = model.require_tokenizer().encode(text) if text is not None else token_ids(prompt, self.max_model_len)
+        ids = self._prompt_ids(prompt)
         if params.echo and text is None:
             text = model.require_tokenizer().decode(ids)
         seed = self.seed if params.seed is None else params.seed
@@ -461,7 +494,7 @@ class LLM:
             ids,
             params,
             number=next(self._numbers),
-            native=native,
+            native=_core.Request(ids, native),
             eos=eos,
             guides=self._guides(params, tokenizer, eos),
             start=start,
@@ -491,15 +524,19 @@ class _Stream(Generator[StreamChunk, None, None]):
         loop.add([request])
 
     def send(self, value: None) -> StreamChunk:
-        while not self._chunks:
+        while True:
+            with suppress(IndexError):  # another thread may have taken it
+                return self._chunks.popleft()
             if self._llm is None:
+                self._more.put(None)  # for the next thread that waits
                 raise StopIteration
             done = self._request.done
             self._chunks.extend(self._request.take_chunks())
             if self._chunks:
-                break
+                continue
             if done:
                 self._llm = None
+                self._more.put(None)
                 self._request.raise_error()
                 raise StopIteration
             try:
@@ -507,7 +544,6 @@ class _Stream(Generator[StreamChunk, None, None]):
             except BaseException:
                 self._end()
                 raise
-        return self._chunks.popleft()
 
     def throw(self, *error: Any) -> StreamChunk:  # as a generator that doesn't catch it
         self._end()
@@ -518,6 +554,9 @@ class _Stream(Generator[StreamChunk, None, None]):
             self._loop.cancel(self._request)
         self._end()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream of tokens can't be pickled or copied")
+
     def __del__(self) -> None:
         self._end()
 
@@ -525,15 +564,3 @@ class _Stream(Generator[StreamChunk, None, None]):
         self._chunks.clear()
         self._llm = None
         self._loop.drop([self._request])
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping; a guess of 4 GiB where the system doesn't say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from llmcore.chat_formats import chat_format
-from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError, LimitError
+from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError
 from llmcore.sampling import SamplingParams
 
 MAX_PROMPTS = 1 << 16
@@ -47,14 +47,10 @@ def _check_list(rule: str, value: Any) -> None:
         raise ArgumentTypeError(f"{rule}, got {type(value).__name__}")
 
 
-def token_ids(prompt: Sequence[Any], limit: int) -> list[int]:
-    """The ids of a prompt; `limit` is what the context holds, so that a huge list isn't looked at."""
+def token_ids(prompt: Sequence[Any], check_length: Callable[[int], None]) -> list[int]:
+    """The ids of a prompt. `check_length` refuses too many, so that a huge list isn't looked at."""
     _check_list("a prompt must be text or token ids", prompt)
-    if len(prompt) > limit:
-        raise ContextLengthError(
-            f"the prompt has {len(prompt)} tokens, but the context holds {limit} with at least one of them for the "
-            "answer; shorten the prompt or raise max_model_len"
-        )
+    check_length(len(prompt))
     ids = []
     for i, value in enumerate(prompt):
         if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmcore.errors import ArgumentError, LimitError, NumericError, escape
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from llmcore import _core
     from llmcore.engine_loop import EngineLoop
     from llmcore.structured import Guide
     from llmcore.tokenizer import DecodeStream, Tokenizer
@@ -42,7 +43,7 @@ class Request:
         params: SamplingParams,
         *,
         number: int,
-        native: dict[str, Any],
+        native: _core.Request,
         eos: set[int],
         guides: list[Guide],
         start: float,
@@ -66,6 +67,8 @@ class Request:
         self._fingerprint = fingerprint
         self._tokenizer = tokenizer
         self._start = start
+        self.waited = 0.0
+        """Seconds until the engine took it."""
         self._told = False
         self.owner: object = None
         """What must live until it is done."""
@@ -98,8 +101,9 @@ class Request:
         """The tokens that have come since the last call."""
         chunks = []
         for sequence in self.sequences:
-            while sequence.chunks:
-                chunks.append(StreamChunk(*sequence.chunks.popleft(), sequence.output.index))
+            with suppress(IndexError):  # several threads may take them
+                while True:
+                    chunks.append(StreamChunk(*sequence.chunks.popleft(), sequence.output.index))
         return chunks
 
     def raise_error(self) -> None:
@@ -115,7 +119,7 @@ class Request:
         first = self.sequences[0]
         tokens = len(first.output.token_ids)
         metrics = RequestMetrics(
-            queue_time=first.queue_time,
+            queue_time=self.waited + first.queue_time,
             time_to_first_token=max(first.first_time - self._start, 0.0),
             time_per_token=(first.last_time - first.first_time) / (tokens - 1) if tokens > 1 else 0.0,
             cached_tokens=first.cached_tokens,
@@ -128,7 +132,8 @@ class Request:
     # --- of the engine's thread ---------------------------------------------------------------------------------------
 
     def begin(self, first: int) -> None:
-        """The engine's numbers of the answers are known: `first` and those after it."""
+        """The engine has taken it; its numbers of the answers are `first` and those after it."""
+        self.waited = time.perf_counter() - self._start
         for index, sequence in enumerate(self.sequences):
             sequence.handle = first + index
 

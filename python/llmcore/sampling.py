@@ -184,7 +184,7 @@ class SamplingParams:
 
         `generation_config` is generation_config.json's object; absent and null keys count as not given. The model's
         `eos_ids` join `stop_token_ids` unless `ignore_eos`; those beyond the vocabulary can't occur and are dropped.
-        `top_k` 0 means all. Resolving twice changes nothing.
+        `top_k` 0 means all. Token ids come in ascending order. Resolving twice changes nothing.
 
         Raises:
             ArgumentError: a token id is not below `vocab_size`, or the model's defaults contradict what was asked.
@@ -217,6 +217,8 @@ class SamplingParams:
             max_tokens=maximum,
             min_tokens=minimum,
             stop_token_ids=tuple(sorted({*(self.stop_token_ids or ()), *ends})),
+            logit_bias=self.logit_bias and dict(sorted(self.logit_bias.items())),
+            allowed_token_ids=self.allowed_token_ids and tuple(sorted(self.allowed_token_ids)),
             logprobs=None if self.logprobs is None else min(self.logprobs, vocab_size),
             prompt_logprobs=None if self.prompt_logprobs is None else min(self.prompt_logprobs, vocab_size),
         )

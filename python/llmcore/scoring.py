@@ -61,12 +61,10 @@ def embed(
         raise ArgumentError(f"pooling must be mean, last or cls, got {pooling!r}"[:200])
     model = llm.model
     sequences = [np.asarray(_ids(llm, prompt, special=True), np.int32) for prompt in prompts]
-    limit = model.spec.max_position_embeddings
     for i, ids in enumerate(sequences):
         if len(ids) == 0:
             raise ArgumentError(f"texts[{i}] has no tokens: give at least one")
-        if len(ids) > limit:
-            raise ContextLengthError(f"texts[{i}] has {len(ids)} tokens, but the model's context holds {limit}")
+        _check_length(f"texts[{i}]", len(ids), model.spec.max_position_embeddings)
     rows = np.empty((len(sequences), model.spec.hidden_size), np.float32)
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
@@ -149,7 +147,13 @@ def _split(llm: LLM, context: Prompt, continuation: Prompt) -> tuple[list[int], 
 def _ids(llm: LLM, prompt: Prompt, *, special: bool) -> list[int]:
     if isinstance(prompt, str):
         return llm.tokenizer.encode(prompt, add_special_tokens=special)
-    return token_ids(prompt, llm.model.spec.max_position_embeddings)
+    limit = llm.model.spec.max_position_embeddings
+    return token_ids(prompt, lambda length: _check_length("a text", length, limit))
+
+
+def _check_length(name: str, length: int, limit: int) -> None:
+    if length > limit:
+        raise ContextLengthError(f"{name} has {length} tokens, but the model's context holds {limit}")
 
 
 def rerank(

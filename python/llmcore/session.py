@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from llmcore.checkpoint.files import check_path
 from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.write import save_safetensors
 from llmcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, escape
-from llmcore.prompts import Prompt, params_list, salt_bits, token_ids, with_stops
+from llmcore.prompts import Prompt, params_list, salt_bits, with_stops
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -86,8 +87,9 @@ class Session:
 
         For `LLM.restore` of the same model with the same kv_dtype. Raises StorageError, ClosedError.
         """
+        check_path(path)
         llm, salt = self._llm, salt_bits(self._cache_salt)
-        tokens = token_ids(self.token_ids, llm.max_model_len)
+        tokens = llm._prompt_ids(self.token_ids)
         pages, page_bytes = llm._loop.call(lambda engine: (engine.export_prefix(tokens, salt), engine.page_bytes))
         about = {
             "format": _FORMAT,
@@ -110,9 +112,7 @@ class Session:
         return f"<llmcore.Session of {len(self.token_ids)} tokens>"
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._llm.tokenizer.encode(prompt, add_special_tokens=not self.token_ids)
-        return token_ids(prompt, self._llm.max_model_len)
+        return self._llm._prompt_ids(prompt, add_special_tokens=not self.token_ids)
 
     def _answer(self, ids: list[int], params: SamplingParams | None, chat_format: str | None = None) -> RequestOutput:
         if not ids:
@@ -127,8 +127,7 @@ class Session:
 
 def restore(llm: LLM, path: str | os.PathLike[str]) -> Session:
     """See LLM.restore."""
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"path must be a path, got {type(path).__name__}")
+    check_path(path)
     with SafetensorsFile.open(path) as file:
         about = file.metadata
         if about.get("format") != _FORMAT or about.get("version") != _VERSION:

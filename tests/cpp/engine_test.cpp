@@ -162,6 +162,34 @@ TEST(engine, an_exception_while_polling_leaves_the_engine_usable) {
   CHECK_EQ(engine.stats().pages_free, 16);
 }
 
+// Three sequences repeat one token, so that guesses, all of them right, could take every token of every step.
+TEST(engine, guesses_leave_room_for_prompts) {
+  for (const int64_t score_from : {0, 1}) {
+    TinyModel model = smallest_model();
+    model.max_logit_rows = model.max_tokens + 4;
+    EngineLimits limits = engine_limits(model, 32, kKvF32);
+    limits.max_batch_size = 4;
+    limits.draft_tokens = 7;
+    Engine engine(make_decoder(model), limits);
+    for (uint64_t i = 0; i < 3; ++i) {
+      Request r = request(2, 90, i);
+      r.sampling.temperature = 0;
+      r.sampling.logit_bias = {{5, 100.0f}};
+      engine.submit(r);
+    }
+    while (engine.stats().accepted < 30) engine.step({});
+    Request r = request(40, 1, 9);
+    r.score_from = score_from;
+    const int64_t newcomer = engine.submit(r);
+    bool answered = false;
+    for (int steps = 0; steps < 5 && !answered; ++steps) {
+      for (const Output& output : engine.step({})) answered |= output.request == newcomer && output.has_token;
+    }
+    CHECK(answered);
+    CHECK_EQ(engine.stats().running, 3);
+  }
+}
+
 TEST(engine, a_stop_id_ends_a_request_and_is_part_of_it) {
   const TinyModel model = smallest_model();
   Engine engine(make_decoder(model), engine_limits(model, 16, kKvF32));

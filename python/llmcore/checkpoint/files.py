@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from llmcore.errors import CheckpointError, StorageError, escape
+from llmcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, StorageError, escape
 
 _CHUNK_BYTES = 1 << 30  # Linux and macOS cut a single read a little below 2 GiB
 _RETRIES = 1000
@@ -29,6 +29,18 @@ def storage_error(action: str, path: object, error: OSError, *, offset: int | No
     made = StorageError(f"{shown(path)}: can't {action}{where}: {error.strerror or escape(str(error))}")
     made.errno = error.errno
     return made
+
+
+def check_path(path: object) -> None:
+    """Raises ArgumentTypeError for what is neither str nor os.PathLike, ArgumentError for what can name no file."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"path must be str or os.PathLike, got {type(path).__name__}")
+    try:
+        named = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ArgumentError(f"path: {escape(path, 200)} can't be the name of a file")
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -9,8 +9,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from llmcore import machine
 from llmcore.cli import _known_text as known_text
-from llmcore.cli import _machine
 from llmcore.cli._terminal import print_facts, print_json
 from llmcore.errors import LlmcoreError
 from llmcore.progress import Progress, quantity
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _report() -> dict[str, Any]:
     with Progress(None, "measuring") as progress:
-        cores, memory = _machine.cores(), _machine.memory()
+        cores, memory = machine.cores(), machine.memory()
         report: dict[str, Any] = {
             "versions": _versions(),
-            "processor": _machine.processor(),
+            "processor": machine.processor(),
             "cores": asdict(cores),
             "memory": asdict(memory),
         }
@@ -87,7 +87,7 @@ def _native(report: dict[str, Any]) -> tuple[bool, str]:
             "isa": runtime.isa(),
             "features": runtime.features(),
             "threads": threads,
-            "threads_because": _machine.cores().reason(threads, os.environ.get("LLMCORE_NUM_THREADS")),
+            "threads_because": machine.cores().reason(threads, os.environ.get("LLMCORE_NUM_THREADS")),
             "read_bandwidth_bytes_per_second": runtime.measure_read_bandwidth(threads=threads, seconds=0.5),
         }
     except ImportError as error:

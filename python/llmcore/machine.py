@@ -37,6 +37,7 @@ class Memory:
 
     total: int | None
     available: int | None
+    """What can be had without swapping, and within the cgroup's limit."""
     limit: int | None
     """By the cgroup; None: no limit."""
 
@@ -66,16 +67,28 @@ def memory(root: Path = _ROOT) -> Memory:
     """Main memory; `root` stands for / in tests."""
     text = _read(root / "proc/meminfo") or ""
     fields = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    limits = []
+    total, available, limit = fields.get("MemTotal"), fields.get("MemAvailable"), None
     for folder in _cgroup_folders(root, "memory"):
-        amount = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or ""
-        if amount.isdecimal():
-            limits.append(int(amount))
-    total = fields.get("MemTotal")
-    limit = min(limits, default=None)
-    if limit is not None and total is not None and limit >= total:
-        limit = None  # version 1 writes a huge number for no limit
-    return Memory(total, fields.get("MemAvailable"), limit)
+        bound = _bytes(folder, "memory.max", "memory.limit_in_bytes")
+        if bound is None or (total is not None and bound >= total):
+            continue  # version 1 writes a huge number for no limit
+        limit = bound if limit is None else min(limit, bound)
+        used = (_bytes(folder, "memory.current", "memory.usage_in_bytes") or 0) - _reclaimable(folder)
+        left = max(bound - max(used, 0), 0)
+        available = left if available is None else min(available, left)
+    return Memory(total, available, limit)
+
+
+def _bytes(folder: Path, *names: str) -> int | None:
+    """The number in the first of these files that is there."""
+    text = next((text for name in names if (text := _read(folder / name)) is not None), "")
+    return int(text) if text.isdecimal() else None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files that a cgroup counts, and the system lets go of when memory is short."""
+    found = re.findall(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE)
+    return max(map(int, found), default=0)
 
 
 def processor(root: Path = _ROOT) -> str | None:
