@@ -208,9 +208,9 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
   spec.normalizers = to_normalizers(fields["normalizers"]);
   spec.pre_tokenizers = to_pre_tokenizers(fields["pre_tokenizers"]);
   for (const py::handle item : fields["added"].cast<py::list>()) {
-    const auto t = item.cast<std::tuple<std::string, uint32_t, bool, bool, bool, bool, bool>>();
+    const auto t = item.cast<std::tuple<std::string, uint32_t, bool, bool, bool, bool, bool, bool>>();
     spec.added.push_back({std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t), std::get<4>(t),
-                          std::get<5>(t), std::get<6>(t)});
+                          std::get<5>(t), std::get<6>(t), std::get<7>(t)});
   }
   spec.prefix_ids = to_vector<uint32_t>(fields["prefix_ids"]);
   spec.suffix_ids = to_vector<uint32_t>(fields["suffix_ids"]);

@@ -19,7 +19,8 @@ struct AddedToken {
   bool single_word = false;  // not next to a letter, digit or underscore
   bool strip_left = false;   // takes the white space before it
   bool strip_right = false;  // takes the white space after it
-  bool normalized = false;   // looked for after normalisation, and after the others
+  bool normalized = false;   // looked for after normalisation, and after the others,
+  bool exact = false;        // without being normalised itself
 };
 
 /// A stretch of text: one added token, or (id == kNoId) text to encode.

@@ -125,7 +125,7 @@ Tokenizer::Tokenizer(TokenizerSpec&& spec, Bpe bpe)
   }
   for (AddedToken& token : spec_.added) {
     if (token.id >= size()) throw TokenizerError("tokenizer: added id " + std::to_string(token.id) + " is not there");
-    if (token.normalized) token.content = normalized(token.content);
+    if (token.normalized && !token.exact) token.content = normalized(token.content);
     if (token.content.empty()) continue;  // of a token that normalisation takes away
     for (const int allow : {0, 1}) {
       if (token.control && !allow) continue;

@@ -18,7 +18,7 @@ from llmcore.vocab.bpe_model import BYTE_NAMES, space_stage
 from llmcore.vocab.fields import refuse, shown
 from llmcore.vocab.hf_general import UNIGRAM
 from llmcore.vocab.hf_parts import NormalizerCode
-from llmcore.vocab.spec import FENCES, NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
 
 _MAX_PIECES = 1 << 20
 FIRST_BYTES = (b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a")
@@ -138,27 +138,17 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
 
 
 def _with_normalizer(spec: VocabSpec, pieces: list[tuple[str, float, int]], normalizer: dict[int, Any]) -> VocabSpec:
-    """`spec` with SentencePiece's own normaliser before it.
-
-    The parts behind it take away what it puts before a symbol of the user, and the fences that keep it from the rest.
-    """
+    """`spec` with SentencePiece's own normaliser before it, which leaves symbols of the user as they are."""
     dummy, remove, escape = (bool(normalizer.get(field, 1)) for field in (3, 4, 5))
     spared = [text.encode() for text, _, kind in pieces if kind == _USER_DEFINED]
     flags = dummy | remove << 1 | escape << 2
-    part = (
-        int(NormalizerCode.SENTENCEPIECE),
-        flags,
-        normalizer.get(2, b""),
-        b"".join(s + b"\0" for s in [*spared, *(FENCES if spared else ())]),
-    )
-    space = ("\u2581" if escape else " ").encode() if dummy else b""
-    unfence = [(int(NormalizerCode.REPLACE), 0, fence, b"") for fence in (space + FENCES[0], FENCES[1])]
+    part = (int(NormalizerCode.SENTENCEPIECE), flags, normalizer.get(2, b""), b"".join(s + b"\0" for s in spared))
     return spec.changed(
         matched=[
             data if kind == Kind.BYTE else text.encode()
             for data, kind, (text, _, _) in zip(spec.tokens, spec.kinds, pieces, strict=True)
         ],
-        normalizers=(part, *(unfence if spared else ())),
+        normalizers=(part,),
         added=tuple(replace(t, content=pieces[t.id][0]) if t.exact else t for t in spec.added),
         stages=(),
         space_prefix=SpacePrefix.NEVER,

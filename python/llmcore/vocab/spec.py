@@ -21,8 +21,6 @@ NormalizerPart = tuple[int, int, bytes, bytes]
 # (kind, behavior, inverted, dialect, flags, number, text), as in csrc/tokenizer/pretokenize.h
 PreTokenizerPart = tuple[int, int, bool, int, int, int, bytes]
 _MAX_IDS = 1 << 24
-FENCES = b"\xfe", b"\xff"
-"""What stands around an `exact` added token while it is normalised: bytes that no text can hold."""
 
 
 class Kind(IntEnum):
@@ -172,6 +170,7 @@ class VocabSpec:
                     t.lstrip,
                     t.rstrip,
                     t.normalized,
+                    t.exact,
                 )
                 for t in self.added
             ],
@@ -192,10 +191,7 @@ class VocabSpec:
     def added_text(self, token: AddedToken) -> bytes:
         """The bytes that `token` is looked for by; the core puts those of normalised tokens through the normalisers."""
         content = token.content
-        if token.exact:
-            before, after = FENCES if self.normalizers else (b"", b"")
-            return before + content.encode("utf-8") + after
-        if token.normalized and self.prefix_before_added and self.prefix_even_if_space:
+        if token.normalized and not token.exact and self.prefix_before_added and self.prefix_even_if_space:
             content = content.replace("\u2581", " ")
             if self.space_prefix != SpacePrefix.NEVER:
                 content = " " + content
