@@ -18,12 +18,14 @@ sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece
 CASES = int(os.environ.get("LLMCORE_PROPERTY_CASES", "300"))
 
 OWN_SYMBOLS = ["\n", "<sep>", "<a b>", "the\u2581", "\u2581\u2581\u2581", "\u216b", "ab"]
+SPACES = ["\u2581\u2581", "\u2581\u2581\u2581", "\u2581\u2581\u2581\u2581\u2581"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "unigram": {},
     "unigram bytes": {"byte_fallback": True},
     "unigram identity": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
     "unigram folded": {"normalization_rule_name": "nmt_nfkc_cf", "add_dummy_prefix": False},
     "unigram own symbols": {"user_defined_symbols": ["<sep>", "\u216b", "ab", "10"]},
+    "unigram own spaces": {"user_defined_symbols": [*SPACES, "the\u2581", "\u2581the", "\u2581", "n", "igh", "ghts"]},
     "bpe": {"model_type": "bpe"},
     "bpe bytes": {"model_type": "bpe", "byte_fallback": True},
     "bpe folded": {"model_type": "bpe", "normalization_rule_name": "nmt_nfkc_cf"},
@@ -93,6 +95,8 @@ def texts(count: int) -> list[str]:
         "\u2581",
     ]
     pieces += [
+        "\u2581" * 7,
+        "the\u2581the",
         "<sep>",
         "<a b>",
         "ab",
@@ -129,6 +133,27 @@ def test_ids(name: str, models: dict[str, bytes], corpus: list[str], tmp_path: P
         assert ours.encode_with_offsets(text, add_special_tokens=False)[0] == ids
         if theirs.unk_id() not in ids:  # its text is a sign of its own
             assert ours.decode(ids).lstrip(" ") == theirs.decode(ids).lstrip(" "), repr(text)
+
+
+def test_long_text(models: dict[str, bytes], corpus: list[str], tmp_path: Path) -> None:
+    """Sums of scores grow until they can't tell cuts apart: SentencePiece starts again before that."""
+    (tmp_path / "tokenizer.model").write_bytes(models["unigram own symbols"])
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=models["unigram own symbols"])
+    text = " ".join(corpus * 40)
+    assert Tokenizer.load(tmp_path).encode(text, add_special_tokens=False) == theirs.encode(text)
+
+
+def test_symbols_that_are_not_found(models: dict[str, bytes], corpus: list[str], tmp_path: Path) -> None:
+    """Of symbols that begin with one another SentencePiece looks at 64; none can be trained with a zero byte."""
+    out = io.BytesIO()
+    symbols = ["x" * n for n in range(1, 66)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=out, minloglevel=2, model_type="bpe", user_defined_symbols=symbols
+    )
+    for data in (out.getvalue(), models["unigram own symbols"].replace(b"<sep>", b"<\0ep>")):
+        (tmp_path / "tokenizer.model").write_bytes(data)
+        with pytest.raises(TokenizerError, match="symbol"):
+            Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["test_model.model", "test_ja_model.model"])

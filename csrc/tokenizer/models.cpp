@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <queue>
+#include <type_traits>
 
 #include "base/error.h"
 #include "tokenizer/unicode.h"
@@ -12,8 +13,10 @@ namespace llmcore {
 namespace {
 
 constexpr double kUnknownPenalty = 10.0;
-// Of a token that the user gave: better than any that was learned.
-constexpr double kGivenScore = -0.1;
+// What each further byte of a token that the user gave is worth; learned ones cost something.
+constexpr double kGivenByte = 0.1;
+// SentencePiece takes sums beyond this off all that are still needed, lest they lose what tells them apart.
+constexpr float kResetBeyond = 100000.0f;
 
 size_t character_length(std::string_view text, size_t at) {
   return std::min<size_t>(utf8_length(static_cast<uint8_t>(text[at])), text.size() - at);
@@ -80,17 +83,15 @@ class Unigram final : public TrieModel {
     scores_.reserve(spec_.scores.size());
     for (uint32_t id = 0; id < spec_.scores.size(); ++id) {
       if (!std::isfinite(spec_.scores[id])) throw TokenizerError("tokenizer: a score isn't finite");
-      scores_.push_back(static_cast<Number>(spec_.usable[id] == 2 ? kGivenScore : spec_.scores[id]));
+      const size_t length = token(id).size();
+      longest_ = std::max(longest_, length);
+      const double given = kGivenByte * (static_cast<double>(length) - 1.0);
+      scores_.push_back(static_cast<Number>(spec_.usable[id] == 2 ? given : spec_.scores[id]));
     }
     unknown_ = static_cast<Number>(static_cast<Number>(spec_.min_score) - static_cast<Number>(kUnknownPenalty));
   }
 
   void encode(std::string_view piece, std::vector<Symbol>& out) const override {
-    struct Node {
-      uint32_t id = kNoId;
-      uint32_t begin = kNoId;
-      Number score = 0;
-    };
     // Most pieces are words; those need no memory of the heap.
     constexpr size_t kFew = 64;
     Node few[kFew + 1];
@@ -106,6 +107,9 @@ class Unigram final : public TrieModel {
     };
     for (size_t at = 0; at < piece.size();) {
       const size_t length = character_length(piece, at);
+      if constexpr (std::is_same_v<Number, float>) {
+        if (std::abs(ends[at].score) > kResetBeyond) reset(ends + at, std::min(longest_, piece.size() - at));
+      }
       const Number here = ends[at].score;
       bool single = false;
       Trie::Node node = Trie::kRoot;
@@ -137,6 +141,20 @@ class Unigram final : public TrieModel {
   }
 
  private:
+  struct Node {  // the best cut that ends here, and its last token
+    uint32_t id = kNoId;
+    uint32_t begin = kNoId;
+    Number score = 0;
+  };
+
+  /// From here on sums count from this one.
+  static void reset(Node* here, size_t reach) noexcept {
+    const Number offset = here->score;
+    for (size_t i = 0; i <= reach; ++i) {
+      if (i == 0 || here[i].begin != kNoId) here[i].score -= offset;
+    }
+  }
+
   /// Unknown stretches become tokens of that text, bytes, or stay unknown.
   void resolve_unknown(std::string_view piece, size_t first, std::vector<Symbol>& out) const {
     const auto unknown = [&](const Symbol& s) { return s.id == spec_.unk_id; };
@@ -163,6 +181,7 @@ class Unigram final : public TrieModel {
 
   std::vector<Number> scores_;
   Number unknown_ = 0;
+  size_t longest_ = 4;  // bytes of a token, or of an unknown character
 };
 
 class WordPiece final : public TrieModel {

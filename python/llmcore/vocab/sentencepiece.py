@@ -21,6 +21,7 @@ from llmcore.vocab.hf_parts import NormalizerCode
 from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
 
 _MAX_PIECES = 1 << 20
+_MAX_BEGUN = 64  # symbols that one place can begin with: more aren't looked at
 FIRST_BYTES = (b"\x0a", b"\x12", b"\x1a", b"\x22", b"\x2a")
 """What a model begins with: the key of one of its five fields, all of them messages."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -116,6 +117,7 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
     if not pieces:
         raise TokenizerError("not a tokenizer: neither JSON, nor ranks, nor a SentencePiece model with pieces")
     where = "SentencePiece model"
+    _check_symbols([text for text, _, kind in pieces if kind == _USER_DEFINED])
     kind = trainer.get(3, _UNIGRAM)
     if kind not in (_UNIGRAM, _BPE):
         raise refuse(f"model type {_MODEL_TYPES.get(kind, kind)}", where)
@@ -135,6 +137,19 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
     )
     plain = not normalizer.get(2) and not normalizer.get(4, 1) and escape
     return spec if plain else _with_normalizer(spec, pieces, normalizer)
+
+
+def _check_symbols(symbols: list[str]) -> None:
+    """Raises TokenizerError for symbols of the user that SentencePiece doesn't find as such."""
+    begun: list[str] = []  # each begins with the one before
+    for symbol in sorted(symbols):
+        while begun and not symbol.startswith(begun[-1]):
+            begun.pop()
+        begun.append(symbol)
+        if len(begun) > _MAX_BEGUN:
+            raise refuse(f"the symbol {shown(symbol)}, which begins with {_MAX_BEGUN} others,", "SentencePiece model")
+        if "\0" in symbol:
+            raise refuse(f"the symbol {shown(symbol)} with a zero byte", "SentencePiece model")
 
 
 def _with_normalizer(spec: VocabSpec, pieces: list[tuple[str, float, int]], normalizer: dict[int, Any]) -> VocabSpec:
