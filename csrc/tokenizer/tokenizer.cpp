@@ -184,8 +184,8 @@ Tokenizer::View Tokenizer::prefixed(const View& part, bool mapped, MappedText& c
     }
   };
   if (prefix) {
-    const Span first = part.span(0, 0);
-    changed.push(' ', {first.begin, first.begin});
+    const Span first = part.span(0, part.text.empty() ? 0 : 1);  // as if it were a part of what follows
+    changed.push(' ', {first.begin, first.end});
   }
   size_t done = 0;
   for (; mark != part.text.npos; mark = part.text.find(kSpaceMark, done)) {

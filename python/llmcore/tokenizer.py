@@ -22,7 +22,7 @@ import numpy as np
 from llmcore import _core
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
 from llmcore.vocab.decoders import BYTES
-from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
+from llmcore.vocab.spec import FIRST_TEXT, AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MODEL_NAMES = {1: "Unigram", 2: "WordPiece", 3: "WordLevel", 4: "BPE with marked words"}
 _WINDOW = 8  # tokens that a stream decodes again where tokens have no text of their own
 _MAX_PADDED = 1 << 28  # ids of a padded batch, which take 16 bytes each
+# What Unicode calls white space: `str.isspace` counts four control characters more.
+_WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -180,10 +182,13 @@ class Tokenizer:
         add_special_tokens: bool = True,
         allow_special: bool = False,
         *,
+        text_pair: str | None = None,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> list[int]:
         """The ids of `text`. `add_special_tokens`: with what the vocabulary puts around a text (BOS, EOS).
+
+        text_pair: a second text, as rerankers read; `encode_pair` also gives the type ids.
 
         Unless `allow_special`, text never becomes a control token: "<|eot_id|>" is then encoded as the letters it is
         written with. Lone surrogates count as U+FFFD. With `dropout`, each merge is left out with that probability when
@@ -191,6 +196,10 @@ class Tokenizer:
         Raises ArgumentError when `text` is no str or dropout is not from 0 to 1, TokenizerError for dropout with a
         vocabulary that merges nothing.
         """
+        if text_pair is not None:
+            if dropout:
+                raise ArgumentError("dropout doesn't go with text_pair: encode the texts one by one")
+            return self.encode_pair(text, text_pair, add_special_tokens, allow_special)[0]
         if dropout:
             if not 0.0 <= float(dropout) <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
@@ -201,6 +210,24 @@ class Tokenizer:
         except TypeError:
             _check_flags(add_special_tokens, allow_special)
             raise
+
+    def encode_pair(
+        self, text: str, text_pair: str, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """The ids of two texts that belong together (a query and a document), and their type ids, as BERT's models read
+        them: `[CLS] text [SEP] text_pair [SEP]` with 0 up to the first [SEP] and 1 behind it.
+
+        What goes around them and which types they have is up to the vocabulary (a tokenizer.json's `pair` template);
+        one that doesn't say has each text as `encode` does, with the types 0 and 1. Raises as `encode`.
+        """
+        texts = [self.encode(each, False, allow_special) for each in (text, text_pair)]
+        ids: list[int] = []
+        types: list[int] = []
+        for id, type_id in self._spec.pair_template:
+            new = texts[FIRST_TEXT - id] if id < 0 else [id] * bool(add_special_tokens)
+            ids += new
+            types += [type_id] * len(new)
+        return ids, types
 
     def encode_to_numpy(
         self, text: str, add_special_tokens: bool = True, allow_special: bool = False
@@ -218,10 +245,30 @@ class Tokenizer:
         """As `encode`, with each id's place in `text` as (start, end) in characters.
 
         A token that holds a part of a character covers the character; where normalisation changes text, a token
-        covers the whole changed stretch; what isn't from the text (BOS) has an empty place.
+        covers the whole changed stretch; what isn't from the text (BOS) has an empty place. A tokenizer.json may ask
+        for offsets without the white space around a token (`trim_offsets`, as RoBERTa's and GPT-NeoX's does).
         """
         _check_flags(add_special_tokens, allow_special)
-        return self._core.encode_spans(text, add_special_tokens, allow_special)
+        ids, places = self._core.encode_spans(text, add_special_tokens, allow_special)
+        for keep_first in self._spec.trims:
+            places = self._trimmed(ids, places, keep_first, len(self._spec.prefix_ids) if add_special_tokens else 0)
+        return ids, places
+
+    def _trimmed(
+        self, ids: list[int], places: list[tuple[int, int]], keep_first: bool, first: int
+    ) -> list[tuple[int, int]]:
+        """`places` without white space, as `process_offsets` of Hugging Face tokenizers has it; but with `keep_first` a
+        single space stays at the start, where it may have been put."""
+        blanks = {id: _blanks(self.id_to_token(id) or "") for id in set(ids)}
+        trimmed = []
+        for i, (id, (begin, end)) in enumerate(zip(ids, places, strict=True)):
+            before, after = blanks[id]
+            if before and not (keep_first and before == 1 and (i == first or begin == 0)):
+                begin = min(begin + before, end)
+            if after and end >= after:
+                end = max(end - after, begin)
+            trimmed.append((begin, end))
+        return trimmed
 
     def encode_batch(
         self,
@@ -594,6 +641,12 @@ def _byte_run(tokens: list[bytes]) -> str:
         return b"".join(tokens).decode("utf-8")
     except UnicodeDecodeError:
         return "\ufffd" * len(tokens)
+
+
+def _blanks(token: str) -> tuple[int, int]:
+    """How many characters of white space `token` begins and ends with, in the byte alphabet's spelling or its own."""
+    spelled = token.replace("\u0120", " ")
+    return len(token) - len(spelled.lstrip(_WHITE)), len(token) - len(spelled.rstrip(_WHITE))
 
 
 def _byte_places(text: str, places: Sequence[int]) -> list[int]:

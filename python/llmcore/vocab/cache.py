@@ -28,7 +28,7 @@ from llmcore.vocab.spec import AddedToken, LazyTokens, SpacePrefix, VocabSpec
 if TYPE_CHECKING:
     from llmcore.vocab.loading import Parts
 
-_MAGIC = b"llmcore vocabulary 2\n"
+_MAGIC = b"llmcore vocabulary 3\n"
 _KEPT = 16
 _SMALLEST = 1 << 14  # ids; smaller vocabularies are built faster than a file is opened
 _READ = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".gguf")
@@ -125,7 +125,9 @@ def _restore(head: dict[str, Any], archive: memoryview) -> Parts:
     fields["added"] = tuple(AddedToken(**token) for token in fields["added"])
     fields["names"] = {int(at): name for at, name in fields["names"].items()}
     fields["space_prefix"] = SpacePrefix(fields["space_prefix"])
-    fields["prefix_ids"], fields["suffix_ids"] = tuple(fields["prefix_ids"]), tuple(fields["suffix_ids"])
+    for name in ("prefix_ids", "suffix_ids", "trims"):
+        fields[name] = tuple(fields[name])
+    fields["pair"] = None if fields["pair"] is None else tuple(map(tuple, fields["pair"]))
     spec = VocabSpec(tokens=(), kinds=bytearray(), byte_ids=[], **fields)
     core = _core.Tokenizer(spec.pipeline_fields(), archive)
     merges, ranks = (None, core.ranks) if head["ranks"] else (core.merges.reshape(-1, 3), None)
@@ -147,7 +149,7 @@ def _restore(head: dict[str, Any], archive: memoryview) -> Parts:
 _FIELDS = (
     *("byte_level", "whole_words", "unk_id", "fuse_unk", "stages", "names", "nfc", "space_prefix", "strip_first"),
     *("prefix_even_if_space", "prefix_before_added", "metaspace", "strip_prefix", "prefix_ids", "suffix_ids"),
-    *("skips_unk", "byte_runs"),
+    *("skips_unk", "byte_runs", "pair", "trims"),
 )
 
 

@@ -30,6 +30,7 @@ def prune(tokenizer: Tokenizer, texts: Sequence[str], keep: Iterable[int] = ()) 
             raise ArgumentError(f"keep must hold ids below {tokenizer.vocab_size}, got {id}")
         used.add(int(id))
     used |= {*(id for id in spec.byte_ids if id < tokenizer.vocab_size), *spec.prefix_ids, *spec.suffix_ids}
+    used |= {id for id, _ in spec.pair or () if id >= 0}
     used |= {token.id for token in spec.added} | {*tokenizer.eos_ids}
     used |= {id for id in (spec.unk_id, tokenizer.bos_id) if id is not None}
     if not spec.byte_level:  # characters that stand for themselves
@@ -96,6 +97,7 @@ def _selected(tokenizer: Tokenizer, kept: Sequence[int], merges: npt.NDArray[np.
         names={int(new_id[id]): name for id, name in spec.names.items() if new_id[id] >= 0},
         prefix_ids=ids(spec.prefix_ids),
         suffix_ids=ids(spec.suffix_ids),
+        pair=None if spec.pair is None else tuple((int(new_id[id]) if id >= 0 else id, t) for id, t in spec.pair),
     )
     return _like(
         tokenizer, changed, None if tokenizer.bos_id is None else ids([tokenizer.bos_id])[0], ids(tokenizer.eos_ids)

@@ -21,7 +21,7 @@ from llmcore.vocab.hf import read_merges
 from llmcore.vocab.hf_general import WORD_PIECE
 from llmcore.vocab.hf_parts import ONIGURUMA, NormalizerCode, PreTokenizerCode, plain_part, regex_part
 from llmcore.vocab.patterns import DEEPSEEK_REGEXES, TEKKEN_REGEX, Stage
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, VocabSpec
+from llmcore.vocab.spec import FIRST_TEXT, NO_ID, SECOND_TEXT, AddedToken, Kind, ModelSpec, VocabSpec
 
 _REQUIRED = object()
 _MAX_TOKENS = 1 << 22
@@ -167,6 +167,8 @@ def _word_piece(
         usable.append(id not in control)
     ends = [_id(values, f"tokenizer.ggml.{name}_token_id", len(tokens)) for name in ("cls", "seperator")]
     around = [(id,) if id is not None else () for id in (ends[0] or special["bos"], ends[1] or special["eos"])]
+    before, after = (tuple((id, 0) for id in ids) for ids in around)
+    second = (SECOND_TEXT, 1), *((id, 1) for id in around[1])
     return VocabSpec(
         tokens=list(matched),
         matched=matched,
@@ -182,6 +184,7 @@ def _word_piece(
         decoders=({"type": "WordPiece", "prefix": "##", "cleanup": True},),
         prefix_ids=around[0],
         suffix_ids=around[1],
+        pair=(*before, (FIRST_TEXT, 0), *after, *second),
     )
 
 

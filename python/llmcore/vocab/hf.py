@@ -121,7 +121,7 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
     stages = splitter.stages
     if normalizer.metaspace and not stages:
         stages = space_stage(fields["tokens"], fields["kinds"])
-    prefix_ids, suffix_ids = read_post_processor(root.get("post_processor"), fields["size"])
+    around = read_post_processor(root.get("post_processor"), fields["size"])
     del fields["size"]
     return VocabSpec(
         **fields,
@@ -137,8 +137,7 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         strip_prefix=decoder.strip_prefix,
         strip_first=decoder.strip_first,
         byte_runs=decoder.byte_fallback,
-        prefix_ids=prefix_ids,
-        suffix_ids=suffix_ids,
+        **vars(around),
     )
 
 

@@ -32,10 +32,8 @@ def from_parts(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec
         fields = _byte_level_bpe(root, model, added)
     else:
         fields = _text_model(root, model, kind, added)
-    prefix_ids, suffix_ids = read_post_processor(root.get("post_processor"), len(fields["tokens"]))
-    return VocabSpec(
-        **fields, added=added, normalizers=normalizers, prefix_ids=prefix_ids, suffix_ids=suffix_ids, source=root
-    )
+    around = read_post_processor(root.get("post_processor"), len(fields["tokens"]))
+    return VocabSpec(**fields, **vars(around), added=added, normalizers=normalizers, source=root)
 
 
 def model_kind(model: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.fields import array, flag, obj, refuse, shown, text, token_id
 from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
-from llmcore.vocab.spec import SpacePrefix
+from llmcore.vocab.spec import FIRST_TEXT, SECOND_TEXT, PairTemplate, SpacePrefix
 
 _MAX_DEPTH = 16
 _MAX_PARTS = 64
@@ -52,6 +52,16 @@ class Decoder:
     strip_prefix: bool = False
     strip_first: bool = False
     byte_fallback: bool = False
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the post-processor comes down to; the fields are those of VocabSpec."""
+
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    pair: PairTemplate | None = None
+    trims: tuple[bool, ...] = ()
 
 
 def flatten(value: object, children: str, where: str) -> list[dict[str, Any]]:
@@ -179,27 +189,41 @@ def read_decoder(value: object) -> Decoder:
     raise refuse(f"decoder {shown(value)}", "decoder")
 
 
-def read_post_processor(value: object, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that go before and after a single text."""
-    before: list[int] = []
-    after: list[int] = []
+def read_post_processor(value: object, size: int) -> Around:
+    """What goes around a text or a pair of them, and how offsets are trimmed."""
+    single: PairTemplate | None = None
+    pair: PairTemplate | None = None
+    trims: list[bool] = []
     for part in flatten(value, "processors", "post_processor"):
         kind = part.get("type")
-        if kind == "ByteLevel":  # trims offsets; ids stay
-            continue
-        if before or after:  # it would get the tokens of those before it as texts of their own
+        if kind in ("ByteLevel", "RobertaProcessing"):
+            prefix, trim = (
+                flag(part.get(name, True), "post_processor") for name in ("add_prefix_space", "trim_offsets")
+            )
+            trims += [prefix] * trim
+            if kind == "ByteLevel":
+                continue
+        if any(id >= 0 for id, _ in single or ()):  # it would get the tokens of those before it as texts of their own
             raise refuse(f"{shown(kind)} behind another that adds tokens", "post_processor")
         if kind in ("BertProcessing", "RobertaProcessing"):
             first, last = _named_id(part.get("cls")), _named_id(part.get("sep"))
-            before, after = [first], [last]
+            single = ((first, 0), (FIRST_TEXT, 0), (last, 0))
+            between, type_id = ((), 1) if kind == "BertProcessing" else (((last, 0),), 0)
+            pair = (*single, *between, (SECOND_TEXT, type_id), (last, type_id))
         elif kind == "TemplateProcessing":
-            before, after = _template(part)
+            single = _template(part, "single")
+            pair = _template(part, "pair") if "pair" in part else None
         else:
             raise refuse(f"post-processor {shown(kind)}", "post_processor")
-    for at in before + after:
+    ids = [FIRST_TEXT] if single is None else [id for id, _ in single]
+    if ids.count(FIRST_TEXT) + ids.count(SECOND_TEXT) != 1:
+        raise refuse(f"a template with the text {sum(id < 0 for id in ids)} times", "post_processor")
+    for at in [*ids, *(id for id, _ in pair or ())]:
         if at >= size:
             raise TokenizerError(f"post_processor: id {at} is not in the vocabulary of {size}")
-    return tuple(before), tuple(after)
+    cut = next(i for i, id in enumerate(ids) if id < 0)
+    before, after = tuple(ids[:cut]), tuple(ids[cut + 1 :])
+    return Around(before, after, pair, tuple(trims))
 
 
 def _named_id(value: object) -> int:
@@ -209,20 +233,18 @@ def _named_id(value: object) -> int:
     return token_id(pair[1], "post_processor")
 
 
-def _template(part: dict[str, Any]) -> tuple[list[int], list[int]]:
+def _template(part: dict[str, Any], name: str) -> PairTemplate:
     special = obj(part.get("special_tokens"), "post_processor.special_tokens")
-    sides: tuple[list[int], list[int]] = ([], [])
-    seen_text = 0
-    for item in array(part.get("single"), "post_processor.single"):
-        piece = obj(item, "post_processor.single")
+    made: list[tuple[int, int]] = []
+    for item in array(part.get(name), f"post_processor.{name}"):
+        piece = obj(item, f"post_processor.{name}")
+        value = obj(piece.get("Sequence", piece.get("SpecialToken")), f"post_processor.{name}")
+        type_id, label = token_id(value.get("type_id", 0), "post_processor.type_id"), value.get("id")
         if "Sequence" in piece:
-            seen_text += 1
+            made.append((SECOND_TEXT if label == "B" else FIRST_TEXT, type_id))
             continue
-        name = obj(piece.get("SpecialToken"), "post_processor.single").get("id")
-        if not isinstance(name, str) or name not in special:
-            raise TokenizerError(f"post_processor: {shown(name)} is not among its special tokens")
-        ids = array(obj(special[name], "post_processor.special_tokens").get("ids"), "post_processor.ids")
-        sides[min(seen_text, 1)].extend(token_id(at, "post_processor.ids") for at in ids)
-    if seen_text != 1:
-        raise refuse(f"a template with the text {seen_text} times", "post_processor")
-    return sides
+        if not isinstance(label, str) or label not in special:
+            raise TokenizerError(f"post_processor: {shown(label)} is not among its special tokens")
+        ids = array(obj(special[label], "post_processor.special_tokens").get("ids"), "post_processor.ids")
+        made += ((token_id(at, "post_processor.ids"), type_id) for at in ids)
+    return tuple(made)

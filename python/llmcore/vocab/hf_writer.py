@@ -14,7 +14,7 @@ from llmcore.vocab.hf import show_token
 from llmcore.vocab.hf_general import WORD_PIECE
 from llmcore.vocab.hf_parts import NormalizerCode, PreTokenizerCode
 from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
-from llmcore.vocab.spec import Kind, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import FIRST_TEXT, Kind, SpacePrefix, VocabSpec
 
 _MARK = "\u2581"
 
@@ -188,23 +188,28 @@ def _part(stage: Stage) -> dict[str, Any]:
 
 
 def _post_processor(spec: VocabSpec, names: dict[int, str]) -> dict[str, Any] | None:
-    around = [*spec.prefix_ids, *spec.suffix_ids]
-    if not around:
-        return _byte_level(False, True) if spec.byte_level else None
+    parts = [_byte_level(prefix, True) for prefix in spec.trims]
+    single = [*((id, 0) for id in spec.prefix_ids), (FIRST_TEXT, 0), *((id, 0) for id in spec.suffix_ids)]
+    pair = spec.pair_template
+    special = sorted({id for id, _ in (*single, *pair) if id >= 0})
 
-    def token(at: int, type_id: int) -> dict[str, Any]:
+    def piece(at: int, type_id: int) -> dict[str, Any]:
+        if at < 0:
+            return {"Sequence": {"id": "A" if at == FIRST_TEXT else "B", "type_id": type_id}}
         return {"SpecialToken": {"id": names[at], "type_id": type_id}}
 
-    def sequence(letter: str, type_id: int) -> list[dict[str, Any]]:
-        text = {"Sequence": {"id": letter, "type_id": type_id}}
-        return [*(token(i, type_id) for i in spec.prefix_ids), text, *(token(i, type_id) for i in spec.suffix_ids)]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": sequence("A", 0),
-        "pair": sequence("A", 0) + sequence("B", 1),
-        "special_tokens": {names[at]: {"id": names[at], "ids": [at], "tokens": [names[at]]} for at in around},
-    }
+    if special or spec.pair is not None:
+        parts.append(
+            {
+                "type": "TemplateProcessing",
+                "single": [piece(*item) for item in single],
+                "pair": [piece(*item) for item in pair],
+                "special_tokens": {names[at]: {"id": names[at], "ids": [at], "tokens": [names[at]]} for at in special},
+            }
+        )
+    if len(parts) > 1:
+        return {"type": "Sequence", "processors": parts}
+    return parts[0] if parts else None
 
 
 def _decoder(spec: VocabSpec) -> dict[str, Any]:

@@ -20,6 +20,9 @@ NO_ID = 0xFFFFFFFF
 NormalizerPart = tuple[int, int, bytes, bytes]
 # (kind, behavior, inverted, dialect, flags, number, text), as in csrc/tokenizer/pretokenize.h
 PreTokenizerPart = tuple[int, int, bool, int, int, int, bytes]
+# (id or one of the two below, type id)
+PairTemplate = tuple[tuple[int, int], ...]
+FIRST_TEXT, SECOND_TEXT = -1, -2
 _MAX_IDS = 1 << 24
 
 
@@ -95,6 +98,9 @@ class VocabSpec:
     that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
     `byte_runs`: a run of byte tokens that isn't UTF-8 as a whole decodes to U+FFFD for each of them. `skips_unk`: the
     unknown token counts as a special one when text is decoded without those.
+
+    `pair`: what two texts together become; None: each as it becomes alone, with the types 0 and 1. `trims`: how often
+    white space is taken off the offsets of tokens, each time with whether the text's first space stays.
     """
 
     tokens: Sequence[bytes]
@@ -117,6 +123,8 @@ class VocabSpec:
     strip_prefix: bool = False
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+    pair: PairTemplate | None = None
+    trims: tuple[bool, ...] = ()
     strip_first: bool = False
     skips_unk: bool = False
     byte_runs: bool = False
@@ -183,6 +191,14 @@ class VocabSpec:
         }
 
     @property
+    def pair_template(self) -> PairTemplate:
+        """What two texts together become."""
+        if self.pair is not None:
+            return self.pair
+        texts = ((*self.prefix_ids, text, *self.suffix_ids) for text in (FIRST_TEXT, SECOND_TEXT))
+        return tuple((id, type_id) for type_id, ids in enumerate(texts) for id in ids)
+
+    @property
     def skipped(self) -> list[int]:
         """The ids without text when special tokens are skipped: by the file's flags, whatever a token looks like."""
         unk = {self.unk_id} if self.skips_unk and self.unk_id is not None else set()
@@ -222,7 +238,7 @@ class VocabSpec:
         digest = hashlib.sha256()
         _digest(digest, self.core_fields())
         shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()))
-        digest.update(repr((*shown, self.skipped, self.byte_runs)).encode())
+        digest.update(repr((*shown, self.skipped, self.byte_runs, self.pair)).encode())
         return digest.hexdigest()
 
     def changed(self, **fields: Any) -> VocabSpec:
