@@ -76,6 +76,7 @@ class Tokenizer:
         """The tokenizer at `path`: a checkpoint folder, or a file.
 
         Files: tokenizer.json, tokenizer.model, tekken.json, vocab.json beside merges.txt, .tiktoken, .gguf.
+        A tokenizer.json's own `padding` and `truncation` don't count, as in transformers: see `encode_batch_padded`.
 
         Contents decide, not names: a tokenizer.model of base64 ranks is Llama-3's. `pattern` (gpt2, r50k, p50k,
         cl100k, llama3, qwen2, o200k, or a regular expression as tiktoken takes it) says how a file of ranks splits
