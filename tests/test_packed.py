@@ -380,6 +380,25 @@ def test_the_tokenizer_is_saved_or_missed(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path / "there") == ["packed"]
 
 
+def test_templates_are_saved(tmp_path: Path) -> None:
+    """Those in files of their own, too, and where the files are links to a cache."""
+    source = copied(tmp_path / "models--a--b" / "snapshots" / "1")
+    blobs = tmp_path / "models--a--b" / "blobs"
+    (source / "additional_chat_templates").mkdir()
+    blobs.mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja"):
+        (blobs / Path(name).name).write_text(name)
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to(blobs / Path(name).name)
+    with llmcore.load(source, progress=False) as model:
+        model.save(tmp_path / "packed")
+    for path in (source, tmp_path / "packed"):
+        tokenizer = llmcore.Tokenizer.load(path)
+        for tools in (None, [{}]):
+            name = "chat_template.jinja" if tools is None else "additional_chat_templates/tool_use.jinja"
+            assert tokenizer.apply_chat_template([], tools, tokenize=False) == name
+
+
 def test_names_of_folders(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core
+from llmcore.chat import TOOL_USE_FILE
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.files import open_inside, shown, storage_error
+from llmcore.checkpoint.files import open_below, shown, storage_error
 from llmcore.checkpoint.gguf import read_vocabulary
 from llmcore.checkpoint.hf_dir import SINGLE_NAME, holds_tokenizer
 from llmcore.checkpoint.readers import Checkpoint
@@ -49,6 +50,7 @@ _SCALES = ("f32", "f16", "bf16", "int8")
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("tokenizer.gguf", "vocab.json", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json"),
+    TOOL_USE_FILE,
 )
 
 
@@ -358,7 +360,8 @@ def save_packed(
 def _copy(source: Path, name: str, target: Path) -> None:
     if not os.path.lexists(source / name):
         return
-    with open_inside(source, name) as file:
+    with open_below(source, name) as file:
         if file.size > _MAX_TOKENIZER_BYTES:
             raise ArgumentError(f"{escape(name)} has {file.size} bytes, which is no tokenizer's file")
+        (target / name).parent.mkdir(exist_ok=True)
         write_atomically(target / name, [file.read(file.size, 0)])

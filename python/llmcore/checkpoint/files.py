@@ -189,9 +189,14 @@ def open_inside(folder: Path, name: str) -> PlainFile:
     A link that leads out of the folder is refused, be it symbolic or hard; in a snapshot of the Hugging Face cache
     the files are links to that model's own blobs. Raises CheckpointError for such a link, else StorageError.
     """
-    path = folder / name
     if not name or name in (".", "..") or any(mark in name for mark in "/\\:\0"):
         raise CheckpointError(f"{shown(folder)}: {escape(name)} is not the name of a file in the folder")
+    return open_below(folder, name)
+
+
+def open_below(folder: Path, name: str) -> PlainFile:
+    """The same for a name that we chose, also one in a folder within."""
+    path = folder / name
     base = Path(os.path.realpath(folder))
     real = Path(os.path.realpath(path))
     inside = real.parent == base or base in real.parents
@@ -203,7 +208,7 @@ def open_inside(folder: Path, name: str) -> PlainFile:
     try:
         file.path = path
         # Only the links of this folder are known to be the owner's own doing.
-        if file.links > 1 and file.links > _names_of(file.identity, base):
+        if file.links > 1 and file.links > _names_of(file.identity, Path(os.path.realpath(path.parent))):
             raise CheckpointError(f"{shown(path)}: has a hard link outside the folder; put a copy in its place")
     except BaseException:
         file.close()
