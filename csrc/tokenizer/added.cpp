@@ -28,10 +28,20 @@ bool is_word_char(std::string_view text, size_t at) { return traits_of(decode_ut
 
 }  // namespace
 
-bool Guard::holds(size_t i) const noexcept {
-  if (!places) return false;
-  const size_t place = origins ? origins[i].begin : begin + i;
-  return std::binary_search(places->begin(), places->end(), place);
+bool Guard::allows(size_t from, size_t to) const noexcept {
+  if (!stretches) return true;
+  size_t first = begin + from, last = begin + to;
+  if (origins) {
+    first = origins[from].begin;
+    last = first + 1;
+    for (size_t i = from; i < to; ++i) {  // normalisation may have changed the order
+      first = std::min<size_t>(first, origins[i].begin);
+      last = std::max<size_t>(last, origins[i].end);
+    }
+  }
+  const auto next = std::upper_bound(stretches->begin(), stretches->end(), first);
+  const bool inside = (next - stretches->begin()) % 2 != 0;
+  return !inside && (next == stretches->end() || *next >= last);
 }
 
 void AddedMatcher::add(const AddedToken& token) {
@@ -70,11 +80,12 @@ void AddedMatcher::build() {
   }
 }
 
-uint32_t AddedMatcher::longest_match(std::string_view text, size_t at, bool control) const noexcept {
+uint32_t AddedMatcher::longest_match(std::string_view text, size_t at, const Guard& guard) const noexcept {
+  const size_t begin = at;
   uint32_t node = 0, found = kNone;
   while (true) {
     const uint32_t token = nodes_[node].token;
-    if (token != kNone && (control || !tokens_[token].control)) found = token;
+    if (token != kNone && (!tokens_[token].control || guard.allows(begin, at))) found = token;
     if (at == text.size()) return found;
     const uint8_t byte = static_cast<uint8_t>(text[at++]);
     const Edge* first = edges_.data() + nodes_[node].first_child;
@@ -94,7 +105,7 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const
       ++at;
       continue;
     }
-    const uint32_t match = longest_match(text, at, !guard.holds(at));
+    const uint32_t match = longest_match(text, at, guard);
     if (match == kNone) {
       ++at;
       continue;

@@ -29,14 +29,14 @@ struct Segment {
   uint32_t id;
 };
 
-/// Places where no control token may begin. A place counts in bytes of the caller's text; byte i of a stretch that is
-/// searched is its byte origins[i].begin, or begin + i when there are none.
+/// Stretches that no control token may hold any of, in bytes of the caller's text. Byte i of a text that is searched
+/// comes from its bytes origins[i], or is its byte begin + i when there are none.
 struct Guard {
-  const std::vector<uint32_t>* places = nullptr;  // in order; null: none
+  const std::vector<uint32_t>* stretches = nullptr;  // where each begins and ends, in order; null: none
   const Origin* origins = nullptr;
   size_t begin = 0;
 
-  bool holds(size_t i) const noexcept;
+  bool allows(size_t from, size_t to) const noexcept;
 };
 
 class AddedMatcher {
@@ -58,7 +58,7 @@ class AddedMatcher {
     uint8_t byte;
     uint32_t node;
   };
-  uint32_t longest_match(std::string_view text, size_t at, bool control) const noexcept;
+  uint32_t longest_match(std::string_view text, size_t at, const Guard& guard) const noexcept;
 
   std::vector<AddedToken> tokens_;
   std::vector<Node> nodes_;

@@ -2,13 +2,12 @@
 
 A template writes control tokens (`<|im_start|>`) as text between what users wrote. When the prompt becomes ids, only
 what the template itself wrote may turn into control tokens. To know which is which, the text that rendering gives keeps
-track of what comes from the template (`chat_spans`), and the tokenizer is told where no control token begins.
+track of what comes from the template (`chat_spans`), and the tokenizer is told what no control token may hold any of.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +119,7 @@ def _named(value: object) -> dict[str, str]:
 def render_ids(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
     """The prompt as ids, control tokens from the template alone. `inputs`: of `conversation`."""
     text = _render(template, inputs)
-    return tokenizer.encode_rendered(plain(text), _guarded(tokenizer, text))
+    return tokenizer.encode_rendered(plain(text), _guarded(text))
 
 
 def render_masked(
@@ -129,7 +128,7 @@ def render_masked(
     """As `render_ids`, and for each id 1 where it holds any of what `{% generation %}` is around, else 0."""
     text = _render(template, inputs)
     spans = spans_of(text, GENERATED)
-    ids, places = tokenizer.encode_rendered_with_offsets(plain(text), _guarded(tokenizer, text))
+    ids, places = tokenizer.encode_rendered_with_offsets(plain(text), _guarded(text))
     mask = [0] * len(ids)
     at = 0
     for i, (begin, end) in enumerate(places):
@@ -139,30 +138,11 @@ def render_masked(
     return ids, mask
 
 
-def _guarded(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The places in characters where no control token may begin, lest it hold anything a template didn't write.
-
-    Where normalisation decides what is a token, it could begin with any character.
-    """
-    added = [token for token in tokenizer.added_tokens if token.control]
-    if not added:
-        return []
-    control = sorted((token.content for token in added), key=len, reverse=True)
-    longest = re.compile("|".join(map(re.escape, control)))
-    first = re.compile(f"[{re.escape(''.join({token[0] for token in control}))}]")
-    if any(token.normalized for token in added):
-        first = re.compile("(?s:.)")
-    places: list[int] = []
-    done = 0
-    for begin, end in [*spans_of(text, TRUSTED), (len(text), len(text))]:
-        places += (found.start() for found in first.finditer(text, done, begin))
-        done = max(begin, end - len(control[0]) + 1)  # from here a token could reach beyond the end
-        for found in first.finditer(text, done, end):
-            token = longest.match(text, found.start())
-            if token is None or token.end() > end:
-                places.append(found.start())
-        done = end
-    return places
+def _guarded(text: str) -> list[tuple[int, int]]:
+    """The stretches that the template didn't write itself."""
+    spans = spans_of(text, TRUSTED)
+    begins, ends = [0, *(end for _, end in spans)], [*(begin for begin, _ in spans), len(text)]
+    return [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
 
 
 def conversation(

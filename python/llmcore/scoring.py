@@ -196,8 +196,8 @@ def _yes_probabilities(llm: LLM, query: str, documents: Sequence[str], instructi
         before = f"<|im_start|>system\n{_RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
         said = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
         after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-        places = range(len(before), len(before) + len(said))  # no control token begins in what is said
-        prompt = tokenizer.encode_rendered(before + said + after, places)
+        guarded = [(len(before), len(before) + len(said))]  # no control token comes of what is said
+        prompt = tokenizer.encode_rendered(before + said + after, guarded)
         pairs += [(prompt, yes), (prompt, no)]
     found = [one.logprob for one in loglikelihood(llm, pairs, progress)]
     return [1.0 / (1.0 + math.exp(min(no - yes, 700.0))) for yes, no in zip(found[::2], found[1::2], strict=True)]

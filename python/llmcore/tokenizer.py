@@ -360,15 +360,16 @@ class Tokenizer:
             raise ArgumentError("this vocabulary has no token for padding: give pad_id")
         return found
 
-    def encode_rendered(self, text: str, guarded: Sequence[int]) -> list[int]:
-        """The ids of a rendered chat: control tokens count, except where `guarded` (places in characters) says no.
+    def encode_rendered(self, text: str, guarded: Sequence[tuple[int, int]]) -> list[int]:
+        """The ids of a rendered chat: control tokens count, but for those that hold any of what is `guarded`:
+        (begin, end) in characters, in order.
 
         This is what `apply_chat_template` encodes with; nothing is put around the text.
         """
         return self._core.encode_guarded(text, _byte_places(text, guarded))
 
     def encode_rendered_with_offsets(
-        self, text: str, guarded: Sequence[int]
+        self, text: str, guarded: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode_rendered`, with places as `encode_with_offsets` has them."""
         return self._core.encode_guarded_spans(text, _byte_places(text, guarded))
@@ -650,13 +651,13 @@ def _blanks(token: str) -> tuple[int, int]:
     return len(token) - len(spelled.lstrip(_WHITE)), len(token) - len(spelled.rstrip(_WHITE))
 
 
-def _byte_places(text: str, places: Sequence[int]) -> list[int]:
-    """Places in characters, in order, as places in UTF-8."""
+def _byte_places(text: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
+    """Where stretches of characters, in order, begin and end in UTF-8."""
     if not isinstance(text, str):
         raise ArgumentError(f"text: must be str, found {type(text).__name__}")
     lengths = [0]
     done = 0
-    for at in places:
+    for at in (place for stretch in stretches for place in stretch):
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
         done = at
     return lengths[1:]
