@@ -21,7 +21,7 @@ import numpy as np
 
 from llmcore import _core
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
-from llmcore.vocab.decoders import BYTES
+from llmcore.vocab.decoders import BYTES, texts_of_bytes
 from llmcore.vocab.spec import FIRST_TEXT, AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
@@ -425,8 +425,8 @@ class Tokenizer:
         text = ""
         shown = (int(i) for i in ids if not (skip and int(i) in self._skipped_set))
         for is_byte, run in groupby(shown, lambda id: spec.kinds[id] == Kind.BYTE):
-            tokens = [spec.tokens[id] for id in run]
-            text += _byte_run(tokens) if is_byte else b"".join(tokens).decode("utf-8")
+            data = b"".join(spec.tokens[id] for id in run)
+            text += "".join(texts_of_bytes(data)) if is_byte else data.decode("utf-8")
         return text.removeprefix(" ") if spec.strip_prefix else text
 
     def decode_stream(self, skip_special_tokens: bool = False) -> DecodeStream:
@@ -636,13 +636,6 @@ class _PartsStream:
 
     def finish(self) -> str:
         return self._tokenizer.decode(self._ids)[self._given :]
-
-
-def _byte_run(tokens: list[bytes]) -> str:
-    try:
-        return b"".join(tokens).decode("utf-8")
-    except UnicodeDecodeError:
-        return "\ufffd" * len(tokens)
 
 
 def _blanks(token: str) -> tuple[int, int]:

@@ -128,15 +128,17 @@ def _stripped(token: str, content: str, start: int, stop: int) -> str:
 
 
 def _join_bytes(tokens: list[str]) -> list[str]:
-    """Runs of byte tokens become their text, or U+FFFD for each byte where they have none."""
+    """Runs of byte tokens become their text."""
     out: list[str] = []
-    for is_byte, run in groupby(tokens, lambda t: t in BYTES):
-        if not is_byte:
-            out += run
-            continue
-        data = bytes(BYTES[t] for t in run)
-        try:
-            out.append(data.decode("utf-8"))
-        except UnicodeDecodeError:
-            out += ["\ufffd"] * len(data)
+    for is_byte, group in groupby(tokens, lambda t: t in BYTES):
+        run = list(group)
+        out += texts_of_bytes(bytes(BYTES[t] for t in run)) if is_byte else run
     return out
+
+
+def texts_of_bytes(run: bytes) -> list[str]:
+    """The text of a run of byte tokens, or U+FFFD for each of them where the run isn't UTF-8 as a whole."""
+    try:
+        return [run.decode("utf-8")]
+    except UnicodeDecodeError:
+        return ["\ufffd"] * len(run)
