@@ -24,7 +24,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore.chat import TOOL_USE_FILE
 from llmcore.checkpoint.config import Config
-from llmcore.checkpoint.files import open_below, shown, storage_error
+from llmcore.checkpoint.files import check_path, open_below, shown, storage_error
 from llmcore.checkpoint.gguf import read_vocabulary
 from llmcore.checkpoint.hf_dir import SINGLE_NAME, holds_tokenizer
 from llmcore.checkpoint.readers import Checkpoint
@@ -281,12 +281,7 @@ def check_free(path: str | os.PathLike[str]) -> Path:
 
     Raises ArgumentError unless it can be the name of one and there is nothing, or an empty folder; StorageError.
     """
-    try:
-        named = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise ArgumentError(f"{escape(path, 200)} can't be the path of a folder")
+    check_path(path)
     try:
         target = Path(os.path.abspath(path))
         taken = os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))

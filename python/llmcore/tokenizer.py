@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core
+from llmcore.checkpoint.files import check_path
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
 from llmcore.vocab.decoders import BYTES, texts_of_bytes
 from llmcore.vocab.spec import FIRST_TEXT, AddedToken, Kind, VocabSpec
@@ -86,7 +87,7 @@ class Tokenizer:
         """
         from llmcore.vocab.loading import load_parts
 
-        _check_path(path)
+        check_path(path)
         parts = load_parts(path, pattern)
         return cls(
             parts.spec,
@@ -654,15 +655,6 @@ def _byte_places(text: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
         done = at
     return lengths[1:]
-
-
-def _check_path(path: Any) -> None:
-    try:
-        name = os.fsencode(path)
-    except (TypeError, UnicodeEncodeError):
-        raise ArgumentError(f"path: must be str or os.PathLike, found {escape(path)}") from None
-    if isinstance(path, bytes) or b"\0" in name:
-        raise ArgumentError(f"path: {escape(path)} can't be the name of a file")
 
 
 def _check_flags(add_special_tokens: Any, allow_special: Any) -> None:
