@@ -105,6 +105,10 @@ class EngineLoop:
                     except Empty:
                         raise ClosedError("the LLM was closed") from None
 
+    def _check_idle(self) -> None:
+        if running := self.running():
+            raise BusyError(f"{len(running)} requests are running: finish or leave them before close()")
+
     def _check_thread(self) -> None:
         if threading.get_ident() == self._thread_id:
             raise BusyError("the LLM is in the middle of a step: it can't be asked from inside of it")
@@ -151,6 +155,7 @@ class EngineLoop:
         if self._forked or not self._served:
             self._engine = None
             return
+        self._check_idle()
         self.call(self._close)
         self.stop()
         self.join()
@@ -168,7 +173,7 @@ class EngineLoop:
 
     def running(self) -> list[Request]:
         """The requests that aren't answered yet."""
-        return list(self._requests)
+        return [request for request in list(self._requests) if not request.done]
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -241,8 +246,7 @@ class EngineLoop:
             self._stats = self._engine.stats()
 
     def _close(self, _: _core.Engine) -> None:
-        if self._sequences:
-            raise BusyError(f"{len(self._sequences)} requests are running: finish or leave them before close()")
+        self._check_idle()
         self._engine = None
         if self._masks is not None:
             self._masks.shutdown()
