@@ -308,9 +308,13 @@ void EncodeState::grow() {
     if (from.slots[0].hi == 0) continue;
     // Each goes to this line or to one that nothing else goes to.
     lines[i] = {};
+    if (from.wide()) {
+      line(from.slots[0].key().hash()) = from;
+      continue;
+    }
     for (const Slot& slot : {from.slots[1], from.slots[0]}) {  // the one in front last, as it was taken
       if (slot.hi == 0) continue;
-      Line& to = line(ShortKey{slot.lo, slot.hi & ~kCountBits}.hash());
+      Line& to = line(slot.key().hash());
       to.slots[1] = to.slots[0];
       to.slots[0] = slot;
     }
@@ -354,11 +358,14 @@ void Bpe::encode_block(const char* text, const uint32_t* ends, size_t n, size_t 
         }
         line.swap();
       }
-      if (slot.count() - 1 >= EncodeState::kIds) {
+      if (slot.count() - 1 < EncodeState::kIds) {
+        std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
+      } else if (line.wide()) {
+        std::memcpy(state.staged.data() + staged, line.ids_of(slot), EncodeState::kWideIds * sizeof(uint32_t));
+      } else {
         add_miss(i, staged, state);
         continue;
       }
-      std::memcpy(state.staged.data() + staged, slot.ids.data(), sizeof slot.ids);
       staged += slot.count();
     }
     for (size_t k = 0; k < longer_count; ++k) {
@@ -410,16 +417,20 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
   EncodeState::Slot& slot = line.slots[0];
   words_.prefetch_filter(hash);
   if (!slot.holds(key)) {
-    const EncodeState::Slot& last = line.slots[1];
+    const bool wide = line.wide();
+    const EncodeState::Slot& last = line.slots[wide ? 0 : 1];
     state.taken += last.hi == 0;
     if (last.count() > 1 && last.count() != EncodeState::kElsewhere) {
-      const ShortKey old{last.lo, last.hi & ~EncodeState::kCountBits};
+      const ShortKey old = last.key();
       const std::array<uint64_t, 2> bytes{old.lo, old.hi};
       const std::string_view text(reinterpret_cast<const char*>(bytes.data()), old.hi >> 56);
-      const std::span<const uint32_t> ids(last.ids.data(), last.count());
-      if (state.merged.find(text, old.hash()).empty()) state.merged.keep(text, old.hash(), ids);
+      std::array<uint32_t, EncodeState::kWideIds> ids;
+      std::memcpy(ids.data(), line.ids_of(last), last.count() * sizeof(uint32_t));
+      if (state.merged.find(text, old.hash()).empty()) {
+        state.merged.keep(text, old.hash(), std::span<const uint32_t>(ids.data(), last.count()));
+      }
     }
-    line.slots[1] = slot;
+    line.slots[1] = wide ? EncodeState::Slot{} : slot;
     slot = {key.lo, key.hi | EncodeState::kPending << 60, {index}};
   } else if (slot.count() == EncodeState::kPending) {
     state.misses.back().same = slot.ids[0];
@@ -486,17 +497,27 @@ uint32_t* Bpe::place_ids(EncodeState& state, EncodeState::Miss& miss, size_t mos
   return state.results.data() + miss.begin;
 }
 
-/// The ids of a miss are placed; if they fit there, they also go to the cache of short pieces.
+/// The ids of a miss are placed; if they fit there, they also go to the cache of short pieces. Many have a line for
+/// themselves, if it is free.
 void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, size_t count) {
   miss.count = static_cast<uint32_t>(count);
   state.results_used += count;
   const ShortKey& key = state.keys[miss.piece];
   if (key.hi == 0) return;
-  const bool fits = count <= EncodeState::kIds;
-  for (EncodeState::Slot& slot : state.line(state.hashes[miss.piece]).slots) {
+  const uint32_t* const ids = state.results.data() + miss.begin;
+  EncodeState::Line& line = state.line(state.hashes[miss.piece]);
+  for (EncodeState::Slot& slot : line.slots) {
     if (!slot.holds(key)) continue;
-    slot.hi = key.hi | (fits ? uint64_t{count} : EncodeState::kElsewhere) << 60;
-    std::memcpy(slot.ids.data(), state.results.data() + miss.begin, sizeof slot.ids);
+    const bool fits = count <= EncodeState::kIds;
+    const bool wide =
+        !fits && count <= EncodeState::kWideIds && line.slots[1].hi == 0 && (count < 8 || ids[7] >> 24 == 0);
+    slot.hi = key.hi | (fits || wide ? uint64_t{count} : EncodeState::kElsewhere) << 60;
+    std::memcpy(slot.ids.data(), ids, sizeof slot.ids);
+    if (!wide) continue;
+    std::array<uint32_t, EncodeState::kWideIds> all{};
+    std::copy(ids, ids + count, all.begin());
+    std::memcpy(line.ids_of(slot), all.data(), sizeof all);
+    return;
   }
 }
 
@@ -508,7 +529,9 @@ void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, const std::vector<
 
 /// What was merged is kept in the ring, if it has no place in the cache of short pieces.
 void Bpe::keep(EncodeState& state, const EncodeState::Miss& miss, std::string_view piece) {
-  if (state.keys[miss.piece].hi != 0 && miss.count <= EncodeState::kIds) return;
+  const ShortKey& key = state.keys[miss.piece];
+  const EncodeState::Line& line = state.line(state.hashes[miss.piece]);
+  if (key.hi != 0 && (miss.count <= EncodeState::kIds || (line.wide() && line.slots[0].holds(key)))) return;
   state.merged.keep(piece, state.hashes[miss.piece],
                     std::span<const uint32_t>(state.results.data() + miss.begin, miss.count));
 }

@@ -5,6 +5,7 @@
 // (O(n log n)) where parts don't pay.
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <span>
@@ -48,7 +49,7 @@ struct EncodeState {
   /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen. There are few
   /// lines at first, which the nearer caches hold and a short text soon has made.
   static constexpr size_t kFirstLines = 8192, kMostLines = 65536;
-  static constexpr size_t kIds = 4;
+  static constexpr size_t kIds = 4, kWideIds = 12;
   static constexpr size_t kSpare = 16;  // ids that are copied at a time, however many count
   static constexpr uint64_t kCountBits = uint64_t{0xF} << 60;
   struct Slot {
@@ -57,15 +58,23 @@ struct EncodeState {
 
     bool holds(const ShortKey& key) const noexcept { return ((lo ^ key.lo) | (hi ^ key.hi) << 4) == 0; }
     uint32_t count() const noexcept { return static_cast<uint32_t>(hi >> 60); }
+    ShortKey key() const noexcept { return {lo, hi & ~kCountBits}; }
   };
+  /// Two slots, or one whose ids go on where the second would be. Those are never taken for a key: the byte that would
+  /// be its length is 0.
   struct alignas(64) Line {
     Slot slots[2];
 
+    bool wide() const noexcept { return slots[0].count() > kIds && slots[0].count() <= kWideIds; }
+    /// Of one of the slots.
+    char* ids_of(const Slot& slot) noexcept {
+      return static_cast<char*>(static_cast<void*>(&slots[&slot - slots])) + offsetof(Slot, ids);
+    }
     // Not inlined, lest every look into a slot load it whole.
     [[gnu::noinline]] void swap() noexcept { std::swap(slots[0], slots[1]); }
   };
-  /// Numbers of ids of a slot that has none: of a miss of this batch (ids[0] says which), or too many for a slot.
-  static constexpr uint64_t kPending = 0, kElsewhere = kIds + 1;
+  /// Numbers of ids of a slot that has none: of a miss of this batch (ids[0] says which), or too many for it.
+  static constexpr uint64_t kPending = 0, kElsewhere = 15;
   /// In place of the key of a longer piece: no slot holds it.
   static constexpr ShortKey kNoKey{~uint64_t{0}, 0};
 
@@ -109,7 +118,7 @@ struct EncodeState {
   std::array<ShortKey, kPieceBatch> keys;                                     // of the batch's short pieces
   std::array<uint64_t, kPieceBatch> hashes;                                   // of these keys, or of longer pieces
   std::array<Symbol, PieceCache::kBytes + CharacterStarts::kWritten> starts;  // of a piece, before any merge
-  std::array<uint32_t, kIds * kPieceBatch + kSpare> staged;                   // ids of the pieces that aren't missed
+  std::array<uint32_t, kWideIds * kPieceBatch + kSpare> staged;               // ids of the pieces that aren't missed
   std::vector<Miss> misses;
   std::vector<uint32_t> words, unmerged;  // of `misses`: what may be in the vocabulary, and what isn't there
   std::vector<uint32_t> results;          // with room for kSpare more
