@@ -203,6 +203,8 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
                 with llmcore.LLM(other, **setting) as llm:
                     for _ in range(2):  # cold, then with a warm cache
                         neighbours = [llm.submit(prompt(i, 30, model.spec.vocab_size), LONG) for i in range(3)]
+                        while not any(neighbour.take_chunks() for neighbour in neighbours):
+                            time.sleep(0.001)
                         requests = [llm.submit(*work[at], priority=at % 3) for at in order]
                         for neighbour in neighbours:
                             neighbour.cancel()

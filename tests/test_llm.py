@@ -462,6 +462,40 @@ def test_close_waits_for_nobody(bare: llmcore.LLM) -> None:
     assert bare.model.forward([1, 2]).shape == (2, bits_hash.VOCAB)  # the model was given, and stays open
 
 
+def test_threads_may_close_at_once(bare: llmcore.LLM) -> None:
+    for _ in range(50):
+        llm = llmcore.LLM(bare.model, max_batch_size=2)
+        llm.generate([1], GREEDY)
+        errors: list[BaseException] = []
+
+        def close(llm: llmcore.LLM = llm, errors: list[BaseException] = errors) -> None:
+            try:
+                llm.close()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=close) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not errors
+        with pytest.raises(llmcore.ClosedError):
+            llm.submit([1], GREEDY)
+
+
+def test_a_request_that_is_asked_often_keeps_nothing_of_it(bare: llmcore.LLM) -> None:
+    request = bare.submit([1], dataclasses.replace(GREEDY, logits_processors=[lambda output, row: time.sleep(0.01)]))
+    for timeout in (0, 0.001):
+        with pytest.raises(TimeoutError):
+            request.result(timeout)
+    assert not request.finished
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(llmcore.ArgumentError, match="timeout"):
+            request.result(wrong)
+    request.cancel()
+
+
 def test_closing_gives_the_memory_back(bare_folder: Path) -> None:
     with llmcore.load(bare_folder, threads=1, progress=False) as model:
         assert model.memory_usage()["kv_cache"] == 0
@@ -598,6 +632,17 @@ def test_arguments_of_the_wrong_type_are_named(tiny: llmcore.LLM, name: str) -> 
     with pytest.raises(llmcore.ArgumentError) as caught:
         WRONG[name](tiny)
     assert len(str(caught.value)) < 300
+
+
+def test_a_refused_llm_leaves_no_larger_plan() -> None:
+    with llmcore.load("tiny", progress=False) as model:
+        with llmcore.LLM(model, max_batch_size=1, max_model_len=16):
+            usage = model.memory_usage()
+            limit = usage["total"] + 1_000_000
+        with pytest.raises(llmcore.OutOfMemoryError, match="smaller max_batch_size"):
+            llmcore.LLM(model, max_batch_size=4096, max_memory=limit)
+        with llmcore.LLM(model, max_batch_size=1, max_memory=limit):
+            assert model.memory_usage()["activations"] == usage["activations"]
 
 
 def test_max_memory_counts_the_guessing_model() -> None:

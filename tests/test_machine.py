@@ -70,8 +70,12 @@ def test_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "usage", "cache"),
     [
-        ({"memory.max": "4096000"}, "memory.current", "anon 5\ninactive_file 1000\n"),
-        ({"memory.limit_in_bytes": "4096000"}, "memory.usage_in_bytes", "inactive_file 7\ntotal_inactive_file 1000\n"),
+        ({"memory.max": "4096000"}, "memory.current", "anon 5\ninactive_file 600\nactive_file 400\n"),
+        (
+            {"memory.limit_in_bytes": "4096000"},
+            "memory.usage_in_bytes",
+            "active_file 7\ntotal_active_file 1000\n",
+        ),
     ],
 )
 def test_memory_within_the_group(tmp_path: Path, group: dict[str, str], usage: str, cache: str) -> None:

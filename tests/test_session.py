@@ -66,6 +66,18 @@ def test_saved_and_restored_bits(llm: llmcore.LLM, tmp_path: Path) -> None:
                 )
 
 
+def test_a_session_that_fills_its_context_is_saved(llm: llmcore.LLM, tmp_path: Path) -> None:
+    with llmcore.LLM(llm.model, max_model_len=32, progress=False) as short:
+        session = short.session()
+        session.generate(FIRST, llmcore.SamplingParams(max_tokens=100, temperature=0, ignore_eos=True))
+        assert len(session.token_ids) == 32
+        session.save(tmp_path / "full")
+        assert short.restore(tmp_path / "full").token_ids == session.token_ids
+        for path in ("a\0b", 5):
+            with pytest.raises(llmcore.ArgumentError, match="path"):
+                session.save(path)  # type: ignore[arg-type]
+
+
 def test_another_process_goes_on(llm: llmcore.LLM, tmp_path: Path) -> None:
     expected = uninterrupted(llm)
     session = llm.session()

@@ -70,6 +70,8 @@ def test_one_of_some_texts(llm: llmcore.LLM) -> None:
     texts = ["Yes, sir", "no", "naïve 日本"]
     outs = llm.generate([PROMPT] * 12, [params(seed, choice=texts) for seed in range(12)])
     assert {out.text for out in outs} <= set(texts)
+    many = [*texts, *(f"{i:b} " + "é.*\\n"[i % 5 :] for i in range(4000))]
+    assert llm.generate(PROMPT, params(choice=many))[0].text in many
     only = llm.generate(PROMPT, params(choice=texts[2:]))[0]
     assert (only.text, only.finish_reason) == (texts[2], "stop")
 

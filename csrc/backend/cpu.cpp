@@ -60,15 +60,10 @@ class CpuBackend final : public Backend {
     return std::make_shared<CpuWeight>(values, n);
   }
 
-  int64_t plan(const StepLimits& limits) override {
-    MatmulWorkspace matmul(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_);
-    AttentionWorkspace attention(context_, limits.num_heads, limits.head_dim, limits.max_model_len);
-    Buffer row(limits.max_columns * 4), tables(limits.max_tokens * limits.head_dim * 4);
-    matmul_ = std::move(matmul);
-    attention_ = std::move(attention);
-    row_ = std::move(row);
-    tables_ = std::move(tables);
-    return matmul_.nbytes() + attention_.nbytes() + row_.size() + tables_.size();
+  void plan(const StepLimits& limits) override { scratch_ = make_scratch(limits); }
+  int64_t planned_bytes(const StepLimits& limits) override {
+    const Scratch s = make_scratch(limits);
+    return s.matmul.nbytes() + s.attention.nbytes() + s.row.size() + s.tables.size();
   }
 
   void for_each_on_host(int64_t count, const std::function<void(int64_t, int)>& function) override {
@@ -83,7 +78,7 @@ class CpuBackend final : public Backend {
 
   void embed(const Weight& table, const int32_t* ids, int64_t T, bool accumulate, float* y) override {
     check_argument(stack_of(table).size() == 1, "a table of embeddings must be one matrix");
-    llmcore::embed(context_, *stack_of(table)[0], ids, T, accumulate, row_.as<float>(), y, table.columns());
+    llmcore::embed(context_, *stack_of(table)[0], ids, T, accumulate, scratch_.row.as<float>(), y, table.columns());
   }
   void norm(const float* x, int64_t T, const NormWeights& norm, float* y) override {
     const int64_t n = norm.weight->rows();
@@ -117,7 +112,7 @@ class CpuBackend final : public Backend {
                        [&](int64_t begin, int64_t end, int) { context_.table.softcap(x + begin, cap, end - begin); });
   }
   void rope_tables(const float* inv_freq, int64_t half, float factor, const int32_t* positions, int64_t T) override {
-    float* cosines = tables_.as<float>();
+    float* cosines = scratch_.tables.as<float>();
     llmcore::rope_tables(inv_freq, half, factor, positions, T, cosines, cosines + T * half);
   }
 
@@ -125,7 +120,7 @@ class CpuBackend final : public Backend {
                    int64_t half, bool interleaved, float scale, const KvLayout& layout, uint8_t* keys, uint8_t* values,
                    Slices slices) override {
     const int64_t D = layout.head_dim, stride = (heads + 2 * layout.kv_heads) * D;
-    const float *cosines = tables_.as<float>(), *sines = cosines + T * half;
+    const float *cosines = scratch_.tables.as<float>(), *sines = cosines + T * half;
     const KernelTable& table = context_.table;
     const auto rope = interleaved ? table.rope_interleaved : table.rope;
     const auto prepare = [&](int64_t begin, int64_t end, int) {
@@ -156,7 +151,7 @@ class CpuBackend final : public Backend {
     pattern.softcap = layer.softcap;
     pattern.slopes = vector_of(layer.slopes);
     pattern.sinks = vector_of(layer.sinks);
-    paged_attention(context_, attention_, layout, keys, values, slices.data, slices.count, qkv,
+    paged_attention(context_, scratch_.attention, layout, keys, values, slices.data, slices.count, qkv,
                     (heads + 2 * layout.kv_heads) * layout.head_dim, heads, pattern, out, heads * layout.head_dim);
   }
 
@@ -172,21 +167,29 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  struct Scratch {
+    MatmulWorkspace matmul;
+    AttentionWorkspace attention;
+    Buffer row, tables;
+  };
+  Scratch make_scratch(const StepLimits& limits) {
+    return {MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_),
+            AttentionWorkspace(context_, limits.num_heads, limits.head_dim, limits.max_model_len),
+            Buffer(limits.max_columns * 4), Buffer(limits.max_tokens * limits.head_dim * 4)};
+  }
   static Norm norm_of(const NormWeights& norm) {
     return {vector_of(norm.weight), vector_of(norm.bias), norm.eps, norm.centered};
   }
   void multiply(const Rows& x, const Weight& w, const Weight* bias, const MatmulOutput& output) {
     const Norm norm = x.norm ? norm_of(*x.norm) : Norm{};
-    matmul(context_, matmul_, {x.x, x.T, w.columns(), x.norm ? &norm : nullptr, x.normed}, stack_of(w), vector_of(bias),
-           output);
+    matmul(context_, scratch_.matmul, {x.x, x.T, w.columns(), x.norm ? &norm : nullptr, x.normed}, stack_of(w),
+           vector_of(bias), output);
   }
 
   ThreadPool pool_;
   Context context_;
   InputType input_type_;
-  MatmulWorkspace matmul_;
-  AttentionWorkspace attention_;
-  Buffer row_, tables_;
+  Scratch scratch_;
 };
 
 }  // namespace

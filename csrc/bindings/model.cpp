@@ -300,6 +300,14 @@ void bind_model(py::module_& m) {
             model.decoder->plan(max_tokens, max_logit_rows, max_model_len);
           },
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
+      .def(
+          "planned_bytes",
+          [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+            const NativeCall call;
+            const std::lock_guard lock(model.mutex);
+            return model.decoder->planned_bytes(max_tokens, max_logit_rows, max_model_len);
+          },
+          py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def("forward", forward_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("chunk_size") = 0,
            py::arg("probe") = py::none())
       .def("embed", embed_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("pooling"), py::arg("normalize"))

@@ -123,46 +123,61 @@ KvLayout Decoder::kv_layout(KvType type, int64_t pages) const {
   return {type, spec_.num_kv_heads, spec_.head_dim, pages};
 }
 
-void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+Decoder::Plan Decoder::make_plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const {
   check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
                  "decoder: a plan needs at least one token");
-  if (max_tokens <= max_tokens_ && max_logit_rows <= max_logit_rows_ && max_model_len <= max_model_len_) return;
-  max_tokens = std::max(max_tokens, max_tokens_);
-  max_logit_rows = std::max(max_logit_rows, max_logit_rows_);
-  max_model_len = std::max(max_model_len, max_model_len_);
   const DecoderSpec& s = spec_;
-  int64_t floats = 0;
+  Plan p{};
+  p.larger = max_tokens > max_tokens_ || max_logit_rows > max_logit_rows_ || max_model_len > max_model_len_;
+  p.max_tokens = std::max(max_tokens, max_tokens_);
+  p.max_logit_rows = std::max(max_logit_rows, max_logit_rows_);
+  p.max_model_len = std::max(max_model_len, max_model_len_);
   const auto reserve = [&](int64_t rows, int64_t columns) {
-    const int64_t at = floats;
-    floats = checked_add(floats, round_up(checked_mul(rows, columns), 16));
+    const int64_t at = p.floats;
+    p.floats = checked_add(p.floats, round_up(checked_mul(rows, columns), 16));
     return at;
   };
-  const int64_t x = reserve(max_tokens, s.hidden_size), normed = reserve(max_tokens, s.hidden_size);
-  const int64_t qkv = reserve(max_tokens, s.qkv_size()), attention = reserve(max_tokens, s.attention_size());
-  const int64_t activated = reserve(max_tokens, s.intermediate_size);
-  const int64_t head = reserve(max_logit_rows, s.hidden_size), out = reserve(max_logit_rows, s.vocab_size);
-  const int64_t widest = std::max({s.hidden_size, s.attention_size(), s.intermediate_size});
-  const StepLimits limits{.max_tokens = std::max(max_tokens, max_logit_rows),
-                          .max_logit_rows = max_logit_rows,
-                          .max_columns = widest,
-                          .num_heads = s.num_heads,
-                          .head_dim = s.head_dim,
-                          .max_model_len = max_model_len};
+  p.x = reserve(p.max_tokens, s.hidden_size);
+  p.normed = reserve(p.max_tokens, s.hidden_size);
+  p.qkv = reserve(p.max_tokens, s.qkv_size());
+  p.attention = reserve(p.max_tokens, s.attention_size());
+  p.activated = reserve(p.max_tokens, s.intermediate_size);
+  p.head_rows = reserve(p.max_logit_rows, s.hidden_size);
+  p.logits = reserve(p.max_logit_rows, s.vocab_size);
+  p.limits = {.max_tokens = std::max(p.max_tokens, p.max_logit_rows),
+              .max_logit_rows = p.max_logit_rows,
+              .max_columns = std::max({s.hidden_size, s.attention_size(), s.intermediate_size}),
+              .num_heads = s.num_heads,
+              .head_dim = s.head_dim,
+              .max_model_len = p.max_model_len};
+  return p;
+}
+
+int64_t Decoder::planned_bytes(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const {
+  const Plan p = make_plan(max_tokens, max_logit_rows, max_model_len);
+  return p.larger ? checked_add(checked_mul(p.floats, 4), backend_->planned_bytes(p.limits)) : activation_bytes_;
+}
+
+void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+  const Plan p = make_plan(max_tokens, max_logit_rows, max_model_len);
+  if (!p.larger) return;
+  const int64_t bytes = planned_bytes(max_tokens, max_logit_rows, max_model_len);
   // What fails leaves the plan that there is.
-  auto memory = backend_->allocate(checked_mul(floats, 4));
-  activation_bytes_ = memory->size() + backend_->plan(limits);
+  auto memory = backend_->allocate(p.floats * 4);
+  backend_->plan(p.limits);
+  activation_bytes_ = bytes;
   memory_ = std::move(memory);
-  float* base = memory_->floats();
-  x_ = base + x;
-  normed_ = base + normed;
-  qkv_ = base + qkv;
-  attention_ = base + attention;
-  activated_ = base + activated;
-  head_rows_ = base + head;
-  logits_ = base + out;
-  max_tokens_ = max_tokens;
-  max_logit_rows_ = max_logit_rows;
-  max_model_len_ = max_model_len;
+  float* const base = memory_->floats();
+  x_ = base + p.x;
+  normed_ = base + p.normed;
+  qkv_ = base + p.qkv;
+  attention_ = base + p.attention;
+  activated_ = base + p.activated;
+  head_rows_ = base + p.head_rows;
+  logits_ = base + p.logits;
+  max_tokens_ = p.max_tokens;
+  max_logit_rows_ = p.max_logit_rows;
+  max_model_len_ = p.max_model_len;
 }
 
 void Decoder::probe(const char* name, int64_t layer, const float* data, int64_t rows, int64_t columns) {

@@ -40,6 +40,8 @@ class Decoder {
   int64_t max_tokens() const { return max_tokens_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
   int64_t activation_bytes() const { return activation_bytes_; }
+  /// What they would be after plan().
+  int64_t planned_bytes(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const;
   int64_t weight_bytes() const;
   /// Bytes of weights that one decoded token reads.
   int64_t bytes_per_token() const;
@@ -65,6 +67,14 @@ class Decoder {
         *down_bias;
     LayerAttention attention;
   };
+  // Where the activations lie, in floats, and what the backend plans for.
+  struct Plan {
+    int64_t max_tokens, max_logit_rows, max_model_len;
+    int64_t x, normed, qkv, attention, activated, head_rows, logits, floats;
+    StepLimits limits;
+    bool larger;  // than what there is
+  };
+  Plan make_plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const;
   const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
   const Weight* vector(const std::string& slot, int64_t n, bool required) const;
   void check_spec() const;

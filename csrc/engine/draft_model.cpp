@@ -69,6 +69,8 @@ int32_t DraftModel::draw(Engine::Sequence& s, const float* logits, Sampler& samp
 int64_t DraftModel::guess(const std::vector<Wish>& wishes, Sampler& sampler, const Poll& poll) {
   std::vector<Wish> open;
   for (const Wish& wish : wishes) {
+    // A step that was undone after its guesses leaves those behind.
+    wish.sequence->drafts.computed = std::min(wish.sequence->drafts.computed, wish.sequence->length() - 1);
     catch_up(*wish.sequence, poll);
     open.push_back(wish);
   }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +17,8 @@ from llmcore.request import Request
 from llmcore.sampling import SamplingParams
 
 __all__ = ["AsyncLLM"]
+
+_READERS = 4  # threads that make tokens of prompts
 
 
 class AsyncLLM:
@@ -60,7 +64,7 @@ class AsyncLLM:
                 await more.wait()
                 more.clear()
         finally:
-            await _cancel(request)
+            request.abandon()
 
     async def generate(
         self,
@@ -79,7 +83,7 @@ class AsyncLLM:
                 more.clear()
             return request.output()
         finally:
-            await _cancel(request)
+            request.abandon()
 
     async def _start(
         self,
@@ -97,7 +101,8 @@ class AsyncLLM:
                 loop.call_soon_threadsafe(more.set)
 
         submit = self.llm._submit_in_background
-        start = asyncio.ensure_future(asyncio.to_thread(submit, prompt, params, priority, cache_salt, listener))
+        call = partial(submit, prompt, params, priority, cache_salt, listener)
+        start = asyncio.ensure_future(loop.run_in_executor(self._readers, call))
         try:
             return await asyncio.shield(start)
         except asyncio.CancelledError:
@@ -110,6 +115,7 @@ class AsyncLLM:
 
     async def __aenter__(self) -> Self:
         args, kwargs = self._arguments
+        self._readers = ThreadPoolExecutor(_READERS, "llmcore-prompts")
         self._llm = await asyncio.to_thread(LLM, *args, **kwargs)
         return self
 
@@ -118,6 +124,7 @@ class AsyncLLM:
     ) -> None:
         llm, self._llm = self.llm, None
         await asyncio.shield(asyncio.to_thread(_stop, llm))
+        self._readers.shutdown(wait=False)
 
 
 def _stop(llm: LLM) -> None:
@@ -130,11 +137,6 @@ def _stop(llm: LLM) -> None:
             continue
 
 
-async def _cancel(request: Request) -> None:
-    if not request.done:
-        await asyncio.shield(asyncio.to_thread(request.cancel))
-
-
 def _cancel_started(start: asyncio.Future[Request]) -> None:
     if not start.cancelled() and start.exception() is None:
-        start.result().cancel()
+        start.result().abandon()

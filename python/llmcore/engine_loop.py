@@ -11,8 +11,10 @@ import os
 import threading
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +32,7 @@ Work = Callable[[], Any]
 _FINISH = (None, "stop", "length", "error")
 _LOOK_SECONDS = 1.0
 """So often a caller that waits looks whether the thread is there."""
+_JOIN_SECONDS = 0.05
 _EXIT_SECONDS = 5.0
 
 
@@ -49,9 +52,8 @@ class EngineLoop:
 
     def _set_up(self) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
-        self._starting = threading.Lock()
-        self._serving = threading.Lock()  # held by the thread as long as it is there
-        self._thread: threading.Thread | None = None
+        self._serving = threading.Lock()  # held by the thread as long as it is there, and never by another
+        self._ended: SimpleQueue[None] = SimpleQueue()  # tells those who wait for its end to look
         self._thread_id = 0
         self._idle = True
 
@@ -99,11 +101,12 @@ class EngineLoop:
             except Empty:
                 if end is not None and time.monotonic() >= end:
                     raise
-                if not self._served:
+                if not self._serving.locked():
                     try:
                         return queue.get_nowait()
                     except Empty:
-                        raise ClosedError("the LLM was closed") from None
+                        self.require()
+                        self._start()
 
     def _check_idle(self) -> None:
         if running := self.running():
@@ -119,15 +122,16 @@ class EngineLoop:
         engine, several = self.require(), list(requests)
         for request in several:
             engine.check(request.native)
-        self._requests.update(several)
         self._start()
+        self._requests.update(several)
         self._work.put(lambda: self._add(several))
+        self.require()  # it may have been closed meanwhile, and nobody looks at its work any more
 
     def stats(self, wait: bool = True) -> dict[str, int]:
         """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
         own thread, those after the last step."""
         self.require()
-        if wait and self._served and threading.get_ident() != self._thread_id:
+        if wait and self._serving.locked() and threading.get_ident() != self._thread_id:
             return self.call(lambda engine: engine.stats())
         return dict(self._stats)
 
@@ -138,7 +142,7 @@ class EngineLoop:
             return
         self._work.put(lambda: self._drop(running))
         engine = self._engine
-        theirs = sum(sequence.handle > 0 for request in running for sequence in request.sequences)
+        theirs = sum(s.handle > 0 and not s.done for request in running for s in request.sequences)
         if engine is not None and theirs >= len(self._sequences):
             engine.interrupt()  # the step is nobody else's
 
@@ -150,13 +154,14 @@ class EngineLoop:
 
     def close(self) -> None:
         """Lets the engine go. Raises BusyError while requests run."""
-        if self._engine is None:
-            return
-        if self._forked or not self._served:
+        if self._engine is not None and not self._forked:
+            self._check_idle()
+        if self._forked or not self._serving.locked():
             self._engine = None
             return
-        self._check_idle()
-        self.call(self._close)
+        if self._engine is not None:
+            with suppress(ClosedError):  # another thread was quicker
+                self.call(self._close)
         self.stop()
         self.join()
 
@@ -164,12 +169,13 @@ class EngineLoop:
         """Ends the thread after the work that it was handed before."""
         self._work.put(None)
 
-    def join(self, timeout: float = -1) -> bool:
-        """Waits for the end of the thread; whether it came."""
-        if threading.get_ident() == self._thread_id or not self._serving.acquire(timeout=timeout):
-            return False
-        self._serving.release()
-        return True
+    def join(self, timeout: float = float("inf")) -> bool:
+        """Waits for the end of the thread, so many seconds at most; whether it came."""
+        end = time.monotonic() + timeout
+        while self._serving.locked() and threading.get_ident() != self._thread_id and time.monotonic() < end:
+            with suppress(Empty):
+                self._ended.get(timeout=_JOIN_SECONDS)
+        return not self._serving.locked()
 
     def running(self) -> list[Request]:
         """The requests that aren't answered yet."""
@@ -177,22 +183,24 @@ class EngineLoop:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _served(self) -> bool:
-        """Whether the thread is there, or on its way."""
-        return self._serving.locked() or (self._thread is not None and self._thread.is_alive())
-
     def _start(self) -> None:
-        with self._starting:
-            if not self._served:
-                self._thread = threading.Thread(target=_serve, args=(self,), name="llmcore-engine", daemon=True)
-                self._thread.start()
+        """Sees to it that the thread comes. One too many ends at once."""
+        if self._serving.locked():
+            return
+        if _exiting:
+            raise ClosedError("Python is at its end")
+        try:  # not threading.Thread, which waits for its start: Ctrl-C there may leave it standing still for ever
+            start_new_thread(_serve, (self,))
+        except RuntimeError as error:
+            raise LlmcoreError(f"the engine's thread can't be started: {error}") from None
 
     def _turn(self) -> bool:
         """The work there is, then a step; False when told to stop."""
         if self._engine is not None:
             self._engine.resume()
         while not self._sequences or not self._work.empty():
+            if self._engine is None and self._work.empty():
+                return False
             self._idle = not self._sequences
             work = self._work.get()
             self._idle = False
@@ -209,21 +217,25 @@ class EngineLoop:
                 continue
             try:
                 request.begin(self.require().submit(request.native))
-                for sequence in request.sequences:
-                    self._sequences[sequence.handle] = sequence
-                    self._editing += sequence.edits
-                    self._prepare(sequence)
-            except Exception as error:  # its own: memory or threads are short
+            except Exception as error:  # its own: memory is short
                 self._fail(request, error)
+                continue
+            for sequence in request.sequences:
+                self._sequences[sequence.handle] = sequence
+                self._editing += sequence.edits
+                self._prepare(sequence)
         self._note_stats()
 
     def _prepare(self, sequence: Answer) -> None:
-        """Begins to compute what its next token may be."""
+        """Begins to compute what its next token may be. Without a thread for that, it is computed when it is needed."""
         if sequence.guide is None:
             return
-        if self._masks is None:
-            self._masks = ThreadPoolExecutor(1, "llmcore-masks")
-        sequence.guide.prepare(self._masks)
+        try:
+            if self._masks is None:
+                self._masks = ThreadPoolExecutor(1, "llmcore-masks")
+            sequence.guide.prepare(self._masks)
+        except RuntimeError:  # there are too many threads, or Python is at its end
+            self._masks = None
 
     def _drop(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -243,7 +255,8 @@ class EngineLoop:
 
     def _note_stats(self) -> None:
         if self._engine is not None:
-            self._stats = self._engine.stats()
+            with suppress(ClosedError):  # of a model in a forked process
+                self._stats = self._engine.stats()
 
     def _close(self, _: _core.Engine) -> None:
         self._check_idle()
@@ -321,15 +334,18 @@ def _serve(loop: EngineLoop) -> None:
     finally:
         loop._fail_all(ClosedError("the LLM was closed"))
         loop._thread_id = 0
-        loop._thread = None
         loop._serving.release()
+        loop._ended.put(None)
 
 
 _loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+_exiting = False
 
 
 def _stop_all() -> None:
     """Before Python ends: a thread that comes back from native code after that ends the process badly."""
+    global _exiting
+    _exiting = True
     for loop in list(_loops):
         loop.stop()
         if loop._engine is not None:

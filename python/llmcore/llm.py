@@ -136,11 +136,20 @@ class LLM:
         """The arguments to raise for more room in the KV cache."""
         step = max(STEP_TOKENS, batch)
         rows = batch + max(EXTRA_LOGIT_ROWS, min(drafts * batch, STEP_TOKENS))
+        sizes = [(self.model, step, rows)]
+        if self._draft is not None:
+            sizes.append((self._draft, max(STEP_TOKENS, 2 * batch), batch))
         length, fits = 0, PAGE_TOKENS
         while fits > length:  # the more context, the more activations
             length = fits
-            self._plan(step, rows, length)
-            pages, fits = self._plan_pages(kv, max_model_len, batch, self._cache_room(kv_cache_bytes, max_memory))
+            used = sum(
+                model.core.weight_bytes + model.core.planned_bytes(tokens, rows, length)
+                for model, tokens, rows in sizes
+            )
+            budget = _cache_room(kv_cache_bytes, max_memory, used)
+            pages, fits = self._plan_pages(kv, max_model_len, batch, budget)
+        for model, tokens, rows in sizes:
+            model.plan(max_tokens=tokens, max_logit_rows=rows, max_model_len=fits)
         self.max_model_len = fits
         self._asked = max_model_len is not None
         self._numbers = itertools.count(1)
@@ -164,13 +173,6 @@ class LLM:
         self.enable_prefix_caching = enable_prefix_caching
         self.model._llms.add(self)
 
-    def _plan(self, max_tokens: int, max_logit_rows: int, max_model_len: int) -> None:
-        """Memory of a step's activations, of the guessing model's, too."""
-        self.model.plan(max_tokens=max_tokens, max_logit_rows=max_logit_rows, max_model_len=max_model_len)
-        if self._draft is not None:
-            batch = self.max_batch_size
-            self._draft.plan(max_tokens=max(STEP_TOKENS, 2 * batch), max_logit_rows=batch, max_model_len=max_model_len)
-
     def _plan_pages(self, kv: str, max_model_len: int | None, batch: int, budget: int) -> tuple[int, int]:
         """Pages of the KV cache, and tokens of one sequence."""
         spec = self.model.spec
@@ -180,7 +182,8 @@ class LLM:
                 f"got {max_model_len}"
             )
         length = max_model_len or spec.max_position_embeddings
-        page_bytes = sum(kv_bytes_per_page(model.spec, kv) for model in self._models())
+        models = [self.model] if self._draft is None else [self.model, self._draft]
+        page_bytes = sum(kv_bytes_per_page(model.spec, kv) for model in models)
         pages = min(math.ceil(length / PAGE_TOKENS) * batch, budget // page_bytes)
         if pages < 1 or (max_model_len is not None and pages * PAGE_TOKENS < length):
             needed = page_bytes * math.ceil((max_model_len or PAGE_TOKENS) / PAGE_TOKENS)
@@ -195,25 +198,6 @@ class LLM:
             _log.info("the context is cut to %d of %d tokens: the KV cache holds no more", pages * PAGE_TOKENS, length)
             length = pages * PAGE_TOKENS
         return pages, length
-
-    def _cache_room(self, kv_cache_bytes: int | None, max_memory: int | None) -> int:
-        """Bytes that the KV cache may take."""
-        if max_memory is None:
-            return kv_cache_bytes or int((memory().available or _UNKNOWN_MEMORY) * _MEMORY_SHARE)
-        used = sum(model.core.weight_bytes + model.core.activation_bytes for model in self._models())
-        if used >= max_memory:
-            raise OutOfMemoryError(
-                f"weights and activations take {used:,} bytes and max_memory is {max_memory:,}: raise it, or choose "
-                "fewer bits or a smaller max_batch_size",
-                needed=used,
-                available=max_memory,
-                largest_context=0,
-            )
-        return min(max_memory - used, kv_cache_bytes or max_memory)
-
-    def _models(self) -> list[Model]:
-        """The model, and the one that guesses."""
-        return [self.model] if self._draft is None else [self.model, self._draft]
 
     def _check_length(self, length: int) -> None:
         """Raises ContextLengthError for a prompt of so many tokens if none is left for its answer."""
@@ -509,6 +493,22 @@ class LLM:
         vocab_size = self.model.spec.vocab_size
         ends = frozenset(id for id in eos if id < vocab_size)
         return [guide(params.structured_outputs, tokenizer, vocab_size, ends) for _ in range(params.n)]
+
+
+def _cache_room(kv_cache_bytes: int | None, max_memory: int | None, used: int) -> int:
+    """Bytes that the KV cache may take, beside `used` ones of weights and activations."""
+    if max_memory is None:
+        free = memory().available
+        return kv_cache_bytes or int((_UNKNOWN_MEMORY if free is None else free) * _MEMORY_SHARE)
+    if used >= max_memory:
+        raise OutOfMemoryError(
+            f"weights and activations take {used:,} bytes and max_memory is {max_memory:,}: raise it, or choose fewer "
+            "bits or a smaller max_batch_size",
+            needed=used,
+            available=max_memory,
+            largest_context=0,
+        )
+    return min(max_memory - used, kv_cache_bytes or max_memory)
 
 
 class _Stream(Generator[StreamChunk, None, None]):

@@ -87,8 +87,9 @@ def _bytes(folder: Path, *names: str) -> int | None:
 
 def _reclaimable(folder: Path) -> int:
     """Bytes of files that a cgroup counts, and the system lets go of when memory is short."""
-    found = re.findall(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE)
-    return max(map(int, found), default=0)
+    found = re.findall(r"^(\w+) (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE)
+    fields = {name: int(size) for name, size in found}
+    return sum(fields.get(f"total_{name}", fields.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def processor(root: Path = _ROOT) -> str | None:

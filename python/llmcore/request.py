@@ -82,8 +82,14 @@ class Request:
         """Stops it within one step; the answer so far stays, with finish_reason "abort"."""
         self._loop.cancel(self)
 
+    def abandon(self) -> None:
+        """As `cancel`, and returns at once."""
+        self._loop.drop([self])
+
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Waits for the answer, `timeout` seconds at most. Raises TimeoutError, NumericError, ClosedError."""
+        if timeout is not None and not timeout >= 0:
+            raise ArgumentError(f"timeout must be None or a number of seconds, at least 0, got {timeout!r}"[:200])
         try:
             self.wait(timeout)
         except Empty:
@@ -94,8 +100,11 @@ class Request:
         """Until it is done. Raises queue.Empty after `timeout` seconds, ClosedError."""
         woken: SimpleQueue[Request] = SimpleQueue()
         self.finished.append(woken)
-        if not self.done:  # or it was done before it could know of the queue
-            self._loop.wait(woken, timeout)
+        try:
+            if not self.done:  # or it was done before it could know of the queue
+                self._loop.wait(woken, timeout)
+        finally:
+            self.finished.remove(woken)
 
     def take_chunks(self) -> list[StreamChunk]:
         """The tokens that have come since the last call."""
@@ -147,7 +156,7 @@ class Request:
         if self.done and not self._told:
             self._told = True
             self.owner = None
-            for queue in self.finished:
+            for queue in list(self.finished):
                 queue.put(self)
         if self.listener is not None:
             with suppress(RuntimeError):  # of an event loop that was closed meanwhile
@@ -261,9 +270,16 @@ class Answer:
             self.error = error
             raise
         except BaseException as error:  # this request's own, whatever it is
-            self.error = ArgumentError(f"a logits processor failed: {type(error).__name__}: {escape(str(error), 200)}")
+            self.error = ArgumentError(f"a logits processor failed: {type(error).__name__}{_message(error)}")
             self.error.__cause__ = error
             raise self.error from error
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return f": {escape(str(error), 200)}"
+    except Exception:  # its own __str__ failed
+        return ""
 
 
 def _ranked(

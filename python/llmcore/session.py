@@ -21,7 +21,7 @@ from llmcore.checkpoint.files import check_path
 from llmcore.checkpoint.safetensors import SafetensorsFile
 from llmcore.checkpoint.write import save_safetensors
 from llmcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, escape
-from llmcore.prompts import Prompt, params_list, salt_bits, with_stops
+from llmcore.prompts import Prompt, params_list, salt_bits, token_ids, with_stops
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -89,7 +89,7 @@ class Session:
         """
         check_path(path)
         llm, salt = self._llm, salt_bits(self._cache_salt)
-        tokens = llm._prompt_ids(self.token_ids)
+        tokens = token_ids(self.token_ids, lambda length: None)
         pages, page_bytes = llm._loop.call(lambda engine: (engine.export_prefix(tokens, salt), engine.page_bytes))
         about = {
             "format": _FORMAT,

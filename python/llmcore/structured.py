@@ -181,8 +181,14 @@ def _grammar(params: StructuredOutputsParams, library: Any) -> str:
     if params.regex is not None:
         return str(library.LLMatcher.grammar_from_regex(params.regex))
     if params.choice is not None:
-        return str(library.grammar_from("choice", json_text.dumps(params.choice)))
+        # Alternatives of a grammar may be 2,000.
+        return str(library.LLMatcher.grammar_from_regex("|".join(map(_literal, params.choice))))
     return str(library.grammar_from("grammar", params.grammar))
+
+
+def _literal(text: str) -> str:
+    """A regular expression for this text alone."""
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
 class _Words:

@@ -163,6 +163,39 @@ TEST(engine, an_exception_while_polling_leaves_the_engine_usable) {
 }
 
 // Three sequences repeat one token, so that guesses, all of them right, could take every token of every step.
+// Guesses of a smaller model are there before the step that is undone, at any moment of it.
+TEST(engine, an_undone_step_leaves_no_guesses_behind) {
+  TinyModel model = smallest_model();
+  model.max_logit_rows = 24;
+  EngineLimits limits = engine_limits(model, 32, kKvF32);
+  limits.max_batch_size = 4;
+  limits.draft_tokens = 4;
+  Engine plain(make_decoder(model), limits);
+  Engine engine(make_decoder(model), limits, make_decoder(model));
+  for (uint64_t i = 0; i < 3; ++i) {
+    plain.submit(request(5, 30, i));
+    engine.submit(request(5, 30, i));
+  }
+  Tokens tokens;
+  while (!engine.idle()) {
+    bool undone = true;
+    for (int64_t moment = 1; undone; ++moment) {
+      int64_t left = moment;
+      try {
+        const auto outputs = engine.step([&] {
+          if (--left == 0) throw Interrupted();
+        });
+        undone = false;
+        for (const Output& output : outputs) tokens[output.request].push_back(output.token.id);
+      } catch (const Interrupted&) {
+      }
+    }
+  }
+  CHECK(tokens == run(plain));
+  CHECK(engine.stats().accepted > 0);
+  CHECK_EQ(engine.stats().pages_free, 32);
+}
+
 TEST(engine, guesses_leave_room_for_prompts) {
   for (const int64_t score_from : {0, 1}) {
     TinyModel model = smallest_model();

@@ -75,6 +75,8 @@ def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | byte
     target = Path(path)
     if target.is_dir():
         raise StorageError(f"{shown(target)}: can't write: is a directory")
+    if target.exists() and not target.is_file():
+        raise StorageError(f"{shown(target)}: can't write: is no regular file")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         mode = _mode(target)
