@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import random
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +149,13 @@ def test_equal_to_tokenizers_for_falcon(load: Load, folder: Path, texts: list[st
         t for t in texts if not re.search("[\x00-\x08\x0b-\x1f\U00040000-\U0010ffff]", t)
     ]  # bytes it has no token for
     assert len(usable) > 1200
+    # Its Punctuation and Digits know other versions of Unicode than its pattern.
+    odd = [
+        chr(c)
+        for c in range(0x40000)
+        if unicodedata.category(chr(c)) == "Cn" or unicodedata.category(chr(c))[0] in "PN"
+    ]
+    usable += [f"a  {c}" for c in odd]
     assert_equal(usable, load("falcon").encode, lambda t: reference.encode(t).ids)
 
 
@@ -383,3 +392,25 @@ def test_threads_share_a_long_text(load: Load, texts: list[str], data_dir: Path,
         ids = tokenizer.encode(text)
         for threads in (2, 3, 7):
             assert tokenizer.encode_batch([text], threads) == [ids]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "phi-3", "qwen2.5"])
+def test_a_tokenizer_goes_to_other_processes(load: Load, name: str) -> None:
+    mine = load(name)
+    other = pickle.loads(pickle.dumps(mine))
+    text = "Hello, w\u00f6rld  \u65e5\u672c\U0001f642 <|endoftext|></s>"
+    assert other.encode(text, allow_special=True) == mine.encode(text, allow_special=True)
+    assert (other.fingerprint, other.eos_ids, other.bos_id) == (mine.fingerprint, mine.eos_ids, mine.bos_id)
+
+
+def test_wrong_guards_and_dropouts(load: Load) -> None:
+    tokenizer = load("gpt2")
+    for guarded in ([(-3, -1)], [(2, 1)], [(0, 9)], [(2, 3), (0, 1)], [(None, 2)]):
+        with pytest.raises(ArgumentError, match="guarded"):
+            tokenizer.encode_rendered("abcd", guarded)  # type: ignore[arg-type]
+    for dropout in ("x", float("nan"), 1.5):
+        with pytest.raises(ArgumentError, match="dropout"):
+            tokenizer.encode("abcd", dropout=dropout)  # type: ignore[arg-type]
+    for path in ("a\0b", 5):
+        with pytest.raises(ArgumentError, match="path"):
+            tokenizer.save(path)  # type: ignore[arg-type]

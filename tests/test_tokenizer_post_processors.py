@@ -116,3 +116,24 @@ def test_pruning_keeps_what_goes_around_a_pair(tmp_path: Path) -> None:
     pruned, kept = prune(whole, ["a"])
     ids, types = pruned.encode_pair("a", "b")
     assert ([kept[id] for id in ids], types) == whole.encode_pair("a", "b")
+
+
+def test_offsets_of_what_takes_spaces_along(tmp_path: Path) -> None:
+    """An added token that strips is trimmed by the text it covers, as RoBERTa's `<mask>`; so is unknown text."""
+    made = tokenizers.Tokenizer.from_str(file_of(roberta(True, False), False))
+    made.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, normalized=False)])
+    made.save(str(tmp_path / "mask.json"))
+    unigram = {
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -1]], "byte_fallback": False},
+        "post_processor": byte_level(True, False),
+        "decoder": {"type": "Fuse"},
+    }
+    (tmp_path / "unknown.json").write_text(json.dumps(unigram), encoding="utf-8")
+    for name, texts in (
+        ("mask.json", ["Hello <mask>.", "a   <mask>b", "<mask> a"]),
+        ("unknown.json", ["a\u3000a", "a  a", " a"]),
+    ):
+        theirs, mine = tokenizers.Tokenizer.from_file(str(tmp_path / name)), Tokenizer.load(tmp_path / name)
+        for text in texts:
+            encoded = theirs.encode(text)
+            assert mine.encode_with_offsets(text, allow_special=True) == (encoded.ids, encoded.offsets), text

@@ -30,20 +30,18 @@ WHITE_SPACE = {
     0x205F,
     0x3000,
 }
-LETTER, NUMBER, SPACE, UPPER, LOWER, MARK, PUNCT, NEWLINE = (1 << i for i in range(8))
+LETTER, NUMBER, SPACE, UPPER, LOWER, MARK, NEWLINE = (1 << i for i in range(7))
 
 
 def classify(code: int) -> int:
     """The class bits of one code point; the bits are those of csrc/kernels/text.h."""
     category = unicodedata2.category(chr(code))
-    bits = {"L": LETTER, "N": NUMBER, "M": MARK, "P": PUNCT}.get(category[0], 0)
+    bits = {"L": LETTER, "N": NUMBER, "M": MARK}.get(category[0], 0)
     bits |= {"Lu": UPPER, "Lt": UPPER, "Ll": LOWER}.get(category, 0)
     if code in WHITE_SPACE:
         bits |= SPACE
     if code in (0x0A, 0x0D):
         bits |= NEWLINE
-    if code < 0x80 and category[0] == "S":  # ASCII symbols count as punctuation, as in Rust's is_ascii_punctuation
-        bits |= PUNCT
     return bits
 
 

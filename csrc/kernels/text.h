@@ -15,7 +15,6 @@ enum CharClassBit : int {
   kUpperBit,    // \p{Lu} \p{Lt}
   kLowerBit,    // \p{Ll}
   kMarkBit,     // \p{M}
-  kPunctBit,    // \p{P} and the ASCII symbols
   kNewlineBit,  // \r \n
 };
 enum CharClass : uint8_t {
@@ -25,7 +24,6 @@ enum CharClass : uint8_t {
   kUpper = 1 << kUpperBit,
   kLower = 1 << kLowerBit,
   kMark = 1 << kMarkBit,
-  kPunct = 1 << kPunctBit,
   kNewline = 1 << kNewlineBit,
 };
 

@@ -7,6 +7,7 @@
 
 #include "kernels/select.h"
 #include "tokenizer/unicode.h"
+#include "tokenizer/unicode_data.h"
 
 namespace llmcore {
 namespace {
@@ -163,21 +164,14 @@ inline Byte scan_o200k(Byte p, Byte end) noexcept {
 }
 
 /// Runs of the class, and runs of everything else.
-inline Byte scan_class_runs(Byte p, Byte end, uint8_t mask) noexcept {
-  const Char first = char_at(p);
-  p += first.len;
-  if (first.cls & mask) return run_of(p, end, mask);
-  while (p < end) {
-    const Char c = char_at(p);
-    if (c.cls & mask) break;
-    p += c.len;
-  }
+/// Runs of what Hugging Face's Punctuation and Digits split off: they know other versions of Unicode than patterns do.
+inline Byte scan_trait_runs(Byte p, Byte end, CodeTrait trait, bool each = false) noexcept {
+  const auto has_trait = [trait](Byte q) { return (traits_of(decode_utf8(q)) & trait) != 0; };
+  const bool wanted = has_trait(p);
+  p += utf8_length(*p);
+  if (wanted && each) return p;
+  while (p < end && has_trait(p) == wanted) p += utf8_length(*p);
   return p;
-}
-
-inline Byte scan_digits_each(Byte p, Byte end) noexcept {
-  const Char first = char_at(p);
-  return first.cls & kNumber ? p + first.len : scan_class_runs(p, end, kNumber);
 }
 
 /// Digits after the byte alphabet: bytes B2 B3 B9 BC BD BE stand there as ² ³ ¹ ¼ ½ ¾, which are numbers too. Such a
@@ -247,11 +241,11 @@ auto with_scanner(Pattern pattern, Use&& use) {
     case Pattern::kO200k:
       return use(scan_o200k);
     case Pattern::kDigitRuns:
-      return use([](Byte a, Byte b) { return scan_class_runs(a, b, kNumber); });
+      return use([](Byte a, Byte b) { return scan_trait_runs(a, b, kNumeric); });
     case Pattern::kDigitsEach:
-      return use(scan_digits_each);
+      return use([](Byte a, Byte b) { return scan_trait_runs(a, b, kNumeric, true); });
     case Pattern::kPunctuation:
-      return use([](Byte a, Byte b) { return scan_class_runs(a, b, kPunct); });
+      return use([](Byte a, Byte b) { return scan_trait_runs(a, b, kBertPunct); });
     case Pattern::kThreeDigits:
       return use(scan_three_digits);
     case Pattern::kSpaceRuns:

@@ -169,10 +169,13 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a tokenizer.json that Hugging Face tokenizers reads to the same ids. Atomic.
 
-        Raises StorageError, and TokenizerError for what such a file can't say (SentencePiece's own normaliser).
+        Raises ArgumentError, StorageError, and TokenizerError for what such a file can't say (SentencePiece's own
+        normaliser).
         """
         from llmcore.checkpoint.write import write_atomically
         from llmcore.vocab.hf_writer import to_json
+
+        check_path(path)
 
         write_atomically(path, [to_json(self._spec, self._core.merges.reshape(-1, 3)).encode("utf-8")])
 
@@ -203,7 +206,9 @@ class Tokenizer:
                 raise ArgumentError("dropout doesn't go with text_pair: encode the texts one by one")
             return self.encode_pair(text, text_pair, add_special_tokens, allow_special)[0]
         if dropout:
-            if not 0.0 <= float(dropout) <= 1.0:
+            if not isinstance(dropout, int | float | np.floating):
+                raise ArgumentTypeError(f"dropout: must be a number from 0 to 1, found {type(dropout).__name__}")
+            if not 0.0 <= dropout <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
             at = _integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
             return self._core.encode_dropout(text, add_special_tokens, allow_special, float(dropout), at)
@@ -253,18 +258,22 @@ class Tokenizer:
         _check_flags(add_special_tokens, allow_special)
         ids, places = self._core.encode_spans(text, add_special_tokens, allow_special)
         for keep_first in self._spec.trims:
-            places = self._trimmed(ids, places, keep_first, len(self._spec.prefix_ids) if add_special_tokens else 0)
+            first = len(self._spec.prefix_ids) if add_special_tokens else 0
+            places = self._trimmed(text, ids, places, keep_first, first)
         return ids, places
 
     def _trimmed(
-        self, ids: list[int], places: list[tuple[int, int]], keep_first: bool, first: int
+        self, text: str, ids: list[int], places: list[tuple[int, int]], keep_first: bool, first: int
     ) -> list[tuple[int, int]]:
         """`places` without white space, as `process_offsets` of Hugging Face tokenizers has it; but with `keep_first` a
         single space stays at the start, where it may have been put."""
-        blanks = {id: _blanks(self.id_to_token(id) or "") for id in set(ids)}
+        spec = self._spec
+        # These tokens are what they cover there, however they are spelled.
+        as_written = {token.id for token in spec.added} | ({spec.unk_id} if self.kind == "Unigram" else set())
+        blanks = {id: _blanks(self.id_to_token(id) or "") for id in set(ids) - as_written}
         trimmed = []
         for i, (id, (begin, end)) in enumerate(zip(ids, places, strict=True)):
-            before, after = blanks[id]
+            before, after = blanks[id] if id in blanks else _blanks(text[begin:end])
             if before and not (keep_first and before == 1 and (i == first or begin == 0)):
                 begin = min(begin + before, end)
             if after and end >= after:
@@ -568,8 +577,22 @@ class Tokenizer:
 
         return ChatTemplate(chat_format(name).source, self.template_variables)
 
+    def __reduce__(self) -> Any:
+        """For other processes, which build the encoder again."""
+        return _make, (self._spec, self._bos_id, self._eos_ids, self._chat_template, self._fingerprint)
+
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={len(self._special)})"
+
+
+def _make(
+    spec: VocabSpec,
+    bos_id: int | None,
+    eos_ids: tuple[int, ...],
+    chat_template: ChatTemplate | None,
+    fingerprint: str | None,
+) -> Tokenizer:
+    return Tokenizer(spec, bos_id=bos_id, eos_ids=eos_ids, chat_template=chat_template, fingerprint=fingerprint)
 
 
 class DecodeStream:
@@ -646,10 +669,15 @@ def _blanks(token: str) -> tuple[int, int]:
 
 
 def _byte_places(text: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
-    """Where stretches of characters, in order, begin and end in UTF-8."""
+    """Where stretches of characters, in order, begin and end in UTF-8. Raises ArgumentError for what isn't that."""
     if not isinstance(text, str):
         raise ArgumentError(f"text: must be str, found {type(text).__name__}")
     lengths = [0]
+    done = 0
+    for i, (begin, end) in enumerate(stretches):
+        if not (isinstance(begin, int) and isinstance(end, int) and done <= begin <= end <= len(text)):
+            raise ArgumentError(f"guarded[{i}]: must be a stretch of the text behind the last, found {begin, end}")
+        done = end
     done = 0
     for at in (place for stretch in stretches for place in stretch):
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
