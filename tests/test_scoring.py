@@ -129,6 +129,16 @@ def test_the_greedy_answer_is_greedy(llm: llmcore.LLM) -> None:
     assert one.token_ids == out.token_ids
 
 
+def test_a_likelihood_may_fill_the_context(llm: llmcore.LLM) -> None:
+    ids = llm.tokenizer.encode("Prince Andrew looked at the old count and said that the war was over. " * 3)
+    whole = ids[:32]
+    with llmcore.LLM(llm.model, max_model_len=32) as short:
+        found = short.loglikelihood([(whole[:20], whole[20:]), (whole[:-1], whole[-1:])])
+        assert found == llm.loglikelihood([(whole[:20], whole[20:]), (whole[:-1], whole[-1:])])
+        with pytest.raises(ContextLengthError):
+            short.loglikelihood([(whole, [1])])
+
+
 def test_rerank_by_likelihood(llm: llmcore.LLM) -> None:
     documents = ["The horses ran over the field.", "Napoleon was in Moscow.", "zzz qqq"]
     ranked = llm.rerank("Where was Napoleon?", documents, instruction="Question:")

@@ -105,18 +105,23 @@ def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bo
         seen.add(tuple(context))
     results: dict[int, Loglikelihood] = {}
     for wave in waves:
-        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
-        requests = [
-            llm._request([*context, *ids], params, score_from=len(context)) for context, ids in (work[i] for i in wave)
-        ]
+        requests = [_scored(llm, *work[i]) for i in wave]
         llm._run(requests, progress)
         for i, request in zip(wave, requests, strict=True):
             results[i] = _likelihood(work[i][1], request)
     return [results[i] for i in range(len(work))]
 
 
+def _scored(llm: LLM, context: list[int], ids: list[int]) -> Request:
+    """A request that is as long as the context allows: the last of the ids is its answer, the only one allowed."""
+    *scored, last = ids
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, logprobs=1, allowed_token_ids=[last])
+    return llm._request([*context, *scored], params, score_from=len(context))
+
+
 def _likelihood(ids: list[int], request: Request) -> Loglikelihood:
     entries = [entry for entry in request.prompt_logprobs or () if entry is not None]
+    entries += request.sequences[0].output.logprobs or ()
     chosen = [entry[token] for entry, token in zip(entries, ids, strict=True)]
     logprobs = [one.logprob for one in chosen]
     return Loglikelihood(math.fsum(logprobs), all(one.rank == 1 for one in chosen), ids, logprobs)
