@@ -170,7 +170,7 @@ def test_equal_to_sentencepiece(load: Load, folder: Path, texts: list[str], name
         assert tokenizer.decode(ids) == reference.decode(ids)
 
 
-@pytest.mark.parametrize("name", ["llama2", "mistral-v3", "cl100k", "falcon", "neox", "phi-3", "qwen2.5"])
+@pytest.mark.parametrize("name", ["llama2", "mistral-v1", "cl100k", "falcon", "neox", "phi-3", "qwen2.5"])
 def test_saved_file_gives_the_same_ids_in_tokenizers(load: Load, texts: list[str], tmp_path: Path, name: str) -> None:
     library = pytest.importorskip("tokenizers")
     tokenizer = load(name)
@@ -186,7 +186,7 @@ def test_saved_file_gives_the_same_ids_in_tokenizers(load: Load, texts: list[str
 
 def test_every_vocabulary_is_saved_with_the_same_ids_or_refused(folder: Path, texts: list[str], tmp_path: Path) -> None:
     library = pytest.importorskip("tokenizers")
-    known = {".gguf", ".model", ".tiktoken"}
+    known = {".gguf", ".model", ".tiktoken", ".v3"}
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in known]
     saved, refused = set(), set()
     for path in paths:
@@ -212,6 +212,7 @@ def test_every_vocabulary_is_saved_with_the_same_ids_or_refused(folder: Path, te
         ]
     assert {"ggml-vocab-bert-bge", "ggml-vocab-llama-bpe", "r50k_base"} <= saved
     assert ("test_model", True) in refused  # Unigram
+    assert ("mistral_instruct_tokenizer_240323.model", True) in refused  # symbols of the user
     assert all(named for _, named in refused), refused
 
 

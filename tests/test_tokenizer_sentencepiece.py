@@ -135,6 +135,41 @@ def test_ids(name: str, models: dict[str, bytes], corpus: list[str], tmp_path: P
             assert ours.decode(ids).lstrip(" ") == theirs.decode(ids).lstrip(" "), repr(text)
 
 
+@pytest.mark.parametrize("name", ["bpe plain", "bpe plain, own symbols, no prefix"])
+def test_saved_file_gives_the_same_ids(name: str, models: dict[str, bytes], corpus: list[str], tmp_path: Path) -> None:
+    """Symbols of the user that are runs of spaces included, as Gemma has them."""
+    tokenizers = pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.model").write_bytes(models[name])
+    Tokenizer.load(tmp_path / "tokenizer.model").save(tmp_path / "tokenizer.json")
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=models[name])
+    saved = Tokenizer.load(tmp_path / "tokenizer.json")
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reference.encode_special_tokens = True
+    for text in [*corpus[::3], *texts(CASES)]:
+        if "\0" not in text:
+            ids = theirs.encode(text)
+            assert saved.encode(text, add_special_tokens=False) == ids, repr(text)
+            assert reference.encode(text, add_special_tokens=False).ids == ids, repr(text)
+
+
+def test_what_a_saved_file_would_find_elsewhere_is_refused(models: dict[str, bytes], tmp_path: Path) -> None:
+    """A tokenizer.json puts the space before an added token's text as well, and before every part between them."""
+    model, saved = tmp_path / "tokenizer.model", tmp_path / "tokenizer.json"
+    model.write_bytes(models["bpe plain, own symbols"])
+    with pytest.raises(TokenizerError, match=r"a tokenizer\.json can't have .* symbol"):
+        Tokenizer.load(model).save(saved)
+    model.write_bytes(models["bpe plain"])
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"legacy": false}')
+    with pytest.raises(TokenizerError, match=r"a tokenizer\.json can't have .*legacy"):
+        Tokenizer.load(tmp_path).save(saved)
+    model.write_bytes(models["bpe plain, own symbols, no prefix"])
+    at = Tokenizer.load(model).encode("a  b", add_special_tokens=False)[1]
+    config.write_text(f'{{"added_tokens_decoder": {{"{at}": {{"content": "\u2581\u2581"}}}}}}')
+    with pytest.raises(TokenizerError, match=r"a tokenizer\.json can't have two added tokens of one id"):
+        Tokenizer.load(tmp_path).save(saved)
+
+
 def test_long_text(models: dict[str, bytes], corpus: list[str], tmp_path: Path) -> None:
     """Sums of scores grow until they can't tell cuts apart: SentencePiece starts again before that."""
     (tmp_path / "tokenizer.model").write_bytes(models["unigram own symbols"])

@@ -30,6 +30,7 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
         return spec.source
     names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
     _check_names(names)
+    _check_added(spec, names)
     size = _vocabulary_size(spec, merges)
     model_vocab = {name: at for at, name in names.items() if at < size}
     return {
@@ -39,7 +40,7 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
         "added_tokens": [
             {
                 "id": t.id,
-                "content": t.content,
+                "content": names[t.id],
                 "single_word": t.single_word,
                 "lstrip": t.lstrip,
                 "rstrip": t.rstrip,
@@ -66,6 +67,19 @@ def _check_names(names: dict[int, str]) -> None:
     for at, name in names.items():
         if ids.setdefault(name, at) != at:
             raise _refuse(f"two tokens that read {shown(name)}: ids {ids[name]} and {at}")
+
+
+def _check_added(spec: VocabSpec, names: dict[int, str]) -> None:
+    """An added token is named like its id, and its text is normalised as any text is."""
+    if len({t.id for t in spec.added}) < len(spec.added):
+        raise _refuse("two added tokens of one id")
+    for t in spec.added:
+        name = names[t.id]
+        # Symbols of SentencePiece's user are held with spaces, and found where a space is written as a mark.
+        if t.content != name and not (t.exact and t.content == name.replace(_MARK, " ")):
+            raise _refuse(f"the added token {shown(t.content)} for id {t.id}, which reads {shown(name)}")
+        if t.exact and spec.space_prefix != SpacePrefix.NEVER:  # it would be looked for with the space before it
+            raise _refuse(f"{shown(name)}, a symbol of SentencePiece's user, where a space is put before text")
 
 
 def _model(
@@ -131,6 +145,8 @@ def _normalizer(spec: VocabSpec) -> dict[str, Any] | None:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
     if spec.space_prefix == SpacePrefix.NEVER:
         return replace
+    if spec.space_prefix == SpacePrefix.TEXT_START:  # Prepend stands before what follows an added token, too
+        raise _refuse("a space before a text that isn't there behind special tokens (legacy: false)")
     return {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": _MARK}, replace]}
 
 
