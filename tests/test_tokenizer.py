@@ -113,7 +113,8 @@ def texts(data_dir: Path) -> list[str]:
 
 # tiktoken 0.14's own expression.
 CL100K_REGEX = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 
@@ -223,6 +224,44 @@ def test_a_pattern_of_ones_own_is_saved(folder: Path, texts: list[str], tmp_path
     reference = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert_equal(texts[::4], tokenizer.encode, lambda t: reference.encode(t).ids)
     assert_equal(texts[::4], tokenizer.encode, Tokenizer.load(tmp_path / "tokenizer.json").encode)
+
+
+# By tiktoken's dialect: what is said otherwise in a tokenizer.json, and what isn't there at all.
+PATTERNS = [
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    r"(?s).{1,3}",
+    r"(?:(?:a|b){1,2}+){2}b|^\pL+|.|\s",
+    r"(?:ab|a){1,2}+b|b$|(?<!a)1|\x{61}2|(?s:.){2}",
+]
+UNSAVED = [
+    r"[\w--b]|.|\s",
+    r"[\w~~a]|.|\s",
+    r"(?x) a b | . | \s",
+    r"a{2}?|.|\s",
+    r"a(?i)b|.|\s",
+    r"(?i)sst|.|\s",
+    r"a{,2}|.",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_is_saved_in_the_dialect_of_the_file(folder: Path, tmp_path: Path, pattern: str) -> None:
+    library = pytest.importorskip("tokenizers")
+    tokenizer = Tokenizer.load(folder / FILES["r50k"], pattern=pattern)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    reference = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rng = random.Random(7)
+    some = ["".join(rng.choice("ab12 \n.'s") for _ in range(rng.randrange(1, 16))) for _ in range(500)]
+    assert_equal(some, tokenizer.encode, lambda t: reference.encode(t).ids)
+    assert_equal(some, tokenizer.encode, Tokenizer.load(tmp_path / "tokenizer.json").encode)
+
+
+@pytest.mark.parametrize("pattern", UNSAVED)
+def test_a_pattern_that_a_file_reads_otherwise_is_refused(folder: Path, tmp_path: Path, pattern: str) -> None:
+    tokenizer = Tokenizer.load(folder / FILES["r50k"], pattern=pattern)
+    with pytest.raises(TokenizerError, match=r"a tokenizer\.json can't have the expression"):
+        tokenizer.save(tmp_path / "tokenizer.json")
 
 
 def cases(folder: Path, name: str) -> list[tuple[str, list[int]]]:

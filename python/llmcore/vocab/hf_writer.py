@@ -12,7 +12,8 @@ from llmcore.errors import TokenizerError
 from llmcore.vocab.fields import shown
 from llmcore.vocab.hf import show_token
 from llmcore.vocab.hf_general import WORD_PIECE
-from llmcore.vocab.hf_parts import NormalizerCode, PreTokenizerCode
+from llmcore.vocab.hf_parts import FANCY, NormalizerCode, PreTokenizerCode
+from llmcore.vocab.oniguruma import to_oniguruma
 from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
 from llmcore.vocab.spec import FIRST_TEXT, Kind, SpacePrefix, VocabSpec
 
@@ -161,7 +162,10 @@ def _given_pre_tokenizer(spec: VocabSpec) -> dict[str, Any]:
         return {"type": "BertPreTokenizer"}
     if codes != {PreTokenizerCode.SPLIT_REGEX} or not spec.byte_level or spec.stages:
         raise _refuse("this way to split text")
-    splits = [_split(regex.decode()) for *_, regex in spec.pre_tokenizers]
+    splits = [
+        _split(to_oniguruma(regex.decode()) if dialect == FANCY else regex.decode())
+        for _, _, _, dialect, _, _, regex in spec.pre_tokenizers
+    ]
     return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(False, use_regex=False)]}
 
 
