@@ -44,6 +44,13 @@ def fallback(normalizer: object, tokens: list[dict[str, Any]]) -> dict[str, Any]
     return file_of(vocab, tokens, normalizer=normalizer, **rest)
 
 
+def marked(tokens: list[dict[str, Any]], mark: str = MARK, **parts: Any) -> dict[str, Any]:
+    """As `fallback`, with a piece that no rule makes; `mark` has the place of the mark's."""
+    root = fallback(REPLACE, tokens)
+    root["model"]["vocab"] = BYTES | {mark: 256, "a": 257, "<unk>": 258, f"{MARK}a": 259}
+    return {**root, "model": root["model"] | parts}
+
+
 def metaspace(tokens: list[dict[str, Any]]) -> dict[str, Any]:
     vocab = {"<unk>": 0, MARK: 1, "a": 2, "b": 3}
     return file_of(vocab, tokens, pre_tokenizer=METASPACE, decoder=METASPACE, unk_token="<unk>")
@@ -85,6 +92,12 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         file_of(ALPHABET, [added("<e>", 256, rstrip=True), added("<l>", 257, lstrip=True)]),
         ["<e> <l>", "a <e>  <l> b", "<e>   <l>"],
     ),
+    "takes no marks along": (
+        marked([added("<l>", 260, lstrip=True, normalized=True), added("<r>", 261, rstrip=True, normalized=True)]),
+        ["a <l>a", f"a{MARK}<l>a", "a\n <l>a", "a<r> a", f"a<r>{MARK}a", "a<r>\n a", "<r> <l>"],
+    ),
+    "one word to the mark's normaliser": (marked([], ignore_merges=True), ["a a", " a", "a", f"{MARK}a", " a a"]),
+    "no mark": (marked([added("<x>", 260)], mark="b"), ["a a", " ", "a<x> b", f"{MARK}{MARK}"]),
     "outside, a character": (metaspace([added("\u00e9", 4, single_word=True)]), ["a\u00e9b", "\u00e9 a", "a b"]),
     "outside, two letters": (
         file_of(ALPHABET, [added("ab", 256, single_word=True)], ignore_merges=True),

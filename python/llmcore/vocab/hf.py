@@ -100,6 +100,8 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         raise refuse("a decoder of another kind than the pre-tokenizer", "decoder")
     if normalizer.metaspace and splitter.metaspace:
         raise refuse("a Metaspace pre-tokenizer behind a normalizer that replaces spaces", "pre_tokenizer")
+    if normalizer.metaspace and any(t.normalized and (t.lstrip or t.rstrip) for t in added):
+        raise refuse("an added token that takes spaces, but not the marks that stand for them, along", "added_tokens")
     given = model.get("vocab")
     vocab = given if isinstance(given, _core.TokenList) else read_vocab(given)
     merges = read_merges(model.get("merges"), vocab, {t.content for t in added if t.control})
@@ -116,10 +118,12 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
             raise refuse("byte fallback of the model or the decoder alone", "decoder")
         if not metaspace:
             raise refuse("a decoder that replaces the marks of spaces alone", "decoder")
+        if byte_fallback and vocab.get("\u2581") is None:  # spelled by its own bytes, not by that of the space
+            raise refuse("byte fallback without a token for the mark of spaces", "model.vocab")
         fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
         fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
     stages = splitter.stages
-    if normalizer.metaspace and not stages:
+    if normalizer.metaspace and not stages and not whole_words:  # which sees the text as one word
         stages = space_stage(fields["tokens"], fields["kinds"])
     around = read_post_processor(root.get("post_processor"), fields["size"])
     del fields["size"]
