@@ -335,6 +335,30 @@ def test_broken_sentencepiece_models(tmp_path: Path, data: bytes) -> None:
         sentencepiece(tmp_path, data)
 
 
+BYTE_PIECES = b"".join(piece(f"<0x{byte:02X}>", kind=6) for byte in range(256))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (HEAD + LETTERS + piece("bc") + TAIL, "'bc' of characters that are no pieces"),
+        (HEAD + LETTERS + piece("c", kind=3) + piece("bc") + TAIL, "'bc' of characters that are no pieces"),
+        (
+            HEAD + BYTE_PIECES + piece("a") + field(2, field(3, 2) + b"\x98\x02\x01") + field(3, field(4, 0)),
+            "without a piece for \u2581",
+        ),
+    ],
+)
+def test_sentencepiece_models_with_other_ids_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        sentencepiece(tmp_path, data)
+
+
+def test_a_symbol_may_be_the_only_piece_of_a_character(tmp_path: Path) -> None:
+    loaded = sentencepiece(tmp_path, HEAD + LETTERS + piece("c", kind=4) + piece("bc") + TAIL)
+    assert loaded.encode("bc", add_special_tokens=False) == [3, 5, 7]
+
+
 def test_a_model_cut_or_changed_anywhere_gives_a_typed_error_or_loads(tmp_path: Path) -> None:
     data = HEAD + LETTERS + TAIL
     rng = random.Random(4)

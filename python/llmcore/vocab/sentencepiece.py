@@ -136,7 +136,17 @@ def read_model(data: bytes, config: dict[str, Any]) -> VocabSpec:
         )
     )
     plain = not normalizer.get(2) and not normalizer.get(4, 1) and escape
+    if plain and trainer.get(35) and all(text != "\u2581" for text, _, _ in pieces):
+        raise refuse("byte fallback for spaces, without a piece for \u2581", where)
     return spec if plain else _with_normalizer(spec, pieces, normalizer)
+
+
+def _check_characters(pieces: list[tuple[str, float, int]]) -> None:
+    """SentencePiece also merges characters that are no pieces themselves; here such a one is unknown at once."""
+    found = {text for text, _, kind in pieces if kind in (_NORMAL, _USER_DEFINED)}
+    if missing := set("".join(text for text, _, kind in pieces if kind == _NORMAL)) - found:
+        at = next(i for i, (text, _, kind) in enumerate(pieces) if kind == _NORMAL and missing & set(text))
+        raise refuse(f"piece {at} {shown(pieces[at][0])} of characters that are no pieces", "SentencePiece model")
 
 
 def _check_symbols(symbols: list[str]) -> None:
@@ -244,6 +254,8 @@ def spec_of_pieces(
             raise refuse(f"the unused piece {at}", "SentencePiece model")
         else:  # never made, but can be decoded
             tokens[at], kinds[at] = text.replace("\u2581", " ").encode(), Kind.UNUSED
+    if not allow_unused:
+        _check_characters(pieces)
     if len(unknown) != 1:
         raise TokenizerError(f"SentencePiece model: {len(unknown)} unknown pieces, must be one")
     if byte_fallback and NO_ID in byte_ids:
