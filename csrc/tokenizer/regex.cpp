@@ -471,6 +471,9 @@ class RegexCompiler {
         intersected = true;
         continue;
       }
+      if (dialect_ == RegexDialect::kFancy && (looking_at("--") || looking_at("~~"))) {
+        fail("a difference of sets, which isn't supported");
+      }
       if (looking_at("[:")) {
         const size_t end = pattern_.find(":]", at_);
         if (end != pattern_.npos) {
