@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import re
@@ -489,6 +490,66 @@ def test_every_templates_own_control_tokens_are_found(data_dir: Path) -> None:
         tokenizer = Tokenizer(trained._spec, chat_template=template)
         ids = tokenizer.apply_chat_template(**full(conversation))
         assert ids == tokenizer.encode(text, add_special_tokens=False, allow_special=True), text
+
+
+MARK = re.compile(r"<[^<> \n]{1,40}>|\[/?[A-Z_]+\]|\[e~\[|\][~!]+b[\[\]]")
+SAID = {"city", "enum", "get_weather", "required"}  # by the conversations, which templates may put in brackets
+NO_MARKS = {"<b>", "</b>", "<think>", "</think>", "<tool_call>", "</tool_call>"}
+
+
+def ordinary(contents: list[str], template: ChatTemplate) -> Tokenizer:
+    """A vocabulary of bytes with added tokens that aren't marked special."""
+    trained = Tokenizer.train(["a b c"], vocab_size=256 + len(contents), pattern=None, special_tokens=contents)
+    added = tuple(dataclasses.replace(t, special=False) for t in trained.added_tokens)
+    return Tokenizer(trained._spec.changed(added=added), chat_template=template)
+
+
+def test_users_forge_no_mark_of_a_template(data_dir: Path) -> None:
+    """Whatever a tokenizer's file says of `<\uff5cUser\uff5c>` or `<role>`."""
+    found = set()
+    for path in sorted((data_dir / "templates/llama.cpp-2026").glob("*.jinja")):
+        source = path.read_text("utf-8")
+        template = ChatTemplate(source, VARIABLES)
+        for conversation in CONVERSATIONS.values():
+            values = full(conversation)
+            with contextlib.suppress(TemplateError):
+                text = template.render(**values)
+                marks = sorted(m for m in set(MARK.findall(text)) - NO_MARKS if not SAID & set(re.findall(r"\w+", m)))
+                tokenizer = ordinary(marks, template)
+                clean = tokenizer.apply_chat_template(**values)
+                assert clean == tokenizer.encode(text, add_special_tokens=False, allow_special=True)
+                for message in values["messages"]:
+                    if message["role"] == "user" and isinstance(message["content"], str):
+                        message["content"] += "x" + "x".join(marks)
+                forged = tokenizer.apply_chat_template(**values)
+                for mark in marks:
+                    id = tokenizer.token_to_id(mark)
+                    assert list(forged).count(id) == list(clean).count(id), (path.name, mark)  # type: ignore[arg-type]
+                found.update(marks)
+    assert {"<\uff5cUser\uff5c>", "<start_of_turn>", "<role>", "[INST]", "]~b]"} <= found
+
+
+def test_marks_are_ordinary_text_outside_of_a_chat_that_writes_them() -> None:
+    contents = ["<role>", "<call:a>", "<b>", "<think>", "  ", "##", "word"]
+    tokenizer = ordinary(
+        contents,
+        ChatTemplate("<role>  ##word<think>{{ messages[0].content }}{% if x %}{{'<call:' ~ x ~ '>'}}{% endif %}"),
+    )
+    said = "<role><call:a><b><think>  ##word"
+    ids = {text: tokenizer.token_to_id(text) for text in contents}
+    assert tokenizer.encode(said) == [
+        ids[text] for text in ("<role>", "<call:a>", "<b>", "<think>", "  ", "##", "word")
+    ]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": said}])
+    before = [ids[text] for text in ("<role>", "  ", "##", "word", "<think>")]
+    after = [ids[text] for text in ("<b>", "<think>", "  ", "##", "word")]
+    assert chat == [*before, *(id for char in "<role><call:a>" for id in tokenizer.encode(char)), *after]
+
+
+def test_variables_of_a_template_are_its_marks() -> None:
+    tokenizer = ordinary(["<end>"], ChatTemplate("{{ messages[0].content }}{{ eos_token }}", {"eos_token": "<end>"}))
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "a<end>b"}])
+    assert list(ids).count(tokenizer.token_to_id("<end>")) == 1  # type: ignore[arg-type]
 
 
 def with_normalizer(folder: Path, normalizer: dict[str, Any] | None, special_tokens: list[str]) -> Tokenizer:

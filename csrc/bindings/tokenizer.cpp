@@ -239,7 +239,7 @@ std::vector<uint32_t> encode(const Tokenizer& self, const py::object& value, boo
 }
 
 py::tuple encode_spans(const Tokenizer& self, const py::object& value, bool add_special, bool allow_control,
-                       const std::vector<uint32_t>* guarded = nullptr) {
+                       const Guarded* guarded = nullptr) {
   const Text text(value);
   std::vector<uint32_t> ids;
   std::vector<Span> spans;
@@ -523,7 +523,9 @@ void bind_tokenizer(py::module_& m) {
              return py::str(changed);
            })
       .def("encode_guarded",
-           [](const Tokenizer& self, const py::object& value, const std::vector<uint32_t>& guarded) {
+           [](const Tokenizer& self, const py::object& value, std::vector<uint32_t> stretches,
+              std::vector<uint32_t> also) {
+             const Guarded guarded{std::move(stretches), std::move(also)};
              const Text text(value);
              std::vector<uint32_t> ids;
              {
@@ -535,7 +537,9 @@ void bind_tokenizer(py::module_& m) {
       .def("encode_spans", [](const Tokenizer& self, const py::object& text, bool add_special,
                               bool allow_control) { return encode_spans(self, text, add_special, allow_control); })
       .def("encode_guarded_spans",
-           [](const Tokenizer& self, const py::object& text, const std::vector<uint32_t>& guarded) {
+           [](const Tokenizer& self, const py::object& text, std::vector<uint32_t> stretches,
+              std::vector<uint32_t> also) {
+             const Guarded guarded{std::move(stretches), std::move(also)};
              return encode_spans(self, text, false, true, &guarded);
            })
       .def("encode_batch", &encode_batch)
@@ -563,7 +567,8 @@ void bind_tokenizer(py::module_& m) {
       .def_property_readonly("ranks", [](const Tokenizer& self) { return to_array(self.bpe().ranks()); })
       .def_property_readonly("merges", [](const Tokenizer& self) { return to_array(self.bpe().merges()); })
       .def("split_added",
-           [](const Tokenizer& self, const py::str& text, bool allow_control, const std::vector<uint32_t>& guarded) {
+           [](const Tokenizer& self, const py::str& text, bool allow_control, std::vector<uint32_t> stretches) {
+             const Guarded guarded{std::move(stretches), {}};
              py::list parts;
              const std::string_view view = utf8(text);
              for (const Segment& s : self.split_added(view, allow_control, &guarded)) {

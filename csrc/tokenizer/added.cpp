@@ -28,8 +28,10 @@ bool is_word_char(std::string_view text, size_t at) { return traits_of(decode_ut
 
 }  // namespace
 
-bool Guard::allows(size_t from, size_t to) const noexcept {
-  if (!stretches) return true;
+bool Guard::allows(const AddedToken& token, size_t from, size_t to) const noexcept {
+  if (!guarded) return true;
+  const auto& [stretches, also] = *guarded;
+  if (!token.control && !std::binary_search(also.begin(), also.end(), token.id)) return true;
   size_t first = begin + from, last = begin + to;
   if (origins) {
     first = origins[from].begin;
@@ -39,9 +41,9 @@ bool Guard::allows(size_t from, size_t to) const noexcept {
       last = std::max<size_t>(last, origins[i].end);
     }
   }
-  const auto next = std::upper_bound(stretches->begin(), stretches->end(), first);
-  const bool inside = (next - stretches->begin()) % 2 != 0;
-  return !inside && (next == stretches->end() || *next >= last);
+  const auto next = std::upper_bound(stretches.begin(), stretches.end(), first);
+  const bool inside = (next - stretches.begin()) % 2 != 0;
+  return !inside && (next == stretches.end() || *next >= last);
 }
 
 void AddedMatcher::add(const AddedToken& token) {
@@ -85,7 +87,7 @@ uint32_t AddedMatcher::longest_match(std::string_view text, size_t at, const Gua
   uint32_t node = 0, found = kNone;
   while (true) {
     const uint32_t token = nodes_[node].token;
-    if (token != kNone && (!tokens_[token].control || guard.allows(begin, at))) found = token;
+    if (token != kNone && guard.allows(tokens_[token], begin, at)) found = token;
     if (at == text.size()) return found;
     const uint8_t byte = static_cast<uint8_t>(text[at++]);
     const Edge* first = edges_.data() + nodes_[node].first_child;

@@ -29,14 +29,20 @@ struct Segment {
   uint32_t id;
 };
 
-/// Stretches that no control token may hold any of, in bytes of the caller's text. Byte i of a text that is searched
-/// comes from its bytes origins[i], or is its byte begin + i when there are none.
+/// Stretches that no control token may hold any of, in bytes of the caller's text.
+struct Guarded {
+  std::vector<uint32_t> stretches;  // where each begins and ends, in order
+  std::vector<uint32_t> also;       // ids of further tokens that count as control tokens here, in order
+};
+
+/// Byte i of a text that is searched comes from the bytes origins[i] of the caller's, or is its byte begin + i when
+/// there are none.
 struct Guard {
-  const std::vector<uint32_t>* stretches = nullptr;  // where each begins and ends, in order; null: none
+  const Guarded* guarded = nullptr;
   const Origin* origins = nullptr;
   size_t begin = 0;
 
-  bool allows(size_t from, size_t to) const noexcept;
+  bool allows(const AddedToken& token, size_t from, size_t to) const noexcept;
 };
 
 class AddedMatcher {

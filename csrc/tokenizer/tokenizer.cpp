@@ -70,7 +70,7 @@ struct Tokenizer::Output {
   std::vector<uint32_t>& ids;
   std::vector<Span>* spans;
   EncodeState& state;
-  const std::vector<uint32_t>* guarded;
+  const Guarded* guarded;
   Dropout* dropout;
   int threads = 1;
   std::vector<Symbol> symbols = {};
@@ -325,8 +325,7 @@ void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const
 }
 
 void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-                       std::vector<Span>* spans, const std::vector<uint32_t>* guarded, Dropout* dropout,
-                       int threads) const {
+                       std::vector<Span>* spans, const Guarded* guarded, Dropout* dropout, int threads) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
   if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
   ids.reserve(ids.size() + text.size() / 4 + 16);  // about what English needs
@@ -380,8 +379,7 @@ void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool
   }
 }
 
-std::vector<Segment> Tokenizer::split_added(std::string_view text, bool allow_control,
-                                            const std::vector<uint32_t>* guarded) const {
+std::vector<Segment> Tokenizer::split_added(std::string_view text, bool allow_control, const Guarded* guarded) const {
   std::vector<Segment> segments;
   raw_[allow_control].split(text, 0, text.size(), {guarded}, segments);
   return segments;

@@ -67,19 +67,18 @@ class Tokenizer {
   std::string normalized(std::string_view text) const;
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
-  /// No control token holds any of the stretches of bytes that `guarded` names, by where each begins and ends. A long
+  /// No control token holds any of the stretches of bytes that `guarded` names. A long
   /// text is cut for the threads, if there is neither a span nor a dropout to keep track of.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-              std::vector<Span>* spans = nullptr, const std::vector<uint32_t>* guarded = nullptr,
-              Dropout* dropout = nullptr, int threads = 1) const;
+              std::vector<Span>* spans = nullptr, const Guarded* guarded = nullptr, Dropout* dropout = nullptr,
+              int threads = 1) const;
   /// The same for each text, on `threads` threads.
   std::vector<std::vector<uint32_t>> encode_batch(const std::vector<std::string_view>& texts, bool add_special,
                                                   bool allow_control, int threads) const;
   /// Appends the bytes of `ids`; throws ArgumentError for an id that isn't in the vocabulary.
   void decode(const uint32_t* ids, size_t count, const std::vector<bool>& skip, std::string& out) const;
   /// Splits raw text at the added tokens that are looked for before normalisation.
-  std::vector<Segment> split_added(std::string_view text, bool allow_control,
-                                   const std::vector<uint32_t>* guarded = nullptr) const;
+  std::vector<Segment> split_added(std::string_view text, bool allow_control, const Guarded* guarded = nullptr) const;
   /// The pieces that normalisation and pre-tokenisation make of `text`.
   std::vector<std::string> pieces(std::string_view text) const;
 

@@ -8,6 +8,7 @@ track of what comes from the template (`chat_spans`), and the tokenizer is told 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,7 @@ def _named(value: object) -> dict[str, str]:
 def render_ids(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
     """The prompt as ids, control tokens from the template alone. `inputs`: of `conversation`."""
     text = _render(template, inputs)
-    return tokenizer.encode_rendered(plain(text), _guarded(text))
+    return tokenizer.encode_rendered(plain(text), _guarded(text), template_marks(tokenizer, template, inputs))
 
 
 def render_masked(
@@ -128,7 +129,8 @@ def render_masked(
     """As `render_ids`, and for each id 1 where it holds any of what `{% generation %}` is around, else 0."""
     text = _render(template, inputs)
     spans = spans_of(text, GENERATED)
-    ids, places = tokenizer.encode_rendered_with_offsets(plain(text), _guarded(text))
+    marks = template_marks(tokenizer, template, inputs)
+    ids, places = tokenizer.encode_rendered_with_offsets(plain(text), _guarded(text), marks)
     mask = [0] * len(ids)
     at = 0
     for i, (begin, end) in enumerate(places):
@@ -136,6 +138,20 @@ def render_masked(
             at += 1
         mask[i] = int(at < len(spans) and begin < end and spans[at][0] < end)
     return ids, mask
+
+
+def template_marks(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
+    """The ordinary added tokens that the template writes (`<role>`, `]~b]`): in a chat no user text becomes them."""
+    source = "\n".join([template.chosen(inputs["tools"]), *template.variables.values()])
+    return sorted(id for mark, id in tokenizer.marks if _writes(source, mark))
+
+
+def _writes(source: str, mark: str) -> bool:
+    """Whether this is in a template's source, if only by the first or last of several words (`<call:{{ x }}>`)."""
+    words = [word.span() for word in re.finditer(r"\w+", mark)]
+    if len(words) < 2:
+        return mark in source
+    return mark[: words[0][1]] in source or mark[words[-1][0] :] in source
 
 
 def _guarded(text: str) -> list[tuple[int, int]]:

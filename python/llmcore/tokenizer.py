@@ -10,6 +10,7 @@ exactly is refused at load. A Tokenizer never changes and may be used by any num
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -39,6 +40,8 @@ _WINDOW = 8  # tokens that a stream decodes again where tokens have no text of t
 _MAX_PADDED = 1 << 28  # ids of a padded batch, which take 16 bytes each
 # What Unicode calls white space: `str.isspace` counts four control characters more.
 _WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# These come back as text of earlier answers, and a user can do nothing with them.
+_ANSWER_MARKS = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -370,19 +373,19 @@ class Tokenizer:
             raise ArgumentError("this vocabulary has no token for padding: give pad_id")
         return found
 
-    def encode_rendered(self, text: str, guarded: Sequence[tuple[int, int]]) -> list[int]:
+    def encode_rendered(self, text: str, guarded: Sequence[tuple[int, int]], also: Sequence[int] = ()) -> list[int]:
         """The ids of a rendered chat: control tokens count, but for those that hold any of what is `guarded`:
-        (begin, end) in characters, in order.
+        (begin, end) in characters, in order. `also`: further tokens that are treated as control tokens here, in order.
 
         This is what `apply_chat_template` encodes with; nothing is put around the text.
         """
-        return self._core.encode_guarded(text, _byte_places(text, guarded))
+        return self._core.encode_guarded(text, _byte_places(text, guarded), also)
 
     def encode_rendered_with_offsets(
-        self, text: str, guarded: Sequence[tuple[int, int]]
+        self, text: str, guarded: Sequence[tuple[int, int]], also: Sequence[int] = ()
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode_rendered`, with places as `encode_with_offsets` has them."""
-        return self._core.encode_guarded_spans(text, _byte_places(text, guarded))
+        return self._core.encode_guarded_spans(text, _byte_places(text, guarded), also)
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
@@ -494,6 +497,11 @@ class Tokenizer:
     def added_tokens(self) -> tuple[AddedToken, ...]:
         """Every token that is matched as a whole, control or not."""
         return self._spec.added
+
+    @functools.cached_property
+    def marks(self) -> list[tuple[str, int]]:
+        """The ordinary added tokens that may set the parts of a chat apart, with their ids."""
+        return [(t.content, t.id) for t in self._spec.added if not t.control and _is_mark(t.content)]
 
     @property
     def bos_id(self) -> int | None:
@@ -683,6 +691,12 @@ def _byte_places(text: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
         lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
         done = at
     return lengths[1:]
+
+
+def _is_mark(text: str) -> bool:
+    """Whether a template means a token by writing this: a name in brackets, no word, blank or sign of its code."""
+    bracketed = not (text[0].isalnum() or text[0].isspace() or text[-1].isalnum() or text[-1].isspace())
+    return bracketed and any(map(str.isalpha, text)) and text not in _ANSWER_MARKS
 
 
 def _check_flags(add_special_tokens: Any, allow_special: Any) -> None:

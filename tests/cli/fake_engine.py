@@ -57,7 +57,9 @@ class FakeTokenizer:
             raise TemplateError("no chat template")
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
 
-    def encode_rendered(self, text: str, guarded: Any) -> list[int]:
+    marks: Any = ()
+
+    def encode_rendered(self, text: str, guarded: Any, also: Any = ()) -> list[int]:
         return self.encode(text)
 
 

@@ -192,7 +192,10 @@ def unigram_of_pieces(
 ) -> VocabSpec:
     """A Unigram model; `normalizer` are the fields of the file's normalizer_spec."""
     spec = spec_of_pieces(pieces, byte_fallback, bool(normalizer.get(3, 1)), config, allow_unused=True)
-    spec = _with_normalizer(spec, pieces, normalizer)
+    # The model finds symbols of the user itself, but for those that no user may forge (`<start_of_turn>`).
+    added = tuple(t if t.special else replace(t, exact=True) for t in spec.added if t.control)
+    control = {t.id for t in added}
+    spec = _with_normalizer(spec.changed(added=added), pieces, normalizer)
     use = {_NORMAL: 1, _USER_DEFINED: 2}
     normal = [score for _, score, kind in pieces if kind == _NORMAL]
     ends = str(config.get("tokenizer_class", "")).startswith(("T5", "MT5", "UMT5"))
@@ -200,10 +203,9 @@ def unigram_of_pieces(
     bos, eos = by_text.get("<s>"), by_text.get("</s>")
     return spec.changed(
         ranks=None,
-        added=tuple(t for t in spec.added if t.control),
         model=ModelSpec(
             UNIGRAM,
-            bytes(use.get(kind, 0) for _, _, kind in pieces),
+            bytes(0 if at in control else use.get(kind, 0) for at, (_, _, kind) in enumerate(pieces)),
             np.array([score for _, score, _ in pieces], np.float64),
             fuse_unk=True,
             byte_fallback=byte_fallback,

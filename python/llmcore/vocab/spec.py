@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ PreTokenizerPart = tuple[int, int, bool, int, int, int, bytes]
 PairTemplate = tuple[tuple[int, int], ...]
 FIRST_TEXT, SECOND_TEXT = -1, -2
 _MAX_IDS = 1 << 24
+_CONTROL_NAME = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<(start|end)_of_turn>", re.DOTALL)
 
 
 class Kind(IntEnum):
@@ -64,10 +66,11 @@ class AddedToken:
     def control(self) -> bool:
         """True when text may only become this token if the caller allows it.
 
-        That is every special token, and what is written like one (`<|...|>`): Qwen2.5 marks `<|fim_prefix|>` and its
-        like as ordinary added tokens, yet no user should be able to forge them.
+        That is every special token, and what is named like one: Qwen2.5 marks `<|fim_prefix|>`, DeepSeek-R1
+        `<\uff5cUser\uff5c>` and Gemma's tokenizer.model `<start_of_turn>` as ordinary added tokens, yet no user should
+        be able to forge them. What a chat template writes counts in chats besides (`chat.template_marks`).
         """
-        return self.special or (self.content.startswith("<|") and self.content.endswith("|>"))
+        return self.special or _CONTROL_NAME.fullmatch(self.content) is not None
 
 
 @dataclass(frozen=True)
