@@ -141,9 +141,13 @@ def render_masked(
 
 
 def template_marks(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping[str, Any]) -> list[int]:
-    """The ordinary added tokens that the template writes (`<role>`, `]~b]`): in a chat no user text becomes them."""
+    """The ordinary added tokens that no user text becomes in a chat, or the model would take it for another's.
+
+    They are those that the template writes (`<role>`, `]~b]`), and what ends an answer or begins a text.
+    """
     source = "\n".join([template.chosen(inputs["tools"]), *template.variables.values()])
-    return sorted(id for mark, id in tokenizer.marks if _writes(source, mark))
+    ends = {*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])}
+    return sorted(ends | {id for mark, id in tokenizer.marks if _writes(source, mark)})
 
 
 def _writes(source: str, mark: str) -> bool:

@@ -30,6 +30,8 @@ def to_dict(spec: VocabSpec, merges: npt.NDArray[np.uint32]) -> dict[str, Any]:
     if spec.source is not None:
         return spec.source
     names = {at: show_token(spec, at) for at, kind in enumerate(spec.kinds) if kind != Kind.GAP}
+    if spec.metaspace:  # symbols of a tokenizer.model's user may have spaces, where its tokens have their marks
+        names |= {t.id: t.content for t in spec.added}
     _check_names(names)
     _check_added(spec, names)
     size = _vocabulary_size(spec, merges)

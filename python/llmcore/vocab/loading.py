@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def _load_folder(folder: Path, pattern: str | None) -> Parts:
         )
     if names[0].endswith(".gguf"):
         return _load_gguf(folder / names[0], pattern)
-    spec = _load_file(folder / names[0], pattern, config)
+    spec = _load_file(folder / names[0], pattern, _with_neighbours(config, folder))
     if names[0] not in ("tokenizer.json", "tekken.json"):
         spec = _add_config_tokens(spec, config, folder)
     bos_id, eos_ids = _configured_ids(spec, config, folder)
@@ -148,7 +148,7 @@ def _parse(data: bytes, path: Path, pattern: str | None, config: dict[str, Any])
         if isinstance(root.get("config"), dict) and isinstance(root.get("vocab"), list):
             return read_tekken(root)
         if isinstance(root.get("model"), dict) or not (root and all(type(at) is int for at in root.values())):
-            return from_json(root)
+            return from_json(_with_config_tokens(root, config))
         return read_vocab_and_merges(root, path)
     looks = identify(data[:HEAD_BYTES])
     if looks is not None:
@@ -200,6 +200,65 @@ def _flags(entry: object) -> dict[str, bool]:
     return {name: entry[name] for name in known if isinstance(entry.get(name), bool)}
 
 
+def _with_neighbours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`config` with what older checkpoints have in special_tokens_map.json and added_tokens.json."""
+    if "added_tokens_decoder" in config:
+        return config
+    config = {**_config(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
+    decoder = {
+        str(_checked_id(at, "added_tokens.json")): {"content": name}
+        for name, at in _config(folder / "added_tokens.json").items()
+    }
+    return {**config, "added_tokens_decoder": decoder}
+
+
+def _named_special(config: dict[str, Any]) -> set[str]:
+    """The tokens that transformers takes for special because of what they are for."""
+    extra = config.get("extra_special_tokens")
+    values = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    named = (config.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+    return {text for value in (*named, *values) if (text := _token_text(value))}
+
+
+def _with_config_tokens(root: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the added tokens and the flags that `config` says, as transformers has them.
+
+    A token gets the id after the last, whatever its key says. One that is merely named and in no vocabulary isn't
+    added: the model has no row for it.
+    """
+    items, model = root.get("added_tokens") or [], root.get("model")
+    decoder = obj(config.get("added_tokens_decoder", {}), "added_tokens_decoder")
+    named = _named_special(config)
+    if not (decoder or named) or not isinstance(items, list) or not isinstance(model, dict):
+        return root
+    entries = {e["content"]: e for e in items if isinstance(e, dict) and isinstance(e.get("content"), str)}
+    ids = [e["id"] for e in entries.values() if type(e.get("id")) is int]
+    if len(ids) != len(items):
+        return root  # broken, as its reader will say
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):  # Unigram's
+        vocab = {
+            piece[0]: at for at, piece in enumerate(vocab) if isinstance(piece, list) and isinstance(piece[0], str)
+        }
+    if not isinstance(vocab, dict | _core.TokenList):
+        return root
+    flags = {}
+    for key in sorted((key for key in decoder if key.isdecimal()), key=int):
+        if content := _token_text(decoder[key]):
+            flags[content] = _flags(decoder[key])
+    for content in named:
+        if content in flags or content in entries or vocab.get(content) is not None:
+            flags[content] = {**flags.get(content, {}), "special": True}
+    for content, told in flags.items():
+        if content not in entries:
+            at = vocab.get(content)
+            at = max([len(vocab), *(id + 1 for id in ids)]) if at is None else at
+            entries[content] = {"id": at, "content": content}
+            ids.append(at)
+        entries[content] = {**entries[content], **told}
+    return {**root, "added_tokens": list(entries.values())}
+
+
 def _add_config_tokens(spec: VocabSpec, config: dict[str, Any], folder: Path) -> VocabSpec:
     """The added tokens that stand beside a vocabulary which has no place for them itself."""
     wanted: dict[str, tuple[int, dict[str, bool]]] = {}
@@ -211,6 +270,7 @@ def _add_config_tokens(spec: VocabSpec, config: dict[str, Any], folder: Path) ->
         if content and key.isdecimal():
             wanted[content] = (_checked_id(int(key), "added_tokens_decoder"), {"special": False, **_flags(entry)})
     present = {t.content: t for t in spec.added}
+    symbols = {t.id: t for t in spec.added if t.exact}
     tokens, kinds, names = list(spec.tokens), bytearray(spec.kinds), dict(spec.names)
     for content, (at, flags) in wanted.items():
         if not content or len(content) > 1024:
@@ -222,8 +282,11 @@ def _add_config_tokens(spec: VocabSpec, config: dict[str, Any], folder: Path) ->
             tokens += [b""] * (at + 1 - len(tokens))
         if kinds[at] != Kind.GAP and names.get(at, tokens[at].decode("utf-8", "replace")) != content:
             raise TokenizerError(f"added token {shown(content)}: id {at} is another token's")
-        token = AddedToken(content, at, **{"special": True, **flags})
-        present[content] = token
+        if at in symbols:  # of a tokenizer.model, which finds them in its own way and may spell them with spaces
+            token = replace(symbols[at], special=flags["special"])
+        else:
+            token = AddedToken(content, at, **{"special": True, **flags})
+        present[token.content] = token
         if token.control or kinds[at] == Kind.GAP:
             tokens[at], kinds[at], names[at] = content.encode(), Kind.ADDED, content
     return spec.changed(tokens=tokens, kinds=kinds, names=names, added=tuple(present.values()))
