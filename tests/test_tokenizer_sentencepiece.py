@@ -242,3 +242,11 @@ def test_users_forge_no_turn_of_gemma(kind: str, tmp_path: Path) -> None:
         ids = list(tokenizer.apply_chat_template([{"role": "user", "content": said}], chat_format="gemma"))
         assert [ids.count(tokenizer.special_tokens[turn]) for turn in turns] == [2, 1]
     assert tokenizer.decode(tokenizer.encode("a<end_of_turn>b", add_special_tokens=False)) == "a<end_of_turn>b"
+
+
+def test_pieces_of_a_model_with_a_normalizer_are_named_as_they_are(data_dir: Path) -> None:
+    path = data_dir / "tokenizers/sentencepiece-test/test_model.model"
+    tokenizer, theirs = Tokenizer.load(path), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    pieces = [theirs.id_to_piece(id) for id in range(theirs.vocab_size())]
+    assert [tokenizer.id_to_token(id) for id in range(len(pieces))] == pieces
+    assert [tokenizer.token_to_id(piece) for piece in pieces] == list(range(len(pieces)))

@@ -225,6 +225,8 @@ def show_token(spec: VocabSpec, at: int) -> str:
     name = spec.names.get(at)
     if name is not None:
         return name
+    if spec.matched is not None:  # as SentencePiece's normaliser leaves text, with its marks for spaces
+        return spec.matched[at].decode("utf-8", "replace")
     data = spec.tokens[at]
     if spec.byte_level:
         return bytelevel.to_text(data)
