@@ -155,3 +155,20 @@ def test_broken_tekken(name: str, ranks: dict[bytes, int], tmp_path: Path) -> No
     edit(root)
     with pytest.raises(error, match=match):
         Tokenizer.load(write(root, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\w+|\W", r"[\w]+|[^\w]", r"\W+|\w", r"[\s\S]+?\b|[\s\S]+", r"(?:\B[\s\S])+|[\s\S]"]
+)
+def test_word_characters_are_those_of_rust(pattern: str, tmp_path: Path) -> None:
+    """With the joiners, and without the superscripts and fractions that Oniguruma has."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [token + end for token in tokens for end in (b"a", b"-")]
+    ranks = {token: id for id, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    path = tmp_path / "x.tiktoken"
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {id}\n" for token, id in ranks.items()), "utf-8")
+    ours = Tokenizer.load(path, pattern=pattern)
+    for code in [*range(0x800), *range(0x2000, 0x2200), 0x4E2D, 0xFF3F, 0x1D7CE, 0xE0001]:
+        for end in "a-":
+            assert ours.encode(chr(code) + end) == theirs.encode(chr(code) + end), (hex(code), end)

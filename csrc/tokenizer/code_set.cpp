@@ -13,8 +13,6 @@ namespace {
 
 constexpr uint32_t kLastCode = 0x10FFFF;
 
-bool is_word_in_brackets(uint32_t code) { return (traits_of(code) & kRustWord) && category_of(code) != Category::Cf; }
-
 template <class Test>
 CodeSet set_of(Test test) {
   CodeSet set;
@@ -119,9 +117,11 @@ CodeSet named_ranges(std::string_view name) {
 
 }  // namespace
 
-bool is_word(uint32_t code) {
+bool is_word(uint32_t code, Words words) {
+  const bool rust = traits_of(code) & kRustWord;
+  if (words == Words::kRust) return rust;
   const bool latin = code == 0xB2 || code == 0xB3 || code == 0xB9 || (code >= 0xBC && code <= 0xBE);
-  return latin || is_word_in_brackets(code);
+  return (latin && words == Words::kOniguruma) || (rust && category_of(code) != Category::Cf);
 }
 
 CodeSet property_set(std::string_view spelled, bool posix) {
@@ -151,7 +151,7 @@ CodeSet property_set(std::string_view spelled, bool posix) {
     add_categories("p", set);
     if (posix) add_categories("s", set);
   } else if (name == "word") {
-    set = posix ? set_of(is_word_in_brackets) : set_of(is_word);
+    set = word_set(posix ? Words::kOnigurumaInBrackets : Words::kOniguruma);
   } else if (name == "ascii") {
     set.add(0, 0x7F);
   } else if (name == "xdigit") {
@@ -258,6 +258,8 @@ bool CodeSet::has_high(uint32_t code) const noexcept {
 
 CodeSet space_set() { return spaces(); }
 
-CodeSet word_set(bool in_brackets) { return in_brackets ? set_of(is_word_in_brackets) : set_of(is_word); }
+CodeSet word_set(Words words) {
+  return set_of([words](uint32_t code) { return is_word(code, words); });
+}
 
 }  // namespace llmcore

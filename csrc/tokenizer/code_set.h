@@ -40,8 +40,9 @@ class CodeSet {
 /// for an unknown one.
 CodeSet property_set(std::string_view name, bool posix = false);
 CodeSet space_set();
-/// \w, which between brackets lacks the superscripts and fractions of Latin-1.
-CodeSet word_set(bool in_brackets);
-bool is_word(uint32_t code);
+/// \w: Oniguruma's has the superscripts and fractions of Latin-1, but not between brackets; Rust's has the joiners.
+enum class Words : uint8_t { kOniguruma, kOnigurumaInBrackets, kRust };
+CodeSet word_set(Words words);
+bool is_word(uint32_t code, Words words);
 
 }  // namespace llmcore

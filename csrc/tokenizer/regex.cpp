@@ -39,7 +39,9 @@ class RegexCompiler {
   using Inst = Regex::Inst;
 
   RegexCompiler(std::string_view pattern, RegexDialect dialect, Regex& regex)
-      : pattern_(pattern), dialect_(dialect), regex_(regex) {}
+      : pattern_(pattern), dialect_(dialect), regex_(regex) {
+    if (dialect == RegexDialect::kFancy) regex_.words_ = Words::kRust;
+  }
 
   void compile() {
     Code code = alternatives(0);
@@ -367,7 +369,7 @@ class RegexCompiler {
         break;
       case 'w':
       case 'W':
-        set = word_set(in_brackets);
+        set = word_set(in_brackets && regex_.words_ == Words::kOniguruma ? Words::kOnigurumaInBrackets : regex_.words_);
         break;
       case 'h':
       case 'H':
@@ -625,7 +627,7 @@ class RegexRun {
   }
 
   bool holds(int32_t assertion, size_t at) const {
-    const auto word = [&](size_t i) { return is_word(decode_utf8(bytes_ + i)); };
+    const auto word = [&](size_t i) { return is_word(decode_utf8(bytes_ + i), regex_.words_); };
     switch (assertion) {
       case kTextBegin:
         return at == 0;

@@ -46,6 +46,7 @@ class Regex {
   int32_t slots_ = 0;
   std::array<bool, 256> starts_{};  // bytes that a match may begin with
   bool may_be_empty_ = false;
+  Words words_ = Words::kOniguruma;
 };
 
 }  // namespace llmcore
