@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmcore import Tokenizer
+from llmcore import LlmcoreError, Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -134,3 +134,16 @@ def test_symbols_of_spaces_are_added_once(tmp_path: Path) -> None:
         ids = theirs.encode(text)
         assert tokenizer.encode(text, False) == again.encode(text, False) == ids
         assert saved.encode(text, add_special_tokens=False).ids == ids
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [([], "must be an object"), ({"9" * 5000: TURN}, "from 0 to"), ({"257": token("x" * 2000)}, "at most 1024")],
+)
+def test_broken_lists_of_added_tokens(decoder: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(LlmcoreError, match=message):
+        Tokenizer.load(folder_of(tmp_path, [], {"added_tokens_decoder": decoder}))
+
+
+def test_no_list_of_added_tokens(tmp_path: Path) -> None:
+    assert Tokenizer.load(folder_of(tmp_path, [TURN], {"added_tokens_decoder": None})).vocab_size == 258

@@ -202,7 +202,7 @@ def _flags(entry: object) -> dict[str, bool]:
 
 def _with_neighbours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`config` with what older checkpoints have in special_tokens_map.json and added_tokens.json."""
-    if "added_tokens_decoder" in config:
+    if config.get("added_tokens_decoder") is not None:
         return config
     config = {**_config(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
     decoder = {
@@ -210,6 +210,18 @@ def _with_neighbours(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         for name, at in _config(folder / "added_tokens.json").items()
     }
     return {**config, "added_tokens_decoder": decoder}
+
+
+def _decoder_tokens(config: dict[str, Any]) -> list[tuple[int, str, dict[str, bool]]]:
+    """Id, content and flags of what `added_tokens_decoder` lists, in order of ids."""
+    where = "added_tokens_decoder"
+    decoder = config.get(where)
+    found = [
+        (_checked_id(int(key[:10]), where), content, _flags(entry))
+        for key, entry in obj({} if decoder is None else decoder, where).items()
+        if key.isdecimal() and (content := _token_text(entry))
+    ]
+    return sorted(found, key=lambda token: token[0])
 
 
 def _named_special(config: dict[str, Any]) -> set[str]:
@@ -227,7 +239,7 @@ def _with_config_tokens(root: dict[str, Any], config: dict[str, Any]) -> dict[st
     added: the model has no row for it.
     """
     items, model = root.get("added_tokens") or [], root.get("model")
-    decoder = obj(config.get("added_tokens_decoder", {}), "added_tokens_decoder")
+    decoder = _decoder_tokens(config)
     named = _named_special(config)
     if not (decoder or named) or not isinstance(items, list) or not isinstance(model, dict):
         return root
@@ -242,10 +254,7 @@ def _with_config_tokens(root: dict[str, Any], config: dict[str, Any]) -> dict[st
         }
     if not isinstance(vocab, dict | _core.TokenList):
         return root
-    flags = {}
-    for key in sorted((key for key in decoder if key.isdecimal()), key=int):
-        if content := _token_text(decoder[key]):
-            flags[content] = _flags(decoder[key])
+    flags = {content: told for _, content, told in decoder}
     for content in named:
         if content in flags or content in entries or vocab.get(content) is not None:
             flags[content] = {**flags.get(content, {}), "special": True}
@@ -264,11 +273,8 @@ def _add_config_tokens(spec: VocabSpec, config: dict[str, Any], folder: Path) ->
     wanted: dict[str, tuple[int, dict[str, bool]]] = {}
     for name, at in _config(folder / "added_tokens.json").items():
         wanted[name] = (_checked_id(at, "added_tokens.json"), {"special": False})
-    decoder = config.get("added_tokens_decoder", {})
-    for key, entry in obj(decoder, "added_tokens_decoder").items():
-        content = _token_text(entry)
-        if content and key.isdecimal():
-            wanted[content] = (_checked_id(int(key), "added_tokens_decoder"), {"special": False, **_flags(entry)})
+    for at, content, flags in _decoder_tokens(config):
+        wanted[content] = (at, {"special": False, **flags})
     present = {t.content: t for t in spec.added}
     symbols = {t.id: t for t in spec.added if t.exact}
     tokens, kinds, names = list(spec.tokens), bytearray(spec.kinds), dict(spec.names)
