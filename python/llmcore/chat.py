@@ -147,7 +147,7 @@ def template_marks(tokenizer: Tokenizer, template: ChatTemplate, inputs: Mapping
     """
     source = "\n".join([template.chosen(inputs["tools"]), *template.variables.values()])
     ends = {*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])}
-    return sorted(ends | {id for mark, id in tokenizer.marks if _writes(source, mark)})
+    return sorted(ends | {id for mark, id in tokenizer._marks if _writes(source, mark)})
 
 
 def _writes(source: str, mark: str) -> bool:

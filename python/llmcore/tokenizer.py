@@ -22,8 +22,11 @@ import numpy as np
 
 from llmcore import _core
 from llmcore.checkpoint.files import check_path
+from llmcore.decode_stream import DecodeStream
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
-from llmcore.vocab.decoders import BYTES, texts_of_bytes
+from llmcore.vocab.arguments import check_flags, id_array, integer, text_list, thread_count
+from llmcore.vocab.decoders import texts_of_bytes
+from llmcore.vocab.offsets import byte_places, trimmed
 from llmcore.vocab.spec import FIRST_TEXT, AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
@@ -36,12 +39,7 @@ if TYPE_CHECKING:
     from llmcore.chat import ChatTemplate
 
 _MODEL_NAMES = {1: "Unigram", 2: "WordPiece", 3: "WordLevel", 4: "BPE with marked words"}
-_WINDOW = 8  # tokens that a stream decodes again where tokens have no text of their own
 _MAX_PADDED = 1 << 28  # ids of a padded batch, which take 16 bytes each
-# What Unicode calls white space: `str.isspace` counts four control characters more.
-_WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-# These come back as text of earlier answers, and a user can do nothing with them.
-_ANSWER_MARKS = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
@@ -142,7 +140,7 @@ class Tokenizer:
         by_bytes = model_type == "byte_bpe"
         if special_tokens is None:
             special_tokens = () if by_bytes else ("<unk>", "<s>", "</s>")
-        size, rarest = _integer(vocab_size, "vocab_size"), _integer(min_frequency, "min_frequency")
+        size, rarest = integer(vocab_size, "vocab_size"), integer(min_frequency, "min_frequency")
         if by_bytes:
             spec = train_spec(
                 sources,
@@ -151,7 +149,7 @@ class Tokenizer:
                 special_tokens=special_tokens,
                 min_frequency=rarest,
                 ties=ties,
-                threads=_threads(threads),
+                threads=thread_count(threads),
                 progress=progress,
             )
         else:
@@ -163,7 +161,7 @@ class Tokenizer:
                 min_frequency=rarest,
                 character_coverage=character_coverage,
                 byte_fallback=byte_fallback,
-                threads=_threads(threads),
+                threads=thread_count(threads),
                 progress=progress,
             )
         ids = {token: at for at, token in enumerate(special_tokens)}
@@ -213,12 +211,12 @@ class Tokenizer:
                 raise ArgumentTypeError(f"dropout: must be a number from 0 to 1, found {type(dropout).__name__}")
             if not 0.0 <= dropout <= 1.0:
                 raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
-            at = _integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
+            at = integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
             return self._core.encode_dropout(text, add_special_tokens, allow_special, float(dropout), at)
         try:
             return self._core.encode(text, add_special_tokens, allow_special)
         except TypeError:
-            _check_flags(add_special_tokens, allow_special)
+            check_flags(add_special_tokens, allow_special)
             raise
 
     def encode_pair(
@@ -246,7 +244,7 @@ class Tokenizer:
         try:
             return self._core.encode_array(text, add_special_tokens, allow_special)
         except TypeError:
-            _check_flags(add_special_tokens, allow_special)
+            check_flags(add_special_tokens, allow_special)
             raise
 
     def encode_with_offsets(
@@ -258,31 +256,12 @@ class Tokenizer:
         covers the whole changed stretch; what isn't from the text (BOS) has an empty place. A tokenizer.json may ask
         for offsets without the white space around a token (`trim_offsets`, as RoBERTa's and GPT-NeoX's does).
         """
-        _check_flags(add_special_tokens, allow_special)
+        check_flags(add_special_tokens, allow_special)
         ids, places = self._core.encode_spans(text, add_special_tokens, allow_special)
         for keep_first in self._spec.trims:
             first = len(self._spec.prefix_ids) if add_special_tokens else 0
-            places = self._trimmed(text, ids, places, keep_first, first)
+            places = trimmed(self, text, ids, places, keep_first, first)
         return ids, places
-
-    def _trimmed(
-        self, text: str, ids: list[int], places: list[tuple[int, int]], keep_first: bool, first: int
-    ) -> list[tuple[int, int]]:
-        """`places` without white space, as `process_offsets` of Hugging Face tokenizers has it; but with `keep_first` a
-        single space stays at the start, where it may have been put."""
-        spec = self._spec
-        # These tokens are what they cover there, however they are spelled.
-        as_written = {token.id for token in spec.added} | ({spec.unk_id} if self.kind == "Unigram" else set())
-        blanks = {id: _blanks(self.id_to_token(id) or "") for id in set(ids) - as_written}
-        trimmed = []
-        for i, (id, (begin, end)) in enumerate(zip(ids, places, strict=True)):
-            before, after = blanks[id] if id in blanks else _blanks(text[begin:end])
-            if before and not (keep_first and before == 1 and (i == first or begin == 0)):
-                begin = min(begin + before, end)
-            if after and end >= after:
-                end = max(end - after, begin)
-            trimmed.append((begin, end))
-        return trimmed
 
     def encode_batch(
         self,
@@ -297,8 +276,8 @@ class Tokenizer:
         Where there are more threads than texts, they share the long ones. Raises ArgumentError for what is no sequence
         of str and for threads outside 1 to 1024.
         """
-        _check_flags(add_special_tokens, allow_special)
-        return self._core.encode_batch(_texts(texts), add_special_tokens, allow_special, _threads(threads))
+        check_flags(add_special_tokens, allow_special)
+        return self._core.encode_batch(text_list(texts), add_special_tokens, allow_special, thread_count(threads))
 
     def encode_batch_to_numpy(
         self,
@@ -312,8 +291,10 @@ class Tokenizer:
 
         Of at least one text, `np.split(ids, ends[:-1])` gives the ids apart. Raises as `encode_batch`.
         """
-        _check_flags(add_special_tokens, allow_special)
-        return self._core.encode_batch_arrays(_texts(texts), add_special_tokens, allow_special, _threads(threads))
+        check_flags(add_special_tokens, allow_special)
+        return self._core.encode_batch_arrays(
+            text_list(texts), add_special_tokens, allow_special, thread_count(threads)
+        )
 
     def encode_batch_padded(
         self,
@@ -346,9 +327,9 @@ class Tokenizer:
         around = len(prefix) + len(suffix)
         if max_length is None and padding == "max_length":
             raise ArgumentError("padding to max_length needs max_length")
-        if max_length is not None and _integer(max_length, "max_length") < max(1, around):
+        if max_length is not None and integer(max_length, "max_length") < max(1, around):
             raise ArgumentError(f"max_length must be at least {max(1, around)}, got {max_length}")
-        pad = self._pad_id() if pad_id is None else _integer(pad_id, "pad_id")
+        pad = self._pad_id() if pad_id is None else integer(pad_id, "pad_id")
         if not 0 <= pad < self.vocab_size:
             raise ArgumentError(f"pad_id must be below {self.vocab_size}, got {pad}")
         rows = self.encode_batch(texts, add_special_tokens=False, threads=threads)
@@ -379,13 +360,13 @@ class Tokenizer:
 
         This is what `apply_chat_template` encodes with; nothing is put around the text.
         """
-        return self._core.encode_guarded(text, _byte_places(text, guarded), also)
+        return self._core.encode_guarded(text, byte_places(text, guarded), also)
 
     def encode_rendered_with_offsets(
         self, text: str, guarded: Sequence[tuple[int, int]], also: Sequence[int] = ()
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode_rendered`, with places as `encode_with_offsets` has them."""
-        return self._core.encode_guarded_spans(text, _byte_places(text, guarded), also)
+        return self._core.encode_guarded_spans(text, byte_places(text, guarded), also)
 
     # --- ids to text --------------------------------------------------------------------------------------------
 
@@ -396,7 +377,7 @@ class Tokenizer:
         it is written like one (Qwen2.5's `<|fim_prefix|>`), and so does an unknown token of a tokenizer.json that
         isn't marked.
         """
-        array = _id_array(ids)
+        array = id_array(ids)
         if self._spec.decoders is not None:
             return self._decode_by_parts(array, skip_special_tokens).encode("utf-8")
         data = self._core.decode(array, self._skipped if skip_special_tokens else [])
@@ -424,7 +405,7 @@ class Tokenizer:
 
         Of a tokenizer.json with ByteFallback, a run of byte tokens that isn't UTF-8 as a whole becomes U+FFFD for each.
         """
-        array = _id_array(ids)
+        array = id_array(ids)
         data = self.decode_bytes(array, skip_special_tokens)
         try:
             return data.decode("utf-8")
@@ -483,7 +464,7 @@ class Tokenizer:
         """
         from llmcore.vocab.hf import show_token
 
-        at = _integer(id, "id")
+        at = integer(id, "id")
         if not 0 <= at < self.vocab_size:
             raise ArgumentError(f"id: {at} is not from 0 to {self.vocab_size - 1}")
         return None if self._spec.kinds[at] == Kind.GAP else show_token(self._spec, at)
@@ -499,9 +480,9 @@ class Tokenizer:
         return self._spec.added
 
     @functools.cached_property
-    def marks(self) -> list[tuple[str, int]]:
+    def _marks(self) -> list[tuple[str, int]]:
         """The ordinary added tokens that may set the parts of a chat apart, with their ids."""
-        return [(t.content, t.id) for t in self._spec.added if not t.control and _is_mark(t.content)]
+        return [(t.content, t.id) for t in self._spec.added if not t.control and t.bracketed]
 
     @property
     def bos_id(self) -> int | None:
@@ -601,146 +582,6 @@ def _make(
     fingerprint: str | None,
 ) -> Tokenizer:
     return Tokenizer(spec, bos_id=bos_id, eos_ids=eos_ids, chat_template=chat_template, fingerprint=fingerprint)
-
-
-class DecodeStream:
-    """Text of ids that come one at a time; made by `Tokenizer.decode_stream`. For one thread at a time."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        spec = tokenizer._spec
-        skipped = tokenizer._skipped if skip_special_tokens else []
-        self._stream: _core.DecodeStream | _PartsStream
-        if spec.decoders is None:
-            self._stream = _core.DecodeStream(tokenizer._core, skipped, spec.strip_prefix, spec.strip_first)
-        else:
-            self._stream = _PartsStream(tokenizer, skip_special_tokens)
-        self._step = self._stream.step
-
-    def step(self, id: int) -> str:
-        """The text that becomes whole with `id`: "" while a character is incomplete (at most 3 bytes are held back).
-
-        A run of byte tokens isn't held back until it is known to be UTF-8 as a whole, which `decode` asks of those of a
-        tokenizer.json. Raises ArgumentError for an id that isn't in the vocabulary.
-        """
-        if type(id) is int and -1 < id < 1 << 32:
-            return self._step(id)
-        at = _integer(id, "id")
-        if not 0 <= at < 1 << 32:
-            raise ArgumentError(f"decode: id {at:#x} is not in the vocabulary"[:100])
-        return self._step(at)
-
-    def finish(self) -> str:
-        """What is left: U+FFFD for an incomplete character, else ""."""
-        return self._stream.finish()
-
-
-class _PartsStream:
-    """The same for decoders that look at a token's neighbours: the last few tokens are decoded again with each."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        spec = tokenizer._spec
-        kinds = [part["type"] for part in spec.decoders or ()]
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer._skipped_set if skip_special_tokens else frozenset()
-        self._runs = {id for id, name in spec.names.items() if name in BYTES} if "ByteFallback" in kinds else set()
-        self._drops_repeated = kinds[:1] == ["CTC"]
-        self._ids: list[int] = []
-        self._given = 0  # how many characters of their text have been given out
-        self._limit = _WINDOW
-
-    def step(self, id: int) -> str:
-        self._tokenizer._core.decode(np.array([id], np.uint32), [])  # it is one
-        if id in self._skipped or (self._drops_repeated and self._ids[-1:] == [id]):
-            return ""
-        self._ids.append(id)
-        if id in self._runs:  # which decides what the run is only when it ends
-            return ""
-        text = self._tokenizer.decode(self._ids)
-        new = text[self._given : len(text) - text.endswith("\ufffd")]  # of which more bytes may make a character
-        self._given += len(new)
-        if len(self._ids) >= self._limit:
-            tail = self._tokenizer.decode(self._ids[-_WINDOW // 2 :])
-            if tail and text.endswith(tail) and len(text) - len(tail) <= self._given:
-                self._ids = self._ids[-_WINDOW // 2 :]
-                self._given -= len(text) - len(tail)
-            self._limit = max(_WINDOW, 2 * len(self._ids))
-        return new
-
-    def finish(self) -> str:
-        return self._tokenizer.decode(self._ids)[self._given :]
-
-
-def _blanks(token: str) -> tuple[int, int]:
-    """How many characters of white space `token` begins and ends with, in the byte alphabet's spelling or its own."""
-    spelled = token.replace("\u0120", " ")
-    return len(token) - len(spelled.lstrip(_WHITE)), len(token) - len(spelled.rstrip(_WHITE))
-
-
-def _byte_places(text: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
-    """Where stretches of characters, in order, begin and end in UTF-8. Raises ArgumentError for what isn't that."""
-    if not isinstance(text, str):
-        raise ArgumentError(f"text: must be str, found {type(text).__name__}")
-    lengths = [0]
-    done = 0
-    for i, (begin, end) in enumerate(stretches):
-        if not (isinstance(begin, int) and isinstance(end, int) and done <= begin <= end <= len(text)):
-            raise ArgumentError(f"guarded[{i}]: must be a stretch of the text behind the last, found {begin, end}")
-        done = end
-    done = 0
-    for at in (place for stretch in stretches for place in stretch):
-        lengths.append(lengths[-1] + len(text[done:at].encode("utf-8", "surrogatepass")))
-        done = at
-    return lengths[1:]
-
-
-def _is_mark(text: str) -> bool:
-    """Whether a template means a token by writing this: a name in brackets, no word, blank or sign of its code."""
-    bracketed = not (text[0].isalnum() or text[0].isspace() or text[-1].isalnum() or text[-1].isspace())
-    return bracketed and any(map(str.isalpha, text)) and text not in _ANSWER_MARKS
-
-
-def _check_flags(add_special_tokens: Any, allow_special: Any) -> None:
-    for name, value in (("add_special_tokens", add_special_tokens), ("allow_special", allow_special)):
-        if not isinstance(value, int | np.bool_):
-            raise ArgumentTypeError(f"{name}: must be True or False, found {type(value).__name__}")
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return int(value.__index__())
-    except (AttributeError, TypeError):
-        raise ArgumentError(f"{name}: must be an integer, found {type(value).__name__}") from None
-
-
-def _id_array(ids: Iterable[int]) -> npt.NDArray[np.uint32]:
-    if type(ids) is list and (read := _core.list_to_array(ids)) is not None:
-        return read
-    array = np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else list(ids))
-    if array.size == 0:
-        return np.empty(0, np.uint32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ArgumentError(f"ids: must be a flat sequence of integers, found {array.dtype} {list(array.shape)}")
-    if int(array.min()) < 0 or int(array.max()) > 0xFFFFFFFF:
-        raise ArgumentError(f"ids: must be from 0 to 2^32 - 1, found {int(array.min())} to {int(array.max())}")
-    return np.ascontiguousarray(array, np.uint32)
-
-
-def _texts(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        found = "a single string" if isinstance(texts, str | bytes) else type(texts).__name__
-        raise ArgumentError(f"texts: must be a sequence of str, found {found}")
-    return list(texts)
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = _integer(threads, "threads")
-    if not 1 <= count <= 1024:
-        raise ArgumentError(f"threads: {count} is not from 1 to 1024")
-    return count
 
 
 __all__ = ["DecodeStream", "Tokenizer", "TokenizerError"]

@@ -57,7 +57,7 @@ class FakeTokenizer:
             raise TemplateError("no chat template")
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
 
-    marks: Any = ()
+    _marks: Any = ()
 
     def encode_rendered(self, text: str, guarded: Any, also: Any = ()) -> list[int]:
         return self.encode(text)

@@ -13,13 +13,13 @@ _ESCAPED = r"\\[^\w\s<>]"
 _IN_SET = rf"(?:{_CODE}|{_ESCAPED}|(?!&&|~~)[^\[\]\\^-])"
 _PLAIN = rf"(?:{_CODE}|{_ESCAPED}|[^\\\[\](){{}}*+?|^$.])"
 # What both have, though they may write it in two ways. Left out is what they read differently, as far as is known, and
-# what is rare: conditions, names, (?x) and (?m), sets within sets and their differences, \h, \Z, {,n} and {n}?.
+# what is rare: conditions, names, (?x) and (?m), sets within sets and their differences, \h, \Z, \b, {,n} and {n}?.
 _PART = re.compile(
     rf"""(?P<open>\((?:\?(?:[:=!>]|(?P<flags>[is]+):)|(?!\?)))
     |(?P<close>\))
     |(?P<bar>\|)
     |(?P<times>[*+?]|\{{[0-9]+(?:(?P<range>,)[0-9]*)?\}})(?P<mode>[+?]?)
-    |(?P<edge>[$^]|\\[AzbB])
+    |(?P<edge>[$^]|\\[Az])
     |(?P<behind>\(\?<[=!](?:{_CLASS}|{_PLAIN}|\.|\[\^?(?:{_CLASS}|{_IN_SET})+\])\))
     |(?P<one>\[\^?-?(?:{_CLASS}|{_IN_SET}(?:-{_IN_SET})?)+-?\]|{_CLASS}|{_PLAIN}|\.)""",
     re.VERBOSE,
@@ -27,7 +27,8 @@ _PART = re.compile(
 _FLAGS_FIRST = re.compile(r"\(\?([is]+)\)")
 # With (?i) two characters that may match one there (ss and \u00df), also across groups.
 _FOLDED = re.compile(r"\(\?s*i.*(?:s[()?:>]*[st]|f[()?:>]*[fil]|[^\x00-\x7f]|\\[xu])", re.IGNORECASE | re.DOTALL)
-_EDGES = {"^": r"\A", "$": r"\z"}
+_SPELLED = {"^": r"\A", "$": r"\z", r"\w": r"[\w\x{200C}\x{200D}]", r"\W": r"[^\w\x{200C}\x{200D}]"}
+_WORD = re.compile(r"(?<!\\)((?:\\\\)*)\\([wW])")
 
 
 def to_oniguruma(regex: str) -> str:
@@ -65,7 +66,7 @@ def to_oniguruma(regex: str) -> str:
             begin = None
         else:
             begin = len(out) if part["one"] else None
-            out.append(_EDGES.get(text, _spelled(text)))
+            out.append(_SPELLED[text] if text in _SPELLED else _spelled(text, regex))
         at = part.end()
     return "".join(out)
 
@@ -78,6 +79,10 @@ def _flags(flags: str) -> str:
     return flags.replace("s", "m")
 
 
-def _spelled(text: str) -> str:
-    r"""\pL, whose name needs braces there."""
+def _spelled(text: str, regex: str) -> str:
+    r"""\pL, whose name needs braces there, and \w, which takes joiners in Rust alone."""
+    if word := _WORD.search(text):
+        if word[2] == "W" or text[0] != "[":
+            raise _refuse(regex, text)
+        text = _WORD.sub(r"\1\\w\\x{200C}\\x{200D}", text)
     return re.sub(r"(?<!\\)((?:\\\\)*\\[pP])([A-Z])", r"\1{\2}", text)

@@ -46,6 +46,10 @@ class SpacePrefix(IntEnum):
     TEXT_START = 2
 
 
+# These come back as text of earlier answers, and a user can do nothing with them.
+_ANSWER_MARKS = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+
+
 @dataclass(frozen=True)
 class AddedToken:
     """A string that is found in text as a whole. `special` is the file's flag, `control` what we make of it.
@@ -71,6 +75,13 @@ class AddedToken:
         be able to forge them. What a chat template writes counts in chats besides (`chat.template_marks`).
         """
         return self.special or _CONTROL_NAME.fullmatch(self.content) is not None
+
+    @property
+    def bracketed(self) -> bool:
+        """Whether a template means this token by writing it: a name in brackets, no word, blank or sign of its code."""
+        first, last = self.content[0], self.content[-1]
+        outside = not (first.isalnum() or first.isspace() or last.isalnum() or last.isspace())
+        return outside and any(map(str.isalpha, self.content)) and self.content not in _ANSWER_MARKS
 
 
 @dataclass(frozen=True)
