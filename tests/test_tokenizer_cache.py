@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_cached_tokenizer_is_the_same(name: str, data_dir: Path, folder: Path, t
         assert cached.decode(ids) == built.decode(ids)
     for at in (0, 5, 300, built.vocab_size - 1):
         assert cached.id_to_token(at) == built.id_to_token(at)
+    assert pickle.loads(pickle.dumps(cached)).encode(TEXT) == built.encode(TEXT)
     cached.save(tmp_path / "cached.json")
     built.save(tmp_path / "built.json")
     assert (tmp_path / "cached.json").read_bytes() == (tmp_path / "built.json").read_bytes()

@@ -46,6 +46,9 @@ class StoredTokens(LazyTokens):
     def _at(self, at: int) -> bytes:
         return self._core.token(at) or b""
 
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
 
 def _folder() -> Path | None:
     named = os.environ.get("LLMCORE_CACHE_DIR")
