@@ -172,3 +172,22 @@ def test_word_characters_are_those_of_rust(pattern: str, tmp_path: Path) -> None
     for code in [*range(0x800), *range(0x2000, 0x2200), 0x4E2D, 0xFF3F, 0x1D7CE, 0xE0001]:
         for end in "a-":
             assert ours.encode(chr(code) + end) == theirs.encode(chr(code) + end), (hex(code), end)
+
+
+CLASSES = [
+    *(r"[[:alpha:]]+", r"[[:^alpha:]]+|.", r"[[:space:][:punct:]]+|.", r"[[:word:]-]+", r"[^[:alnum:]]+|.", r"[ab]+"),
+    *(r"[[:cntrl:]]|[[:print:]]+", r"[[:upper:]]+|[[:lower:]]+|[[:digit:]]+|[[:blank:]]|[[:graph:]]"),
+]
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+def test_posix_classes_are_of_ascii_and_what_no_match_has_is_dropped(pattern: str, tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"a ": 257, "\u0416a".encode(): 258}
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    path = tmp_path / "x.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    ours = Tokenizer.load(path, pattern=pattern)
+    rng = random.Random(5)
+    for _ in range(300):
+        text = "".join(rng.choices("abZ1_- .\t\n\x07\u00b2\u00e9\u0416\u00a0", k=rng.randrange(12)))
+        assert ours.encode(text) == theirs.encode_ordinary(text), text

@@ -479,8 +479,7 @@ class RegexCompiler {
       if (looking_at("[:")) {
         const size_t end = pattern_.find(":]", at_);
         if (end != pattern_.npos) {
-          CodeSet named = property_set(pattern_.substr(at_ + 2, end - at_ - 2), true);
-          set.add(named);
+          set.add(posix_class(pattern_.substr(at_ + 2, end - at_ - 2)));
           at_ = end + 2;
           continue;
         }
@@ -525,6 +524,18 @@ class RegexCompiler {
     close_part();
     if (inverted) all.invert();
     return all;
+  }
+
+  /// What [:name:] stands for: characters of ASCII alone in Rust.
+  CodeSet posix_class(std::string_view name) const {
+    if (dialect_ != RegexDialect::kFancy) return property_set(name, true);
+    const bool inverted = name.starts_with('^');
+    CodeSet set = property_set(name.substr(inverted), true), ascii;
+    ascii.add(0, 0x7F);
+    ascii.finish();
+    set.intersect(ascii);
+    if (inverted) set.invert();
+    return set;
   }
 
   /// Notes the first bytes that a match may have; all of them where that takes more than a look at the sets.

@@ -128,8 +128,9 @@ def plain_part(code: PreTokenizerCode) -> PreTokenizerPart:
 
 
 def regex_part(regex: str, dialect: int) -> PreTokenizerPart:
-    """Splitting at what `regex` matches, which is kept."""
-    return (int(PreTokenizerCode.SPLIT_REGEX), _ISOLATED, False, dialect, 0, 0, regex.encode())
+    """Splitting at what `regex` matches. tiktoken (FANCY) drops what it doesn't."""
+    behavior, inverted = (_BEHAVIORS["Removed"], True) if dialect == FANCY else (_ISOLATED, False)
+    return (int(PreTokenizerCode.SPLIT_REGEX), behavior, inverted, dialect, 0, 0, regex.encode())
 
 
 def _pre_tokenizer(part: dict[str, Any], spell_bytes: bool) -> PreTokenizerPart:

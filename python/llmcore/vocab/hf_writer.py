@@ -165,14 +165,14 @@ def _given_pre_tokenizer(spec: VocabSpec) -> dict[str, Any]:
     if codes != {PreTokenizerCode.SPLIT_REGEX} or not spec.byte_level or spec.stages:
         raise _refuse("this way to split text")
     splits = [
-        _split(to_oniguruma(regex.decode()) if dialect == FANCY else regex.decode())
+        _split(to_oniguruma(regex.decode()), "Removed", True) if dialect == FANCY else _split(regex.decode())
         for _, _, _, dialect, _, _, regex in spec.pre_tokenizers
     ]
     return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(False, use_regex=False)]}
 
 
-def _split(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
 
 
 def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
