@@ -272,11 +272,12 @@ def test_submit_does_not_wait_for_the_step_under_way(llm: llmcore.LLM) -> None:
 
     slow = llm.submit([1, 2, 3], replace(GREEDY, max_tokens=1, logits_processors=[hold]))
     assert held.wait(60)
-    begin = time.perf_counter()
     request = llm.submit([4, 5, 6], GREEDY)
+    begin = time.perf_counter()
     with pytest.raises(llmcore.ArgumentError):
         llm.submit([10**6], GREEDY)
     assert not request.done
+    assert not slow.done
     waited = time.perf_counter() - begin
     go_on.set()
     metrics = request.result(500).metrics
