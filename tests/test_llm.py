@@ -462,6 +462,15 @@ def test_close_waits_for_nobody(bare: llmcore.LLM) -> None:
     assert bare.model.forward([1, 2]).shape == (2, bits_hash.VOCAB)  # the model was given, and stays open
 
 
+def test_close_may_follow_what_was_interrupted(bare: llmcore.LLM) -> None:
+    llm = llmcore.LLM(bare.model, max_batch_size=2)
+    stream = llm.stream([1, 2], SamplingParams(max_tokens=300, ignore_eos=True))
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)
+    llm.close()
+
+
 def test_threads_may_close_at_once(bare: llmcore.LLM) -> None:
     for _ in range(50):
         llm = llmcore.LLM(bare.model, max_batch_size=2)

@@ -41,7 +41,7 @@ class EngineLoop:
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine: _core.Engine | None = engine
-        self._requests: set[Request] = set()  # handed over and not answered yet
+        self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
         self._editing = 0  # of them, those whose logits Python changes
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
@@ -141,6 +141,7 @@ class EngineLoop:
         if not running or self._engine is None:
             return
         self._work.put(lambda: self._drop(running))
+        self._requests.difference_update(running)  # close() comes behind that
         engine = self._engine
         theirs = sum(s.handle > 0 and not s.done for request in running for s in request.sequences)
         if engine is not None and theirs >= len(self._sequences):
