@@ -89,9 +89,9 @@ class Backend {
   /// different columns.
   virtual std::shared_ptr<Weight> take_matrix(std::vector<std::shared_ptr<const Matrix>> stack) = 0;
   virtual std::shared_ptr<Weight> take_vector(const float* values, int64_t n) = 0;
-  /// Plans the scratch memory of the operations below.
-  virtual void plan(const StepLimits& limits) = 0;
-  /// The bytes that this takes.
+  /// Plans the scratch memory of the operations below; returns its bytes.
+  virtual int64_t plan(const StepLimits& limits) = 0;
+  /// The bytes that this would take.
   virtual int64_t planned_bytes(const StepLimits& limits) = 0;
   /// What long operations call now and then, on the caller's thread, from here on; it may throw Interrupted out of
   /// them. Null: nothing.

@@ -60,11 +60,11 @@ class CpuBackend final : public Backend {
     return std::make_shared<CpuWeight>(values, n);
   }
 
-  void plan(const StepLimits& limits) override { scratch_ = make_scratch(limits); }
-  int64_t planned_bytes(const StepLimits& limits) override {
-    const Scratch s = make_scratch(limits);
-    return s.matmul.nbytes() + s.attention.nbytes() + s.row.size() + s.tables.size();
+  int64_t plan(const StepLimits& limits) override {
+    scratch_ = make_scratch(limits);
+    return scratch_.nbytes();
   }
+  int64_t planned_bytes(const StepLimits& limits) override { return make_scratch(limits).nbytes(); }
 
   void for_each_on_host(int64_t count, const std::function<void(int64_t, int)>& function) override {
     pool_.parallel_parts(count, 1, 1, [&](int64_t begin, int64_t end, int thread) {
@@ -171,6 +171,7 @@ class CpuBackend final : public Backend {
     MatmulWorkspace matmul;
     AttentionWorkspace attention;
     Buffer row, tables;
+    int64_t nbytes() const { return matmul.nbytes() + attention.nbytes() + row.size() + tables.size(); }
   };
   Scratch make_scratch(const StepLimits& limits) {
     return {MatmulWorkspace(context_, limits.max_tokens, limits.max_columns, limits.max_logit_rows, input_type_),

@@ -161,11 +161,9 @@ int64_t Decoder::planned_bytes(int64_t max_tokens, int64_t max_logit_rows, int64
 void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
   const Plan p = make_plan(max_tokens, max_logit_rows, max_model_len);
   if (!p.larger) return;
-  const int64_t bytes = planned_bytes(max_tokens, max_logit_rows, max_model_len);
   // What fails leaves the plan that there is.
-  auto memory = backend_->allocate(p.floats * 4);
-  backend_->plan(p.limits);
-  activation_bytes_ = bytes;
+  auto memory = backend_->allocate(checked_mul(p.floats, 4));
+  activation_bytes_ = memory->size() + backend_->plan(p.limits);
   memory_ = std::move(memory);
   float* const base = memory_->floats();
   x_ = base + p.x;

@@ -67,8 +67,8 @@ class Tokenizer {
   std::string normalized(std::string_view text) const;
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
-  /// No control token holds any of the stretches of bytes that `guarded` names. A long
-  /// text is cut for the threads, if there is neither a span nor a dropout to keep track of.
+  /// No control token holds any of the stretches of bytes that `guarded` names. A long text is cut for the threads, if
+  /// there is neither a span nor a dropout to keep track of.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
               std::vector<Span>* spans = nullptr, const Guarded* guarded = nullptr, Dropout* dropout = nullptr,
               int threads = 1) const;
