@@ -93,8 +93,9 @@ def makers_of_cl100k(folder: Path) -> dict[str, Make]:
             r"|\s+(?!\S)|\s"
         )
         special = ENCODINGS["cl100k"].special
-        encoding = tiktoken.Encoding("c", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-        found["tiktoken"] = lambda: encoding.encode_ordinary
+        found["tiktoken"] = lambda: (
+            tiktoken.Encoding("c", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special).encode_ordinary
+        )
     if gigatoken := optional("gigatoken"):
         found["gigatoken"] = lambda: gigatoken.Tokenizer.from_tiktoken(path).encode
     return found
@@ -138,6 +139,7 @@ def race(makers: dict[str, Make], texts: list[str], rounds: int) -> dict[str, di
             encode("Hello")  # its memory is there
             for which in ("first", "again"):
                 figures[name][which].append(nbytes / 1e6 / seconds(encode, texts))
+            del encode  # or the next one's tables, just made, would leave the caches while this one's are freed
     ours = figures["llmcore"]
     return {
         name: {
