@@ -112,7 +112,13 @@ def test_entries_do_not_pile_up(data_dir: Path, folder: Path, tmp_path: Path) ->
 
 def test_damaged_archive_is_refused() -> None:
     fields = {"normalizers": [], "pre_tokenizers": [], "stages": [], "added": [], "prefix_ids": [], "suffix_ids": []}
-    fields |= {"space_prefix": 0, "prefix_even_if_space": False, "prefix_before_added": False, "metaspace": False}
+    fields |= {
+        "space_prefix": 0,
+        "first_space": 0,
+        "prefix_even_if_space": False,
+        "prefix_before_added": False,
+        "metaspace": False,
+    }
     for data in (b"", b"x" * 64, bytes(128)):
         with pytest.raises(TokenizerError, match="archive"):
             _core.Tokenizer(fields, data)

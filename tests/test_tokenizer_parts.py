@@ -348,7 +348,7 @@ def test_model(kind: str, corpus: list[str], tmp_path: Path) -> None:
     again = tmp_path / "again.json"
     ours.save(again)
     reread = tokenizers.Tokenizer.from_file(str(again))
-    for text in [*corpus, *texts(CASES, 3), "", " ", "<s>", "a</s>b"]:
+    for text in [*corpus, *texts(CASES, 3), "", " ", "<s>", "a</s>b", "a<0x41>b"]:
         expected = theirs.encode(text)
         ids = ours.encode(text, allow_special=True)
         assert ids == expected.ids, repr(text)

@@ -217,6 +217,10 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::dict& fields, const py::obje
   const int space_prefix = fields["space_prefix"].cast<int>();
   check_argument(space_prefix >= 0 && space_prefix <= 2, "tokenizer: unknown kind of space prefix");
   spec.space_prefix = static_cast<SpacePrefix>(space_prefix);
+  const int first_space = fields["first_space"].cast<int>();
+  check_argument(first_space >= 0 && first_space < static_cast<int>(FirstSpace::kCount),
+                 "tokenizer: unknown rule for the first space");
+  spec.first_space = static_cast<FirstSpace>(first_space);
   spec.prefix_even_if_space = fields["prefix_even_if_space"].cast<bool>();
   spec.prefix_before_added = fields["prefix_before_added"].cast<bool>();
   spec.metaspace = fields["metaspace"].cast<bool>();
@@ -339,14 +343,12 @@ py::list train_unigram_pieces(const PieceCounter& counter, size_t size, std::vec
   return pieces;
 }
 
-/// Text of ids that come one at a time: a character is given out when it is whole. What is no UTF-8 becomes U+FFFD, as
-/// bytes.decode("utf-8", "replace") has it.
+/// Text of ids that come one at a time: a character is given out when it is whole.
 class DecodeStream {
  public:
-  /// `at_start`: a space that begins the text is dropped, or with `strip_first` every space of the first token.
-  DecodeStream(std::shared_ptr<const Tokenizer> tokenizer, const std::vector<uint32_t>& skipped, bool at_start,
-               bool strip_first)
-      : tokenizer_(std::move(tokenizer)), at_start_(at_start), strip_first_(strip_first) {
+  /// `errors`: what is no UTF-8 becomes, as for bytes.decode.
+  DecodeStream(std::shared_ptr<const Tokenizer> tokenizer, const std::vector<uint32_t>& skipped, std::string errors)
+      : tokenizer_(std::move(tokenizer)), errors_(std::move(errors)), begun_(!tokenizer_->drops_first_space()) {
     skipped_.resize(skipped.empty() ? 0 : tokenizer_->size());
     for (const uint32_t id : skipped) skipped_.at(id) = true;
   }
@@ -359,15 +361,11 @@ class DecodeStream {
                           " ids");
     }
     if (at < skipped_.size() && skipped_[at]) return py::str();
-    std::string_view text = tokenizer_->token(at);
-    if (std::exchange(at_start_, false) && text.starts_with(' ') && tokenizer_->is_text(at)) {
-      const size_t from = pending_.size();
-      pending_.append(text.substr(1));
-      if (strip_first_)
-        pending_.erase(std::remove(pending_.begin() + static_cast<std::ptrdiff_t>(from), pending_.end(), ' '),
-                       pending_.end());
+    if (!begun_) {
+      begun_ = tokenizer_->append_first(at, pending_);
       return take(pending_, false);
     }
+    const std::string_view text = tokenizer_->token(at);
     if (pending_.empty()) return take(text, false);
     return take(pending_.append(text), false);
   }
@@ -376,7 +374,7 @@ class DecodeStream {
  private:
   py::object take(std::string_view data, bool last) {
     Py_ssize_t used = 0;
-    PyObject* text = PyUnicode_DecodeUTF8Stateful(data.data(), static_cast<Py_ssize_t>(data.size()), "replace",
+    PyObject* text = PyUnicode_DecodeUTF8Stateful(data.data(), static_cast<Py_ssize_t>(data.size()), errors_.c_str(),
                                                   last ? nullptr : &used);
     if (!text) throw py::error_already_set();
     pending_ = last ? std::string() : std::string(data.substr(static_cast<size_t>(used)));
@@ -386,7 +384,8 @@ class DecodeStream {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<bool> skipped_;
   std::string pending_;  // of a character that isn't whole yet
-  bool at_start_, strip_first_;
+  std::string errors_;
+  bool begun_;
 };
 
 /// A token as Python has it.
@@ -580,8 +579,8 @@ void bind_tokenizer(py::module_& m) {
       .def("pieces", [](const Tokenizer& self, const py::str& text) { return self.pieces(utf8(text)); });
 
   py::class_<DecodeStream>(m, "DecodeStream")
-      .def(py::init<std::shared_ptr<Tokenizer>, const std::vector<uint32_t>&, bool, bool>(), py::arg("tokenizer"),
-           py::arg("skipped"), py::arg("at_start"), py::arg("strip_first"))
+      .def(py::init<std::shared_ptr<Tokenizer>, const std::vector<uint32_t>&, std::string>(), py::arg("tokenizer"),
+           py::arg("skipped"), py::arg("errors"))
       .def("step", &DecodeStream::step)
       .def("finish", &DecodeStream::finish);
   m.def("resolve_merges", &resolve_merges);

@@ -1,6 +1,7 @@
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
+#include <iterator>
 #include <span>
 
 #include "base/error.h"
@@ -362,6 +363,21 @@ std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(const std::vector<std
   return results;
 }
 
+bool Tokenizer::append_first(uint32_t id, std::string& out) const {
+  const std::string_view text = token(id);
+  const FirstSpace drops = spec_.first_space;
+  const size_t before = out.size();
+  const bool byte = drops != FirstSpace::kOfText && id == bpe_.byte_ids()[' '];
+  if (byte || !text.starts_with(' ')) {
+    out.append(text);
+  } else if (drops == FirstSpace::kAllOfToken) {
+    std::copy_if(text.begin(), text.end(), std::back_inserter(out), [](char c) { return c != ' '; });
+  } else {
+    out.append(text.substr(drops != FirstSpace::kKept));
+  }
+  return drops == FirstSpace::kOfTokens ? out.size() > before : !text.empty();
+}
+
 void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool>& skip, std::string& out) const {
   const auto skipped = [&](uint32_t id) { return id < skip.size() && skip[id]; };
   size_t bytes = out.size();
@@ -374,8 +390,14 @@ void Tokenizer::decode(const uint32_t* ids, size_t count, const std::vector<bool
     if (!skipped(id)) bytes += token(id).size();
   }
   out.reserve(bytes);
+  bool begun = !drops_first_space();
   for (size_t i = 0; i < count; ++i) {
-    if (!skipped(ids[i])) out.append(token(ids[i]));
+    if (skipped(ids[i])) continue;
+    if (begun) {
+      out.append(token(ids[i]));
+    } else {
+      begun = append_first(ids[i], out);
+    }
   }
 }
 

@@ -19,6 +19,16 @@ namespace llmcore {
 /// Where a space is put before text that has none.
 enum class SpacePrefix : uint8_t { kNever = 0, kEverySegment = 1, kTextStart = 2 };
 
+/// Which space that decoded text would begin with is dropped.
+enum class FirstSpace : uint8_t {
+  kKept = 0,
+  kOfText = 1,      // the first, whatever it comes from
+  kOfToken = 2,     // the first token's, unless that is a byte
+  kAllOfToken = 3,  // all of the first token
+  kOfTokens = 4,    // one of each token until there is text
+  kCount = 5,
+};
+
 struct TokenizerSpec {
   BpeSpec bpe;      // also what the ids of another model decode to
   ModelSpec model;  // of a kind other than kBpe: what text is encoded with
@@ -34,6 +44,7 @@ struct TokenizerSpec {
   bool prefix_even_if_space = false;  // also before text that begins with a space
   bool prefix_before_added = false;   // the prefix is there before normalised added tokens are looked for
   bool metaspace = false;             // U+2581 in text is a space
+  FirstSpace first_space = FirstSpace::kKept;
 };
 
 /// A token's place in the text, in characters.
@@ -59,10 +70,10 @@ class Tokenizer {
   size_t size() const noexcept { return bpe_.size(); }
   /// The bytes that an id decodes to.
   std::string_view token(uint32_t id) const noexcept;
-  /// True for a token that text can become, other than a byte of a character.
-  bool is_text(uint32_t id) const noexcept {
-    return model_ ? bpe_.kind(id) == TokenKind::kUnused : bpe_.kind(id) == TokenKind::kNormal;
-  }
+  /// Whether decoding looks at where text begins.
+  bool drops_first_space() const noexcept { return spec_.first_space != FirstSpace::kKept; }
+  /// Appends what `id` contributes where no id before it had a part in the text; false if the next one is there, too.
+  bool append_first(uint32_t id, std::string& out) const;
   /// `text` after all normalisers.
   std::string normalized(std::string_view text) const;
 

@@ -9,7 +9,8 @@ import numpy as np
 from llmcore import _core
 from llmcore.errors import ArgumentError
 from llmcore.vocab.arguments import integer
-from llmcore.vocab.decoders import BYTES
+from llmcore.vocab.decoders import BYTES, EACH_BYTE
+from llmcore.vocab.spec import BrokenBytes
 
 if TYPE_CHECKING:
     from llmcore.tokenizer import Tokenizer
@@ -25,7 +26,8 @@ class DecodeStream:
         skipped = tokenizer._skipped if skip_special_tokens else []
         self._stream: _core.DecodeStream | _PartsStream
         if spec.decoders is None:
-            self._stream = _core.DecodeStream(tokenizer._core, skipped, spec.strip_prefix, spec.strip_first)
+            errors = EACH_BYTE if spec.broken_bytes == BrokenBytes.EACH else "replace"
+            self._stream = _core.DecodeStream(tokenizer._core, skipped, errors)
         else:
             self._stream = _PartsStream(tokenizer, skip_special_tokens)
         self._step = self._stream.step

@@ -25,9 +25,9 @@ from llmcore.checkpoint.files import check_path
 from llmcore.decode_stream import DecodeStream
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
 from llmcore.vocab.arguments import check_flags, id_array, integer, text_list, thread_count
-from llmcore.vocab.decoders import texts_of_bytes
+from llmcore.vocab.decoders import EACH_BYTE, texts_of_bytes
 from llmcore.vocab.offsets import byte_places, trimmed
-from llmcore.vocab.spec import FIRST_TEXT, AddedToken, Kind, VocabSpec
+from llmcore.vocab.spec import FIRST_TEXT, AddedToken, BrokenBytes, FirstSpace, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
 from llmcore.vocab.training import MODEL_TYPES, Source, train_characters, train_spec
 
@@ -380,14 +380,7 @@ class Tokenizer:
         array = id_array(ids)
         if self._spec.decoders is not None:
             return self._decode_by_parts(array, skip_special_tokens).encode("utf-8")
-        data = self._core.decode(array, self._skipped if skip_special_tokens else [])
-        if self._spec.byte_runs:
-            return data.removeprefix(b" ") if self._spec.strip_prefix else data
-        if self._spec.strip_prefix and data.startswith(b" ") and self._first_is_text(array, skip_special_tokens):
-            first = next(int(i) for i in array if not (skip_special_tokens and int(i) in self._skipped_set))
-            size = len(self._spec.tokens[first]) if self._spec.strip_first else 1
-            return data[:size].replace(b" ", b"") + data[size:]
-        return data
+        return self._core.decode(array, self._skipped if skip_special_tokens else [])
 
     def _decode_by_parts(self, ids: npt.NDArray[np.uint32], skip: bool) -> str:
         from llmcore.vocab.decoders import decode_tokens
@@ -396,23 +389,20 @@ class Tokenizer:
         names, parts = self._spec.names, self._spec.decoders or ()
         return decode_tokens(parts, [names[int(i)] for i in ids if not (skip and int(i) in self._skipped_set)])
 
-    def _first_is_text(self, ids: npt.NDArray[np.uint32], skip: bool) -> bool:
-        first = next((int(i) for i in ids if not (skip and int(i) in self._skipped_set)), None)
-        return first is not None and self._spec.kinds[first] == Kind.NORMAL
-
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises ArgumentError for an unknown id.
 
-        Of a tokenizer.json with ByteFallback, a run of byte tokens that isn't UTF-8 as a whole becomes U+FFFD for each.
+        That is one for each of them of a SentencePiece model, and of a tokenizer.json with ByteFallback one for each
+        byte of a run of byte tokens that isn't UTF-8 as a whole.
         """
         array = id_array(ids)
         data = self.decode_bytes(array, skip_special_tokens)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            if self._spec.byte_runs:
+            if self._spec.broken_bytes == BrokenBytes.RUN:
                 return self._decode_runs(array, skip_special_tokens)
-            return data.decode("utf-8", "replace")
+            return data.decode("utf-8", "replace" if self._spec.broken_bytes == BrokenBytes.TOGETHER else EACH_BYTE)
 
     def _decode_runs(self, ids: npt.NDArray[np.uint32], skip: bool) -> str:
         spec = self._spec
@@ -421,7 +411,7 @@ class Tokenizer:
         for is_byte, run in groupby(shown, lambda id: spec.kinds[id] == Kind.BYTE):
             data = b"".join(spec.tokens[id] for id in run)
             text += "".join(texts_of_bytes(data)) if is_byte else data.decode("utf-8")
-        return text.removeprefix(" ") if spec.strip_prefix else text
+        return text.removeprefix(" ") if spec.first_space == FirstSpace.OF_TEXT else text
 
     def decode_stream(self, skip_special_tokens: bool = False) -> DecodeStream:
         """A decoder that takes one id at a time and gives text as soon as its characters are whole."""

@@ -23,12 +23,12 @@ from llmcore import _core
 from llmcore.checkpoint.write import write_atomically
 from llmcore.errors import TokenizerError
 from llmcore.vocab.patterns import Stage
-from llmcore.vocab.spec import AddedToken, LazyTokens, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import AddedToken, BrokenBytes, FirstSpace, LazyTokens, SpacePrefix, VocabSpec
 
 if TYPE_CHECKING:
     from llmcore.vocab.loading import Parts
 
-_MAGIC = b"llmcore vocabulary 3\n"
+_MAGIC = b"llmcore vocabulary 4\n"
 _KEPT = 16
 _SMALLEST = 1 << 14  # ids; smaller vocabularies are built faster than a file is opened
 _READ = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".gguf")
@@ -127,7 +127,8 @@ def _restore(head: dict[str, Any], archive: memoryview) -> Parts:
     fields["stages"] = tuple(map(Stage, fields["stages"]))
     fields["added"] = tuple(AddedToken(**token) for token in fields["added"])
     fields["names"] = {int(at): name for at, name in fields["names"].items()}
-    fields["space_prefix"] = SpacePrefix(fields["space_prefix"])
+    for name, kind in (("space_prefix", SpacePrefix), ("first_space", FirstSpace), ("broken_bytes", BrokenBytes)):
+        fields[name] = kind(fields[name])
     for name in ("prefix_ids", "suffix_ids", "trims"):
         fields[name] = tuple(fields[name])
     fields["pair"] = None if fields["pair"] is None else tuple(map(tuple, fields["pair"]))
@@ -150,9 +151,9 @@ def _restore(head: dict[str, Any], archive: memoryview) -> Parts:
 
 # What an entry holds of a VocabSpec beside the arrays of the core.
 _FIELDS = (
-    *("byte_level", "whole_words", "unk_id", "fuse_unk", "stages", "names", "nfc", "space_prefix", "strip_first"),
-    *("prefix_even_if_space", "prefix_before_added", "metaspace", "strip_prefix", "prefix_ids", "suffix_ids"),
-    *("skips_unk", "byte_runs", "pair", "trims"),
+    *("byte_level", "whole_words", "unk_id", "fuse_unk", "stages", "names", "nfc", "space_prefix", "first_space"),
+    *("prefix_even_if_space", "prefix_before_added", "metaspace", "prefix_ids", "suffix_ids", "skips_unk"),
+    *("broken_bytes", "pair", "trims"),
 )
 
 

@@ -5,6 +5,7 @@ Source: the decoders of Hugging Face tokenizers 0.23, whose `decode_chain` turns
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from itertools import groupby
 from string import hexdigits
@@ -28,6 +29,8 @@ _KNOWN = (
     "CTC",
     "Join",
 )
+EACH_BYTE = "llmcore.replace_each_byte"
+"""The name of an error handler of `bytes.decode`: U+FFFD for every byte that is no UTF-8."""
 BYTES = {f"<0x{high}{low}>": int(high + low, 16) for high in hexdigits for low in hexdigits}
 _CLEANED = (
     (" .", "."),
@@ -42,6 +45,15 @@ _CLEANED = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(EACH_BYTE, _replace_each_byte)
 
 
 def check_decoders(parts: Iterable[dict[str, Any]]) -> None:

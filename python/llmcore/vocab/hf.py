@@ -138,9 +138,7 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         prefix_even_if_space=normalizer.metaspace,
         prefix_before_added=normalizer.metaspace,
         metaspace=normalizer.metaspace or splitter.metaspace,
-        strip_prefix=decoder.strip_prefix,
-        strip_first=decoder.strip_first,
-        byte_runs=decoder.byte_fallback,
+        **decoder.fields,
         **vars(around),
     )
 

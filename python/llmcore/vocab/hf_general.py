@@ -16,7 +16,7 @@ from llmcore.vocab.decoders import check_decoders
 from llmcore.vocab.fields import UnsupportedPartError, array, flag, obj, refuse, shown, text
 from llmcore.vocab.hf_parts import NormalizerCode, read_normalizers, read_pre_tokenizers
 from llmcore.vocab.hf_pipeline import Decoder, flatten, read_decoder, read_post_processor, read_pre_tokenizer
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, VocabSpec, check_ids
+from llmcore.vocab.spec import NO_ID, AddedToken, FirstSpace, Kind, ModelSpec, VocabSpec, check_ids
 
 UNIGRAM, WORD_PIECE, WORD_LEVEL, AFFIX_BPE = 1, 2, 3, 4
 _MARK = "\u2581"
@@ -123,7 +123,9 @@ def _text_model(
     byte_ids = [vocab.get(name, NO_ID) if fallback else NO_ID for name in BYTE_NAMES]
     for byte, at in enumerate(byte_ids):
         if at != NO_ID and kinds[at] == Kind.NORMAL:
-            matched[at], kinds[at], usable[at] = bytes([byte]), Kind.BYTE, 0
+            kinds[at] = Kind.BYTE
+            if kind != "Unigram":  # which also finds the name of a byte in text, as it finds any token
+                matched[at], usable[at] = bytes([byte]), 0
             if decoder.byte_fallback:
                 tokens[at] = bytes([byte])
     fields: dict[str, Any] = {
@@ -134,9 +136,7 @@ def _text_model(
         "byte_ids": byte_ids,
         "byte_level": False,
         "unk_id": _unknown(model, kind, vocab),
-        "strip_prefix": decoder.strip_prefix,
-        "strip_first": decoder.strip_first,
-        "byte_runs": decoder.byte_fallback,
+        **decoder.fields,
         "decoders": decoders,
         "pre_tokenizers": read_pre_tokenizers(root.get("pre_tokenizer"), spell_bytes=True),
     }
@@ -203,7 +203,7 @@ def _decoder(
         return Decoder(), ({"type": "Join"},)
     try:
         decoder = read_decoder(value)
-        if (decoder.byte_fallback and not byte_fallback) or (decoder.strip_first and spaces):
+        if (decoder.byte_fallback and not byte_fallback) or (decoder.first_space == FirstSpace.ALL_OF_TOKEN and spaces):
             raise refuse("a decoder that the tokens don't allow to shorten", "decoder")
         return decoder, None
     except UnsupportedPartError:

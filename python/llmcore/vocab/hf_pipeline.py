@@ -8,7 +8,7 @@ from typing import Any
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.fields import array, flag, obj, refuse, shown, text, token_id
 from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
-from llmcore.vocab.spec import FIRST_TEXT, SECOND_TEXT, PairTemplate, SpacePrefix
+from llmcore.vocab.spec import FIRST_TEXT, SECOND_TEXT, BrokenBytes, FirstSpace, PairTemplate, SpacePrefix
 
 _MAX_DEPTH = 16
 _MAX_PARTS = 64
@@ -44,14 +44,18 @@ class Splitter:
 class Decoder:
     """What the decoder comes down to, when it only joins tokens.
 
-    `strip_prefix`: one space at the very start of a text is dropped; `strip_first`: every space of the first token.
     `byte_fallback`: byte tokens decode to their bytes.
     """
 
     byte_level: bool = False
-    strip_prefix: bool = False
-    strip_first: bool = False
+    first_space: FirstSpace = FirstSpace.KEPT
     byte_fallback: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of a VocabSpec that it decides."""
+        broken = BrokenBytes.RUN if self.byte_fallback else BrokenBytes.TOGETHER
+        return {"first_space": self.first_space, "broken_bytes": broken}
 
 
 @dataclass(frozen=True)
@@ -180,12 +184,12 @@ def read_decoder(value: object) -> Decoder:
     if kinds == ["ByteLevel"]:
         return Decoder(byte_level=True)
     if kinds == ["Metaspace"]:
-        strips = _metaspace_prefix(parts[0]) != SpacePrefix.NEVER
-        return Decoder(strip_prefix=strips, strip_first=strips)
+        drops = _metaspace_prefix(parts[0]) != SpacePrefix.NEVER
+        return Decoder(first_space=FirstSpace.ALL_OF_TOKEN if drops else FirstSpace.KEPT)
     if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and _replaces(parts[0], _MARK, " "):
         rest = [[part.get(name) for name in ("type", "content", "start", "stop")] for part in parts[3:]]
         if rest in ([], [["Strip", " ", 1, 0]]):
-            return Decoder(strip_prefix=bool(rest), byte_fallback=True)
+            return Decoder(first_space=FirstSpace.OF_TEXT if rest else FirstSpace.KEPT, byte_fallback=True)
     raise refuse(f"decoder {shown(value)}", "decoder")
 
 

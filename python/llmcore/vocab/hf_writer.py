@@ -15,7 +15,7 @@ from llmcore.vocab.hf_general import WORD_PIECE
 from llmcore.vocab.hf_parts import FANCY, NormalizerCode, PreTokenizerCode
 from llmcore.vocab.oniguruma import to_oniguruma
 from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
-from llmcore.vocab.spec import FIRST_TEXT, Kind, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import FIRST_TEXT, FirstSpace, Kind, SpacePrefix, VocabSpec
 
 _MARK = "\u2581"
 
@@ -239,13 +239,13 @@ def _decoder(spec: VocabSpec) -> dict[str, Any]:
         return {"type": "Sequence", "decoders": list(spec.decoders)}
     if spec.byte_level:
         return _byte_level(True, True)
-    if spec.strip_first:
+    if spec.first_space == FirstSpace.ALL_OF_TOKEN:
         return {"type": "Metaspace", "replacement": _MARK, "prepend_scheme": "always", "split": True}
     parts: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if spec.strip_prefix:
+    if spec.first_space != FirstSpace.KEPT:
         parts.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": parts}

@@ -18,7 +18,16 @@ from llmcore.vocab.bpe_model import BYTE_NAMES, space_stage
 from llmcore.vocab.fields import refuse, shown
 from llmcore.vocab.hf_general import UNIGRAM
 from llmcore.vocab.hf_parts import NormalizerCode
-from llmcore.vocab.spec import NO_ID, AddedToken, Kind, ModelSpec, SpacePrefix, VocabSpec
+from llmcore.vocab.spec import (
+    NO_ID,
+    AddedToken,
+    BrokenBytes,
+    FirstSpace,
+    Kind,
+    ModelSpec,
+    SpacePrefix,
+    VocabSpec,
+)
 
 _MAX_PIECES = 1 << 20
 _MAX_BEGUN = 64  # symbols that one place can begin with: more aren't looked at
@@ -180,7 +189,7 @@ def _with_normalizer(spec: VocabSpec, pieces: list[tuple[str, float, int]], norm
         prefix_even_if_space=False,
         prefix_before_added=False,
         metaspace=False,
-        strip_prefix=dummy or remove,
+        first_space=FirstSpace.OF_TOKENS if remove else spec.first_space,
     )
 
 
@@ -279,8 +288,9 @@ def spec_of_pieces(
         prefix_even_if_space=True,
         prefix_before_added=True,
         metaspace=True,
-        strip_prefix=dummy_prefix,
+        first_space=FirstSpace.OF_TOKEN if dummy_prefix else FirstSpace.KEPT,
         skips_unk=True,
+        broken_bytes=BrokenBytes.EACH,
         prefix_ids=(bos,) if bos is not None and config.get("add_bos_token", True) else (),
         suffix_ids=(eos,) if eos is not None and config.get("add_eos_token", False) else (),
     )

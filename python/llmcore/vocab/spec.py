@@ -38,6 +38,24 @@ class Kind(IntEnum):
     UNUSED = 4
 
 
+class FirstSpace(IntEnum):
+    """Which space that decoded text would begin with is dropped; the values are those of csrc/tokenizer/tokenizer.h."""
+
+    KEPT = 0
+    OF_TEXT = 1  # the first, whatever it comes from: Hugging Face's Strip
+    OF_TOKEN = 2  # the first token's, unless that is a byte: SentencePiece
+    ALL_OF_TOKEN = 3  # all of the first token: Hugging Face's Metaspace
+    OF_TOKENS = 4  # one of each token until there is text: a SentencePiece that removes extra spaces
+
+
+class BrokenBytes(IntEnum):
+    """What decodes to U+FFFD where bytes are no UTF-8."""
+
+    TOGETHER = 0  # as much as a character could have begun with, as bytes.decode("utf-8", "replace") has it
+    EACH = 1  # every byte: SentencePiece
+    RUN = 2  # every byte of the run of byte tokens: Hugging Face's ByteFallback
+
+
 class SpacePrefix(IntEnum):
     """Where a space is put before text; the values are those of csrc/tokenizer/tokenizer.h."""
 
@@ -110,8 +128,7 @@ class VocabSpec:
     `matched` holds by id the bytes that text is compared with, where those differ from `tokens`. `normalizers` and
     `pre_tokenizers` are the parts of a pipeline as vocab/hf_parts.py makes them; `decoders` are the parts of a decoder
     that does more than joining tokens, as the file has them; `source` is the file that all this was read from.
-    `byte_runs`: a run of byte tokens that isn't UTF-8 as a whole decodes to U+FFFD for each of them. `skips_unk`: the
-    unknown token counts as a special one when text is decoded without those.
+    `skips_unk`: the unknown token counts as a special one when text is decoded without those.
 
     `pair`: what two texts together become; None: each as it becomes alone, with the types 0 and 1. `trims`: how often
     white space is taken off the offsets of tokens, each time with whether the text's first space stays.
@@ -134,14 +151,13 @@ class VocabSpec:
     prefix_even_if_space: bool = False
     prefix_before_added: bool = False
     metaspace: bool = False
-    strip_prefix: bool = False
+    first_space: FirstSpace = FirstSpace.KEPT
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     pair: PairTemplate | None = None
     trims: tuple[bool, ...] = ()
-    strip_first: bool = False
     skips_unk: bool = False
-    byte_runs: bool = False
+    broken_bytes: BrokenBytes = BrokenBytes.TOGETHER
     matched: list[bytes] | None = None
     model: ModelSpec | None = None
     normalizers: tuple[NormalizerPart, ...] = ()
@@ -199,6 +215,7 @@ class VocabSpec:
             "prefix_ids": np.array(self.prefix_ids, np.uint32),
             "suffix_ids": np.array(self.suffix_ids, np.uint32),
             "space_prefix": int(self.space_prefix),
+            "first_space": int(self.first_space),
             "prefix_even_if_space": self.prefix_even_if_space,
             "prefix_before_added": self.prefix_before_added,
             "metaspace": self.metaspace,
@@ -251,8 +268,8 @@ class VocabSpec:
         """SHA-256 over everything that decides ids and text, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         _digest(digest, self.core_fields())
-        shown = (self.nfc, self.strip_prefix, self.strip_first, self.decoders, sorted(self.names.items()))
-        digest.update(repr((*shown, self.skipped, self.byte_runs, self.pair)).encode())
+        shown = (self.nfc, self.decoders, sorted(self.names.items()), self.skipped, int(self.broken_bytes), self.pair)
+        digest.update(repr(shown).encode())
         return digest.hexdigest()
 
     def changed(self, **fields: Any) -> VocabSpec:
