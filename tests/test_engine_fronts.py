@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+import shutil
 import threading
 import time
 import weakref
@@ -237,6 +238,15 @@ def test_submitted_requests_run_beside_all_others(llm: llmcore.LLM) -> None:
     assert all_free(llm)
 
 
+def test_counts_know_of_what_was_just_submitted(model: llmcore.Model) -> None:
+    for _ in range(20):
+        with llmcore.LLM(model, max_batch_size=1) as llm:
+            request = llm.submit([1, 2], SLOW)
+            stats = llm.stats()
+            assert stats["requests_running"] + stats["requests_waiting"] == 1
+            request.cancel()
+
+
 def test_a_cancelled_request_ends_with_what_it_has(llm: llmcore.LLM) -> None:
     request = llm.submit(prompt(1, 20, llm.model.spec.vocab_size), SLOW)
     request.cancel()
@@ -449,6 +459,25 @@ def test_a_smaller_model_guesses(folder: Path, model: llmcore.Model, tmp_path: P
     *others, own = accepted
     assert own is None or own > 0.5
     assert all(share is None or share < 0.5 for share in others)
+
+
+def test_a_guessing_model_may_lack_ids_of_padding(tmp_path: Path) -> None:
+    """Checkpoints of one family pad the same vocabulary to different sizes."""
+    tiny = Path(llmcore.__file__).parent / "assets" / "tiny"
+    folders = {vocab: tmp_path / str(vocab) for vocab in (2048, 2112)}
+    for vocab, folder in folders.items():
+        folder.mkdir()
+        bits_hash.write_model(folder, layers=1, vocab=vocab)
+        shutil.copy(tiny / "tokenizer.json", folder)
+    prompts = [[5, 2100, *prompt(3, 30, 2048)], prompt(4, 20, 2048)]
+    with llmcore.load(folders[2112], progress=False) as model:
+        found = []
+        for guessing in (None, SpeculativeConfig("draft", model=folders[2048])):
+            with llmcore.LLM(model, max_batch_size=8, speculative=guessing) as llm:
+                found.append([bits(output) for output in llm.generate(prompts, GREEDY)])
+                drafted = llm.stats()["drafted_tokens"]
+    assert found[0] == found[1]
+    assert drafted > 0
 
 
 def test_a_guessing_model_must_fit(folder: Path, model: llmcore.Model, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The engine has a thread of its own, so that none of these may stop it, or take a
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import random
@@ -124,7 +125,11 @@ def test_a_processor_cannot_resize_its_row(llm: llmcore.LLM) -> None:
 
 def test_calls_from_inside_of_a_step(llm: llmcore.LLM) -> None:
     request = llm.submit(PROMPT, LONG)
+    other = llmcore.LLM(llm.model, max_batch_size=1)
     inside: list[Callable[[], Any]] = [
+        lambda: other.generate(PROMPT),
+        lambda: other.embed(PROMPT),
+        lambda: llmcore.LLM(llm.model),
         request.result,
         lambda: llm.generate(PROMPT),
         lambda: next(llm.stream(PROMPT)),
@@ -149,6 +154,8 @@ def test_calls_from_inside_of_a_step(llm: llmcore.LLM) -> None:
 
     llm.generate(PROMPT, SamplingParams(max_tokens=2, logits_processors=[allowed]))
     assert len(seen) == 2
+    assert len(other.generate(PROMPT, GREEDY)[0].token_ids) == 8
+    other.close()
     assert request.result(500).finish_reason in ("abort", "length")
     assert all_free(llm)
 
@@ -162,6 +169,53 @@ def test_a_probe_that_asks_its_own_model(llm: llmcore.LLM) -> None:
     with pytest.raises(BusyError):
         model.core.forward([np.array([1, 2], np.int32)], "f32", probe=probe)
     assert model.forward([1, 2]).shape[0] == 2
+
+
+def test_what_waits_for_the_model_can_be_left(llm: llmcore.LLM) -> None:
+    """While another thread is in the middle of a forward pass: by Ctrl-C, or by cancel()."""
+    model = llm.model
+    expected = llm.generate(PROMPT, GREEDY)[0].token_ids
+    held, go_on = threading.Event(), threading.Event()
+
+    def probe(name: str, values: Row) -> None:
+        held.set()
+        go_on.wait(60)
+
+    ids = [np.array([1], np.int32)]
+    holder = threading.Thread(target=lambda: model.core.forward(ids, "f32", probe=probe))
+    holder.start()
+    try:
+        assert held.wait(60)
+        request = llm.submit(PROMPT, LONG)
+        for call in (lambda: model.forward([1, 2]), lambda: llmcore.LLM(model), lambda: llm.embed(PROMPT)):
+            with pytest.raises(KeyboardInterrupt), interrupted(0.2):
+                call()
+        assert not request.done
+        request.cancel()
+        assert request.result(0).finish_reason == "abort"
+        later = llm.submit(PROMPT, GREEDY)
+    finally:
+        go_on.set()
+        holder.join()
+    assert later.result(500).token_ids == expected
+    assert llm.embed(PROMPT).shape[0] == 1
+    assert all_free(llm)
+
+
+def test_an_exception_in_a_block_ends_what_runs() -> None:
+    llm = llmcore.LLM("tiny", progress=False)
+    requests = []
+
+    def fail() -> None:
+        with llm:
+            requests.append(llm.submit(PROMPT, LONG))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert requests[0].result(500).finish_reason in ("abort", "length")
+    with pytest.raises(ClosedError):
+        llm.generate(PROMPT)
 
 
 def test_streams_that_are_left_to_the_garbage_collector(llm: llmcore.LLM) -> None:
@@ -209,6 +263,13 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
 
     assert in_child(lambda: llm.submit(PROMPT, GREEDY).result(500).token_ids == expected)
     assert in_child(lambda: llm.generate(PROMPT, GREEDY)[0].token_ids == expected)
+    queued = llmcore.AsyncLLM("tiny", progress=False)
+    events = asyncio.new_event_loop()
+    events.run_until_complete(queued.__aenter__())
+    assert events.run_until_complete(queued.generate(PROMPT, GREEDY)).token_ids == expected
+    assert in_child(lambda: asyncio.run(queued.generate(PROMPT, GREEDY)).token_ids == expected)
+    events.run_until_complete(queued.__aexit__(None, None, None))
+    events.close()
     request = llm.submit(PROMPT, LONG)
 
     def refused() -> bool:
@@ -238,6 +299,35 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
     go_on.set()
     assert slow.result(500).token_ids == expected
     assert len(request.result(500).token_ids) == 400
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory that the system keeps")
+def test_a_request_for_which_memory_is_short_leaves_nothing_behind() -> None:
+    code = """
+import resource, llmcore, numpy as np
+from llmcore.model import random_model
+from llmcore.models.spec import DecoderSpec
+sizes = dict(hidden_size=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16, intermediate_size=32)
+context = 1 << 22
+spec = DecoderSpec(model_type="x", **sizes, vocab_size=300, max_position_embeddings=context, rope_inv_freq=(1.0,) * 8)
+llm = llmcore.LLM(random_model(spec), max_batch_size=2, kv_dtype="int4", kv_cache_bytes=context * 40)
+llm.generate([1, 2], llmcore.SamplingParams(max_tokens=2))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
+request = llm.submit([1, 2], llmcore.SamplingParams(n=16, max_tokens=context, ignore_eos=True))
+try:
+    request.result(100)
+    raise SystemExit("it was not short")
+except llmcore.OutOfMemoryError:
+    pass
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+stats = llm.stats()
+assert stats["requests_running"] + stats["requests_waiting"] == 0, stats
+llm.generate([1, 2], llmcore.SamplingParams(max_tokens=2))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(llmcore.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=300, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
 
 
 EXITS = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import llmcore
 from llmcore import ArgumentError, ContextLengthError, SamplingParams
 
+LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
 TEXTS = ["The prince", "Napoleon said that he would not go to Moscow, and he went.", "a", "It was in July, 1805"]
 
 
@@ -86,6 +90,34 @@ def test_requests_go_on_after_an_embedding(llm: llmcore.LLM) -> None:
     request = llm.submit(TEXTS[0], params)
     llm.embed(TEXTS)
     assert request.result(500).token_ids == before
+
+
+def test_embeddings_take_their_room_from_the_cache() -> None:
+    """Nothing is allocated for them, and what runs gives its pages and comes back to the same bits."""
+    with llmcore.load("tiny", progress=False) as model:
+        with llmcore.LLM(model, max_model_len=128, max_batch_size=2) as llm:
+            long = [list(range(1, 129)), list(range(50, 178)), [7] * 128, [1]]
+            expected = llm.embed(long)
+            answer = llm.generate(TEXTS[0], LONG)[0].token_ids
+        with llmcore.LLM(model, max_model_len=128, max_batch_size=1) as llm:
+            runs = threading.Event()
+
+            def hold(output: list[int], row: Any) -> None:
+                runs.set()
+                time.sleep(0.002)
+
+            request = llm.submit(TEXTS[0], replace(LONG, logits_processors=[hold]))
+            assert runs.wait(60)
+            before = llmcore._core.allocation_count()
+            assert (llm.embed(long) == expected).all()
+            assert llmcore._core.allocation_count() == before
+            result = request.result(500)
+            assert result.token_ids == answer
+            assert result.metrics.preemptions > 0
+            stats = llm.stats()
+            assert stats["kv_pages_free"] == stats["kv_pages_total"]
+            with pytest.raises(ContextLengthError, match=r"texts\[1\] has 129 tokens.*max_model_len"):
+                llm.embed([[1], [1] * 129])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -107,11 +107,18 @@ py::list forward_model(Model& model, const std::vector<IdArray>& sequences, cons
   }
   {
     NativeCall call;
-    const std::lock_guard lock(model.mutex);
+    const auto poll = [&call] { call.poll(); };
+    std::unique_lock lock = model.mutex.take(poll);
+    // Between two steps it is others' turn, unless they would be probed.
+    const auto pause = [&] {
+      if (!probe.is_none()) return;
+      lock.unlock();
+      lock = model.mutex.take(poll);
+    };
     model.decoder->set_probe(std::move(native_probe));
     const auto clear = [](Decoder* d) { d->set_probe(nullptr); };
-    const std::unique_ptr<Decoder, decltype(clear)> cleared(model.decoder.get(), clear);
-    forward(*model.decoder, kv_type, work, chunk_size, [&call] { call.poll(); });
+    const std::unique_ptr<Decoder, decltype(clear)> cleared(probe.is_none() ? nullptr : model.decoder.get(), clear);
+    forward(*model.decoder, kv_type, work, chunk_size, poll, pause);
   }
   return results;
 }
@@ -123,40 +130,36 @@ Pooling pooling_from_name(const std::string& name) {
   throw ArgumentError("pooling must be mean, last or cls, got " + name);
 }
 
-py::array_t<float> embed_model(Model& model, const std::vector<IdArray>& sequences, const std::string& kv_dtype,
-                               const std::string& pooling_name, bool normalize) {
-  const int64_t hidden = model.decoder->spec().hidden_size, count = static_cast<int64_t>(sequences.size());
-  const Pooling pooling = pooling_from_name(pooling_name);
-  const KvType kv_type = kv_type_from_name(kv_dtype);
-  std::vector<double> sums(static_cast<size_t>(count * hidden), 0.0);
-  std::vector<EmbedSequence> work;
-  for (const IdArray& ids : sequences) {
-    check_dims(ids, 1, "ids");
-    work.push_back({ids.data(), ids.shape(0), sums.data() + static_cast<int64_t>(work.size()) * hidden});
-  }
-  py::array_t<float> out({count, hidden});
-  float* to = out.mutable_data();
-  NativeCall call;
-  const std::lock_guard lock(model.mutex);
-  embed(*model.decoder, kv_type, work, pooling, [&call] { call.poll(); });
-  for (int64_t i = 0; i < count; ++i) {
-    const double* row = sums.data() + i * hidden;
-    double squares = 0.0;
-    for (int64_t h = 0; h < hidden; ++h) squares += row[h] * row[h];
-    const double scale = normalize && squares > 0.0 ? 1.0 / std::sqrt(squares) : 1.0;
-    for (int64_t h = 0; h < hidden; ++h) to[i * hidden + h] = static_cast<float>(row[h] * scale);
-  }
-  return out;
-}
-
 struct PyEngine {
   std::shared_ptr<Model> model;
   std::unique_ptr<Engine> engine;
   std::shared_ptr<Model> draft;  // null: none
+  TurnMutex mutex;               // of the engine; what works with the models takes theirs after it
   std::atomic<bool> interrupted = false;
 
   PyEngine(std::shared_ptr<Model> m, std::unique_ptr<Engine> e, std::shared_ptr<Model> d)
       : model(std::move(m)), engine(std::move(e)), draft(std::move(d)) {}
+
+  void poll() const {
+    if (interrupted.load(std::memory_order_relaxed)) throw Interrupted();
+  }
+};
+
+// The engine and its models, which other engines may share: those in the order of their addresses.
+class EngineTurn {
+ public:
+  explicit EngineTurn(PyEngine& e) {
+    const auto poll = [&e] { e.poll(); };
+    engine_ = e.mutex.take(poll);
+    Model* first = e.model.get();
+    Model* second = e.draft.get();
+    if (second && std::less<>()(second, first)) std::swap(first, second);
+    first_ = first->mutex.take(poll);
+    if (second && second != first) second_ = second->mutex.take(poll);
+  }
+
+ private:
+  std::unique_lock<TurnMutex> engine_, first_, second_;
 };
 
 std::unique_ptr<PyEngine> make_engine(std::shared_ptr<Model> model, int64_t max_model_len, int64_t max_batch_size,
@@ -188,7 +191,7 @@ Request make_request(std::vector<int32_t> prompt, const py::dict& p) {
 
 int64_t submit(PyEngine& e, const Request& request) {
   const NativeCall call;
-  const std::lock_guard lock(e.model->mutex);
+  const std::lock_guard lock(e.mutex);
   return e.engine->submit(request);
 }
 
@@ -216,19 +219,9 @@ py::list step(PyEngine& e, const py::object& editor) {
   }
   {
     const NativeCall call;
-    std::unique_lock lock(e.model->mutex, std::defer_lock);
-    std::unique_lock<TurnMutex> draft_lock;
-    if (e.draft) {
-      draft_lock = std::unique_lock(e.draft->mutex, std::defer_lock);
-      std::lock(lock, draft_lock);
-    } else {
-      lock.lock();
-    }
-    const auto poll = [&e] {
-      if (e.interrupted.load(std::memory_order_relaxed)) throw Interrupted();
-    };
     try {
-      outputs = e.engine->step(poll, native_editor);
+      const EngineTurn turn(e);
+      outputs = e.engine->step([&e] { e.poll(); }, native_editor);
     } catch (const Interrupted&) {
     }
   }
@@ -244,12 +237,44 @@ py::list step(PyEngine& e, const py::object& editor) {
   return results;
 }
 
+// float32 [n, hidden] of the first n sequences, as Engine::embed takes them, or None where interrupt() was called since
+// resume().
+py::object embed_texts(PyEngine& e, const std::vector<IdArray>& sequences, const std::string& pooling_name,
+                       bool normalize) {
+  const int64_t hidden = e.model->decoder->spec().hidden_size;
+  const Pooling pooling = pooling_from_name(pooling_name);
+  std::vector<double> sums(sequences.size() * static_cast<size_t>(hidden), 0.0);
+  std::vector<EmbedSequence> work;
+  for (const IdArray& ids : sequences) {
+    check_dims(ids, 1, "ids");
+    work.push_back({ids.data(), ids.shape(0), sums.data() + static_cast<int64_t>(work.size()) * hidden});
+  }
+  int64_t count = 0;
+  try {
+    const NativeCall call;
+    const EngineTurn turn(e);
+    count = e.engine->embed(work, pooling, [&e] { e.poll(); });
+  } catch (const Interrupted&) {
+    return py::none();
+  }
+  py::array_t<float> out({count, hidden});
+  float* to = out.mutable_data();
+  for (int64_t i = 0; i < count; ++i) {
+    const double* row = sums.data() + i * hidden;
+    double squares = 0.0;
+    for (int64_t h = 0; h < hidden; ++h) squares += row[h] * row[h];
+    const double scale = normalize && squares > 0.0 ? 1.0 / std::sqrt(squares) : 1.0;
+    for (int64_t h = 0; h < hidden; ++h) to[i * hidden + h] = static_cast<float>(row[h] * scale);
+  }
+  return out;
+}
+
 py::array_t<uint8_t> export_prefix(PyEngine& e, const std::vector<int32_t>& tokens,
                                    const std::pair<uint64_t, uint64_t>& salt) {
   std::vector<uint8_t> bytes;
   {
     const NativeCall call;
-    const std::lock_guard lock(e.model->mutex);
+    const EngineTurn turn(e);
     bytes = e.engine->export_prefix(tokens, {salt.first, salt.second});
   }
   return py::array_t<uint8_t>(static_cast<int64_t>(bytes.size()), bytes.data());
@@ -261,7 +286,7 @@ int64_t import_prefix(PyEngine& e, const std::vector<int32_t>& tokens, const std
   const uint8_t* bytes = data.data();
   const int64_t pages = data.size() / e.engine->page_bytes();
   const NativeCall call;
-  const std::lock_guard lock(e.model->mutex);
+  const EngineTurn turn(e);
   return e.engine->import_prefix(tokens, {salt.first, salt.second}, bytes, pages);
 }
 
@@ -269,7 +294,7 @@ py::dict stats(PyEngine& e) {
   EngineStats s;
   {
     const NativeCall call;
-    const std::lock_guard lock(e.model->mutex);
+    const std::lock_guard lock(e.mutex);
     s = e.engine->stats();
   }
   py::dict d;
@@ -295,22 +320,21 @@ void bind_model(py::module_& m) {
       .def(
           "plan",
           [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-            const NativeCall call;
-            const std::lock_guard lock(model.mutex);
+            NativeCall call;
+            const auto lock = model.mutex.take([&call] { call.poll(); });
             model.decoder->plan(max_tokens, max_logit_rows, max_model_len);
           },
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def(
           "planned_bytes",
           [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-            const NativeCall call;
-            const std::lock_guard lock(model.mutex);
+            NativeCall call;
+            const auto lock = model.mutex.take([&call] { call.poll(); });
             return model.decoder->planned_bytes(max_tokens, max_logit_rows, max_model_len);
           },
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def("forward", forward_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("chunk_size") = 0,
            py::arg("probe") = py::none())
-      .def("embed", embed_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("pooling"), py::arg("normalize"))
       .def_property_readonly("weight_bytes", [](const Model& model) { return model.decoder->weight_bytes(); })
       .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });
@@ -328,11 +352,12 @@ void bind_model(py::module_& m) {
           "cancel",
           [](PyEngine& e, int64_t id) {
             const NativeCall call;
-            const std::lock_guard lock(e.model->mutex);
+            const std::lock_guard lock(e.mutex);
             e.engine->cancel(id);
           },
           py::arg("request"))
       .def("step", step, py::arg("editor") = py::none())
+      .def("embed", embed_texts, py::arg("sequences"), py::arg("pooling"), py::arg("normalize"))
       .def("interrupt", [](PyEngine& e) { e.interrupted = true; })
       .def("resume", [](PyEngine& e) { e.interrupted = false; })
       .def("export_prefix", export_prefix, py::arg("tokens"), py::arg("salt"))

@@ -24,8 +24,9 @@ DraftModel::DraftModel(std::shared_ptr<Decoder> decoder, const EngineLimits& lim
 void DraftModel::add(const Engine::Sequence& s, int64_t from, const int32_t* tokens, int64_t count) {
   const int64_t row = static_cast<int64_t>(ids_.size());
   slices_.push_back({row, count, from, s.pages.data(), from + count});
+  const int64_t vocab = decoder_->spec().vocab_size;
   for (int64_t i = 0; i < count; ++i) {
-    ids_.push_back(tokens[i]);
+    ids_.push_back(tokens[i] < vocab ? tokens[i] : 0);  // what it hasn't decides only how good its guesses are
     positions_.push_back(static_cast<int32_t>(from + i));
   }
   rows_.push_back(static_cast<int32_t>(row + count - 1));

@@ -92,6 +92,17 @@ int64_t Engine::submit(Request request) {
   const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   request.max_tokens = std::min(request.max_tokens, room - length);
   const int64_t first = next_id_;
+  try {
+    add(std::move(request));
+  } catch (...) {  // memory is short
+    for (int64_t id = first; id < next_id_; ++id) cancel(id);
+    throw;
+  }
+  return first;
+}
+
+void Engine::add(Request request) {
+  const int64_t length = static_cast<int64_t>(request.prompt.size());
   Sequence* leader = nullptr;
   for (int64_t i = 0; i < request.n; ++i) {
     auto sequence = std::make_unique<Sequence>();
@@ -112,7 +123,34 @@ int64_t Engine::submit(Request request) {
     }
     insert_waiting(std::move(sequence));
   }
-  return first;
+}
+
+int64_t Engine::embed(const std::vector<EmbedSequence>& sequences, Pooling pooling, const Poll& poll) {
+  PagePool& pool = cache_.pool();
+  struct Held {
+    PagePool& pool;
+    PageTables tables;
+    ~Held() {
+      for (const std::vector<int32_t>& table : tables) {
+        for (const int32_t page : table) pool.release(page);
+      }
+    }
+  } held{pool, {}};
+  for (const EmbedSequence& s : sequences) {
+    const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens), pages = pages_for(s.length);
+    if (s.length > room) {
+      throw ContextLengthError("embed: " + std::to_string(s.length) + " tokens, but the context holds " +
+                               std::to_string(room));
+    }
+    while (held.tables.empty() && pages > pool.free() && !running_.empty()) preempt();
+    if (pages > pool.free()) break;
+    std::vector<int32_t>& table = held.tables.emplace_back();
+    table.reserve(pages);
+    while (static_cast<int64_t>(table.size()) < pages) table.push_back(cache_.prefixes().take());
+  }
+  const auto count = static_cast<std::ptrdiff_t>(held.tables.size());
+  llmcore::embed(*decoder_, cache_, held.tables, {sequences.begin(), sequences.begin() + count}, pooling, poll);
+  return count;
 }
 
 void Engine::cancel(int64_t id) {

@@ -14,6 +14,7 @@
 
 #include "base/buffer.h"
 #include "decoder/decoder.h"
+#include "engine/forward.h"
 #include "kvcache/kv_cache.h"
 #include "sampling/sampler.h"
 
@@ -88,6 +89,10 @@ class Engine {
   /// One step. An exception from `poll` leaves the engine as it was before the step.
   std::vector<Output> step(const Poll& poll, const LogitsEditor& editor = nullptr);
   EngineStats stats() const;
+  /// Embeds the first of the sequences over pages of the cache, and returns how many: as many as there are free pages
+  /// for, and one for sure, for which others give theirs back. Throws ArgumentError, ContextLengthError; an exception
+  /// from `poll` leaves the engine as it was, but for those.
+  int64_t embed(const std::vector<EmbedSequence>& sequences, Pooling pooling, const Poll& poll);
   /// What the prefix cache holds of a text: the bytes of its first pages, one after the other.
   std::vector<uint8_t> export_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt);
   /// Puts such pages into the prefix cache, as many as there is room for, and returns how many it has of them then.
@@ -113,6 +118,7 @@ class Engine {
     std::exception_ptr error;
   };
 
+  void add(Request request);
   bool grow(Sequence& sequence, int64_t tokens);
   bool make_room(Sequence& sequence, int64_t tokens);
   void preempt();

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "base/error.h"
-#include "kvcache/kv_cache.h"
 
 namespace llmcore {
 namespace {
@@ -34,26 +33,18 @@ struct Part {
   int64_t first, count, row;
 };
 
-// Runs the layers over all sequences; `take(parts, tokens)` after each step.
+// Runs the layers over all sequences; `take(parts, tokens)` after each step, and `pause` between two.
 template <class Sequence, class Take>
-void run(Decoder& decoder, KvType kv_type, const std::vector<Sequence>& sequences, int64_t chunk, const Poll& poll,
-         const Take& take) {
-  check(decoder, sequences, chunk);
-  if (sequences.empty()) return;
-  int64_t pages = 0;
-  for (const Sequence& s : sequences) pages += pages_for(s.length);
-  KvCache cache(decoder.backend(), decoder.kv_layout(kv_type, pages), decoder.spec().num_layers);
-  std::vector<std::vector<int32_t>> tables;
-  for (const Sequence& s : sequences) {
-    auto& table = tables.emplace_back();
-    for (int64_t i = 0; i < pages_for(s.length); ++i) table.push_back(cache.pool().take());
-  }
-
+void run(Decoder& decoder, KvCache& cache, const PageTables& tables, const std::vector<Sequence>& sequences,
+         int64_t chunk, const Poll& poll, const Poll& pause, const Take& take) {
   std::vector<int64_t> done(sequences.size(), 0);
   std::vector<int32_t> ids, positions;
   std::vector<SequenceSlice> slices;
   std::vector<Part> parts;
+  bool begun = false;
   for (;;) {
+    if (pause && begun) pause();
+    begun = true;
     ids.clear();
     positions.clear();
     slices.clear();
@@ -83,11 +74,21 @@ void run(Decoder& decoder, KvType kv_type, const std::vector<Sequence>& sequence
 }  // namespace
 
 void forward(Decoder& decoder, KvType kv_type, const std::vector<ForwardSequence>& sequences, int64_t chunk,
-             const Poll& poll) {
+             const Poll& poll, const Poll& pause) {
+  check(decoder, sequences, chunk);
+  if (sequences.empty()) return;
+  int64_t pages = 0;
+  for (const ForwardSequence& s : sequences) pages += pages_for(s.length);
+  KvCache cache(decoder.backend(), decoder.kv_layout(kv_type, pages), decoder.spec().num_layers);
+  PageTables tables;
+  for (const ForwardSequence& s : sequences) {
+    auto& table = tables.emplace_back();
+    for (int64_t i = 0; i < pages_for(s.length); ++i) table.push_back(cache.pool().take());
+  }
   const int64_t vocab = decoder.spec().vocab_size;
   std::vector<int32_t> rows;
   std::vector<float*> targets;
-  run(decoder, kv_type, sequences, chunk, poll, [&](const std::vector<Part>& parts, int64_t total) {
+  run(decoder, cache, tables, sequences, chunk, poll, pause, [&](const std::vector<Part>& parts, int64_t total) {
     targets.clear();
     for (const Part& part : parts) {
       for (int64_t i = 0; i < part.count; ++i) {
@@ -107,10 +108,11 @@ void forward(Decoder& decoder, KvType kv_type, const std::vector<ForwardSequence
   });
 }
 
-void embed(Decoder& decoder, KvType kv_type, const std::vector<EmbedSequence>& sequences, Pooling pooling,
-           const Poll& poll) {
+void embed(Decoder& decoder, KvCache& cache, const PageTables& tables, const std::vector<EmbedSequence>& sequences,
+           Pooling pooling, const Poll& poll) {
+  check(decoder, sequences, 0);
   const int64_t hidden = decoder.spec().hidden_size;
-  run(decoder, kv_type, sequences, 0, poll, [&](const std::vector<Part>& parts, int64_t total) {
+  run(decoder, cache, tables, sequences, 0, poll, nullptr, [&](const std::vector<Part>& parts, int64_t total) {
     const float* states = decoder.backend().read(decoder.hidden(), total * hidden);
     for (const Part& part : parts) {
       const EmbedSequence& s = sequences[part.sequence];

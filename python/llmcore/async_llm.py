@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from llmcore.errors import BusyError, ClosedError
+from llmcore.errors import ClosedError
 from llmcore.llm import LLM
 from llmcore.outputs import RequestOutput, StreamChunk
 from llmcore.prompts import Prompt
@@ -102,6 +103,8 @@ class AsyncLLM:
 
         submit = self.llm._submit_in_background
         call = partial(submit, prompt, params, priority, cache_salt, listener)
+        if self._process != os.getpid():  # a forked one, without the threads
+            self._make_readers()
         start = asyncio.ensure_future(loop.run_in_executor(self._readers, call))
         try:
             return await asyncio.shield(start)
@@ -113,9 +116,12 @@ class AsyncLLM:
         """As `LLM.stats`, after the last step."""
         return self.llm._loop.stats(wait=False)
 
+    def _make_readers(self) -> None:
+        self._readers, self._process = ThreadPoolExecutor(_READERS, "llmcore-prompts"), os.getpid()
+
     async def __aenter__(self) -> Self:
         args, kwargs = self._arguments
-        self._readers = ThreadPoolExecutor(_READERS, "llmcore-prompts")
+        self._make_readers()
         self._llm = await asyncio.to_thread(LLM, *args, **kwargs)
         return self
 
@@ -123,18 +129,8 @@ class AsyncLLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         llm, self._llm = self.llm, None
-        await asyncio.shield(asyncio.to_thread(_stop, llm))
+        await asyncio.shield(asyncio.to_thread(llm._cancel_and_close))
         self._readers.shutdown(wait=False)
-
-
-def _stop(llm: LLM) -> None:
-    while True:
-        for request in llm._loop.running():
-            request.cancel()
-        try:
-            return llm.close()
-        except BusyError:  # of a request that was on its way
-            continue
 
 
 def _cancel_started(start: asyncio.Future[Request]) -> None:

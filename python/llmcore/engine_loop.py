@@ -39,8 +39,9 @@ _EXIT_SECONDS = 5.0
 class EngineLoop:
     """Runs one native engine."""
 
-    def __init__(self, engine: _core.Engine) -> None:
+    def __init__(self, engine: _core.Engine, models: Iterable[_core.Model]) -> None:
         self._engine: _core.Engine | None = engine
+        self._models = frozenset(map(id, models))
         self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
         self._editing = 0  # of them, those whose logits Python changes
@@ -54,8 +55,6 @@ class EngineLoop:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._serving = threading.Lock()  # held by the thread as long as it is there, and never by another
         self._ended: SimpleQueue[None] = SimpleQueue()  # tells those who wait for its end to look
-        self._thread_id = 0
-        self._idle = True
 
     # --- for all threads ----------------------------------------------------------------------------------------------
 
@@ -66,6 +65,26 @@ class EngineLoop:
         if self._forked:
             raise ClosedError("the process was forked while the LLM was at work: make a new one here")
         return self._engine
+
+    def call_again(self, function: Callable[[_core.Engine], Result | None]) -> Result:
+        """As `call`, for what may be interrupted, and returns None then: it is asked again, as long as the caller waits
+        for it."""
+        waits = True
+
+        def work(engine: _core.Engine) -> Result:
+            while waits:
+                engine.resume()
+                if (result := function(engine)) is not None:
+                    return result
+            raise ClosedError("nobody waits for it any more")
+
+        try:
+            return self.call(work)
+        except BaseException:
+            waits = False
+            if (engine := self._engine) is not None:
+                engine.interrupt()
+            raise
 
     def call(self, function: Callable[[_core.Engine], Result]) -> Result:
         """What `function` returns or raises on the engine's thread. Raises BusyError on that thread itself."""
@@ -108,13 +127,22 @@ class EngineLoop:
                         self.require()
                         self._start()
 
+    def _at_work(self) -> bool:
+        """Whether the thread is there, or on its way to work that waits for it."""
+        return not self._work.empty() or self._serving.locked()  # in this order: first it shows itself, then takes work
+
     def _check_idle(self) -> None:
         if running := self.running():
             raise BusyError(f"{len(running)} requests are running: finish or leave them before close()")
 
     def _check_thread(self) -> None:
-        if threading.get_ident() == self._thread_id:
+        if self._inside():
             raise BusyError("the LLM is in the middle of a step: it can't be asked from inside of it")
+
+    def _inside(self) -> bool:
+        """Whether this is called from inside of a step: its own, or one of another LLM of the same model."""
+        serving = _serving.get(threading.get_ident())
+        return serving is not None and not serving._models.isdisjoint(self._models)
 
     def add(self, requests: Iterable[Request]) -> None:
         """Hands requests over, all of them before one step. Raises what is wrong with the first that is refused."""
@@ -131,7 +159,7 @@ class EngineLoop:
         """The engine's counts between two steps, after all that it was asked for before. Without `wait`, and on its
         own thread, those after the last step."""
         self.require()
-        if wait and self._serving.locked() and threading.get_ident() != self._thread_id:
+        if wait and self._at_work() and not self._inside():
             return self.call(lambda engine: engine.stats())
         return dict(self._stats)
 
@@ -150,14 +178,14 @@ class EngineLoop:
     def cancel(self, request: Request) -> None:
         """The same, and waits until it is so, unless that is asked for on the engine's thread."""
         self.drop([request])
-        if threading.get_ident() != self._thread_id and not request.done:
+        if not request.done and not self._inside():
             request.wait()
 
     def close(self) -> None:
         """Lets the engine go. Raises BusyError while requests run."""
         if self._engine is not None and not self._forked:
             self._check_idle()
-        if self._forked or not self._serving.locked():
+        if self._forked or not self._at_work():
             self._engine = None
             return
         if self._engine is not None:
@@ -173,7 +201,7 @@ class EngineLoop:
     def join(self, timeout: float = float("inf")) -> bool:
         """Waits for the end of the thread, so many seconds at most; whether it came."""
         end = time.monotonic() + timeout
-        while self._serving.locked() and threading.get_ident() != self._thread_id and time.monotonic() < end:
+        while self._serving.locked() and _serving.get(threading.get_ident()) is not self and time.monotonic() < end:
             with suppress(Empty):
                 self._ended.get(timeout=_JOIN_SECONDS)
         return not self._serving.locked()
@@ -202,9 +230,7 @@ class EngineLoop:
         while not self._sequences or not self._work.empty():
             if self._engine is None and self._work.empty():
                 return False
-            self._idle = not self._sequences
             work = self._work.get()
-            self._idle = False
             if work is None:
                 return False
             work()
@@ -248,11 +274,12 @@ class EngineLoop:
         self._tell(requests)
 
     def _forget(self, sequence: Answer) -> None:
-        if self._sequences.pop(sequence.handle, None) is None:
+        if sequence.handle not in self._sequences:
             return
-        self._editing -= sequence.edits
         if self._engine is not None:
             self._engine.cancel(sequence.handle)
+        self._editing -= sequence.edits
+        del self._sequences[sequence.handle]  # last, for a fork looks whether the engine is at work
 
     def _note_stats(self) -> None:
         if self._engine is not None:
@@ -287,7 +314,7 @@ class EngineLoop:
                     self._prepare(sequence)
                 told[id(sequence.request)] = sequence.request
         except BaseException as error:  # whoever waits for an answer raises it
-            known = error if isinstance(error, Exception) else LlmcoreError(f"a step ended by {error!r}")
+            known = error if isinstance(error, LlmcoreError) else LlmcoreError(f"a step ended by {error!r}")
             self._fail_all(known)
         self._note_stats()
         self._tell(told.values())
@@ -315,10 +342,11 @@ class EngineLoop:
         self._sequences[handle].edit(tokens, prompt, row)
 
     def _after_fork(self) -> None:
-        """In a child process, which has none of its parent's threads."""
-        self._sequences = {}
+        """In a child process, which has none of its parent's threads. If one was in the middle of a native call, the
+        engine says so itself."""
         inherited = self.running()
-        self._forked = self._forked or not self._idle or bool(inherited)
+        self._forked = self._forked or bool(inherited or self._sequences or not self._work.empty())
+        self._sequences = {}
         self._masks = None
         self._set_up()
         for request in inherited:
@@ -328,18 +356,20 @@ class EngineLoop:
 def _serve(loop: EngineLoop) -> None:
     if not loop._serving.acquire(blocking=False):
         return  # one is there
-    loop._thread_id = threading.get_ident()
+    _serving[threading.get_ident()] = loop
     try:
         while loop._turn():
             pass
     finally:
         loop._fail_all(ClosedError("the LLM was closed"))
-        loop._thread_id = 0
+        del _serving[threading.get_ident()]
         loop._serving.release()
         loop._ended.put(None)
 
 
 _loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+_serving: dict[int, EngineLoop] = {}
+"""By the ident of its thread, the loop that is run there."""
 _exiting = False
 
 
@@ -356,6 +386,7 @@ def _stop_all() -> None:
 
 
 def _after_fork() -> None:
+    _serving.clear()
     for loop in list(_loops):
         loop._after_fork()
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
 from llmcore.engine_loop import EngineLoop
-from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError, OutOfMemoryError
+from llmcore.errors import ArgumentError, ArgumentTypeError, BusyError, ContextLengthError, OutOfMemoryError
 from llmcore.machine import memory
 from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
@@ -167,7 +167,7 @@ class LLM:
             draft=None if self._draft is None else self._draft.core,
         )
         self._kv_bytes = engine.kv_bytes
-        self._loop = EngineLoop(engine)
+        self._loop = EngineLoop(engine, [model.core for model, _, _ in sizes])
         weakref.finalize(self, self._loop.stop).atexit = False
         self.kv_dtype = kv
         self.enable_prefix_caching = enable_prefix_caching
@@ -199,16 +199,16 @@ class LLM:
             length = pages * PAGE_TOKENS
         return pages, length
 
-    def _check_length(self, length: int) -> None:
-        """Raises ContextLengthError for a prompt of so many tokens if none is left for its answer."""
-        if length < self.max_model_len:
+    def _check_length(self, length: int, name: str = "the prompt", answer: int = 1) -> None:
+        """Raises ContextLengthError for a text of so many tokens if none is left for its `answer`."""
+        if length + answer <= self.max_model_len:
             return
-        remedy = "shorten the prompt"
+        remedy = f"shorten {name}"
         if self.max_model_len < self.model.spec.max_position_embeddings:
             remedy += f", or raise {'max_model_len' if self._asked else self._bounds}"
+        least = " with at least one of them for the answer" * answer
         raise ContextLengthError(
-            f"the prompt has {length} tokens, but the context holds {self.max_model_len} with at least one of them for "
-            f"the answer: {remedy}"
+            f"{name} has {length} tokens, but the context holds {self.max_model_len}{least}: {remedy}"
         )
 
     def _prompt_ids(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
@@ -348,7 +348,8 @@ class LLM:
 
         texts: as `generate` takes prompts. pooling: "mean" over the tokens, "last" or "cls" (the first). normalize: to
         Euclidean length 1. The bits of a row depend on its own text alone.
-        Raises ArgumentError, ContextLengthError (longer than the model's context), TokenizerError, ClosedError.
+        The keys and values of the texts lie in the KV cache, between the steps of the requests that run.
+        Raises ArgumentError, ContextLengthError (longer than max_model_len), TokenizerError, ClosedError.
         """
         from llmcore.scoring import embed
 
@@ -425,13 +426,26 @@ class LLM:
         if self._owns_model:
             self.model.close()
 
+    def _cancel_and_close(self) -> None:
+        while True:
+            running = self._loop.running()
+            self._loop.drop(running)
+            try:
+                return self.close()
+            except BusyError:  # of a request that was on its way
+                if not running and not self._loop.running():
+                    raise
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # which what still runs is not to hide
+            self._cancel_and_close()
 
     def __reduce__(self) -> Any:
         raise TypeError("an LLM holds native memory and can't be pickled or copied; make it again from its path")

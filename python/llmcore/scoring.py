@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
+from llmcore.errors import ArgumentError, ArgumentTypeError
 from llmcore.model import STEP_TOKENS
 from llmcore.progress import Progress
 from llmcore.prompts import Prompt, token_ids
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from llmcore.llm import LLM
     from llmcore.request import Request
 
-_EMBED_TOKENS = 4096  # whose keys and values are held at once
+_EMBED_TOKENS = 4096  # that are worked on together, while others wait
 _QUERY_INSTRUCTION = "Please write a question based on this passage."
 _RERANK_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 _RERANK_SYSTEM = (
@@ -59,18 +60,21 @@ def embed(
         raise ArgumentTypeError(f"normalize must be True or False, got {type(normalize).__name__}")
     if pooling not in ("mean", "last", "cls"):
         raise ArgumentError(f"pooling must be mean, last or cls, got {pooling!r}"[:200])
-    model = llm.model
-    sequences = [np.asarray(_ids(llm, prompt, special=True), np.int32) for prompt in prompts]
-    for i, ids in enumerate(sequences):
-        if len(ids) == 0:
+    sequences = []
+    for i, prompt in enumerate(prompts):
+        ids = _ids(llm, prompt, f"texts[{i}]", special=True)
+        if not ids:
             raise ArgumentError(f"texts[{i}] has no tokens: give at least one")
-        _check_length(f"texts[{i}]", len(ids), model.spec.max_position_embeddings)
-    rows = np.empty((len(sequences), model.spec.hidden_size), np.float32)
+        llm._check_length(len(ids), f"texts[{i}]", answer=0)
+        sequences.append(np.asarray(ids, np.int32))
+    rows = np.empty((len(sequences), llm.model.spec.hidden_size), np.float32)
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
-            llm._loop.require()  # the plan of the engine's steps serves
-            rows[begin:end] = model.core.embed(sequences[begin:end], llm.kv_dtype, pooling, normalize)
-            bar.update(end)
+            while begin < end:
+                found = llm._loop.call_again(methodcaller("embed", sequences[begin:end], pooling, normalize))
+                rows[begin : begin + len(found)] = found
+                begin += len(found)
+                bar.update(begin)
     return rows
 
 
@@ -149,16 +153,10 @@ def _split(llm: LLM, context: Prompt, continuation: Prompt) -> tuple[list[int], 
     return before, after
 
 
-def _ids(llm: LLM, prompt: Prompt, *, special: bool) -> list[int]:
+def _ids(llm: LLM, prompt: Prompt, name: str = "a text", *, special: bool) -> list[int]:
     if isinstance(prompt, str):
         return llm.tokenizer.encode(prompt, add_special_tokens=special)
-    limit = llm.model.spec.max_position_embeddings
-    return token_ids(prompt, lambda length: _check_length("a text", length, limit))
-
-
-def _check_length(name: str, length: int, limit: int) -> None:
-    if length > limit:
-        raise ContextLengthError(f"{name} has {length} tokens, but the model's context holds {limit}")
+    return token_ids(prompt, lambda length: llm._check_length(length, name, answer=0))
 
 
 def rerank(
