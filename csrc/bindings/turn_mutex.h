@@ -84,15 +84,12 @@ class TurnMutex {
     }
   };
 
-  // After a fork a new one takes the place of what the parent's threads may be inside of; that one is never freed.
   State& state() {
-    State* s = state_;
-    if (s->generation == fork_generation()) return *s;
-    if (s->asked != s->served) throw ClosedError("the process was forked while the model was at work: load it here");
-    State* const fresh = new State;
-    if (state_.compare_exchange_strong(s, fresh)) return *fresh;
-    delete fresh;
-    return *s;
+    const State* const s = state_;
+    if (s->generation != fork_generation() && s->asked != s->served) {
+      throw ClosedError("the process was forked while the model was at work: load it here");
+    }
+    return of_this_process(state_);
   }
 
   std::atomic<State*> state_;

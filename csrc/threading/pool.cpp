@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,6 +24,9 @@ namespace {
 constexpr int kSpins = 4000;  // some 20 to 50 microseconds, longer than the gap between two operations of a layer
 
 std::atomic<int64_t> g_fork_generation{0};
+#if !defined(_WIN32)  // from the start: in a first use, another thread's fork could come between
+[[maybe_unused]] const int g_watched = pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
+#endif
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -36,15 +38,10 @@ inline void relax() {
 
 }  // namespace
 
-int64_t fork_generation() {
-#if !defined(_WIN32)
-  static const int watched = pthread_atfork(nullptr, nullptr, [] { ++g_fork_generation; });
-  (void)watched;
-#endif
-  return g_fork_generation;
-}
+int64_t fork_generation() { return g_fork_generation; }
 
 struct ThreadPool::State {
+  const int64_t generation = fork_generation();
   std::vector<std::thread> workers;
   std::mutex run_mutex;
 
@@ -59,7 +56,7 @@ struct ThreadPool::State {
 
   Job job = nullptr;
   void* context = nullptr;
-  int threads = 1;
+  int threads = 0;  // 0: not started yet
   std::exception_ptr error;
 
   void work(int thread) {
@@ -111,51 +108,47 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
+ThreadPool::ThreadPool(int threads) : threads_(threads), state_(nullptr) {
   check_argument(threads >= 1 && threads <= 1024, "threads must be within [1, 1024], got " + std::to_string(threads));
-  start();
+  state_ = new State;
+  start(*state_);
 }
 
-void ThreadPool::start() {
-  fork_generation_ = fork_generation();
-  state_ = std::make_unique<State>();
-  State* state = state_.get();
+void ThreadPool::start(State& s) {
+  const int threads = threads_;
   try {
-    for (int i = 1; i < threads_; ++i) state->workers.emplace_back([state, i] { state->work(i); });
-  } catch (const std::system_error&) {
-    threads_ = static_cast<int>(state->workers.size()) + 1;
+    s.workers.reserve(static_cast<size_t>(threads));
+    for (int i = 1; i < threads; ++i) s.workers.emplace_back([&s, i] { s.work(i); });
+  } catch (const std::exception&) {  // no thread, or no memory for one
   }
-  state->threads = threads_;
+  s.threads = static_cast<int>(s.workers.size()) + 1;
+  threads_ = s.threads;
 }
 
 ThreadPool::~ThreadPool() {
-  if (fork_generation_ != fork_generation()) {
-    (void)state_.release();  // the threads stayed in the parent
-    return;
-  }
+  State* const s = state_;
+  if (s->generation != fork_generation()) return;  // the threads stayed in the parent
   {
-    const std::lock_guard lock(state_->mutex);
-    state_->stop = true;
-    state_->wake.notify_all();
+    const std::lock_guard lock(s->mutex);
+    s->stop = true;
+    s->wake.notify_all();
   }
-  for (auto& worker : state_->workers) worker.join();
+  for (auto& worker : s->workers) worker.join();
+  delete s;
 }
 
 void ThreadPool::run_erased(Job job, void* context) {
-  if (fork_generation_ != fork_generation()) {
-    (void)state_.release();
-    start();
-  }
-  State& s = *state_;
+  State& s = of_this_process(state_);
   const std::lock_guard run_lock(s.run_mutex);
-  if (threads_ == 1) {
+  if (s.threads == 0) start(s);
+  if (s.threads == 1) {
     job(context, 0, 1);
     return;
   }
   s.job = job;
   s.context = context;
   s.error = nullptr;
-  s.pending = threads_ - 1;
+  s.pending = s.threads - 1;
   ++s.epoch;
   if (s.sleepers > 0) {
     const std::lock_guard lock(s.mutex);

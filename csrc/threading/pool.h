@@ -4,10 +4,25 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <type_traits>
 
 namespace llmcore {
+
+/// Counts the forks that lie between this process and the one that began: what threads held before the last, they hold
+/// no longer.
+int64_t fork_generation();
+
+/// What `current` points at, or, after a fork, the new State that takes its place: threads that stayed in the parent
+/// may be inside of the old one, which is never freed. A State keeps the fork_generation() that it was made in.
+template <class State>
+State& of_this_process(std::atomic<State*>& current) {
+  State* state = current;
+  if (state->generation == fork_generation()) return *state;
+  State* const fresh = new State;
+  if (current.compare_exchange_strong(state, fresh)) return *fresh;
+  delete fresh;
+  return *state;
+}
 
 class ThreadPool {
  public:
@@ -17,7 +32,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const noexcept { return threads_; }
+  int size() const noexcept { return threads_.load(std::memory_order_relaxed); }
 
   /// Calls function(thread, threads) once on every thread and returns when all are done. One call at a time; a second
   /// caller waits. The first exception thrown by any thread reaches the caller, and the pool lives on.
@@ -84,16 +99,11 @@ class ThreadPool {
   struct State;
   using Job = void (*)(void* context, int thread, int threads);
   void run_erased(Job job, void* context);
-  void start();
+  void start(State& state);
 
-  int threads_;
-  int64_t fork_generation_ = 0;
-  std::unique_ptr<State> state_;
+  std::atomic<int> threads_;
+  std::atomic<State*> state_;
 };
-
-/// Counts the forks that lie between this process and the one that began: what threads held before the last, they hold
-/// no longer.
-int64_t fork_generation();
 
 /// Cores this process may use: its affinity mask, cut by a cgroup CPU quota; at least 1.
 int usable_cores();

@@ -217,4 +217,31 @@ TEST(threading, a_forked_child_may_drop_a_pool) {
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
+
+TEST(threading, threads_of_a_forked_child_may_use_the_pool_first_all_at_once) {
+  constexpr int kCallers = 4, kRuns = 3;
+  ThreadPool pool(3);
+  pool.run([](int, int) {});
+  for (int round = 0; round < (quick() ? 20 : 100); ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(60);
+      std::atomic<int> ready{0}, calls{0};
+      std::vector<std::thread> callers;
+      for (int i = 0; i < kCallers; ++i) {
+        callers.emplace_back([&] {
+          ++ready;
+          while (ready < kCallers) std::this_thread::yield();
+          for (int run = 0; run < kRuns; ++run) pool.run([&](int, int) { ++calls; });
+        });
+      }
+      for (auto& caller : callers) caller.join();
+      _exit(calls == kCallers * kRuns * pool.size() ? 0 : 1);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    if (status != 0) return;
+  }
+}
 #endif
