@@ -354,3 +354,60 @@ def test_python_ends_while_work_is_done(name: str, seconds: float) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(llmcore.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-500:]
+
+
+POOLS = {
+    "two at work": """
+def work():
+    while not enough.is_set():
+        right.append(np.array_equal(ops.matmul(x, w), expected))
+
+others = [threading.Thread(target=work) for _ in range(2)]
+for thread in others: thread.start()
+for i in range(2000):
+    llmcore.set_num_threads(1 + i % 4)
+    if i % 8 == 0: time.sleep(0.0002)
+enough.set()
+for thread in others: thread.join()
+""",
+    "forks": """
+def work():
+    for i in itertools.count():
+        if enough.is_set(): break
+        llmcore.set_num_threads(16 + i % 2)
+        ops.matmul(x, w)
+
+other = threading.Thread(target=work)
+other.start()
+for _ in range(200):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if np.array_equal(ops.matmul(x, w), expected) else 1)
+    right.append(os.waitpid(child, 0)[1] == 0)
+    if not right[-1]: break
+enough.set()
+other.join()
+""",
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_number_of_threads_is_set_meanwhile(name: str) -> None:
+    if name == "forks" and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    code = f"""
+import itertools, os, signal, threading, time, llmcore, numpy as np
+from llmcore import ops
+x = np.ones((4, 64), np.float32)
+w = ops.quantize(np.ones((256, 64), np.float32), "int8")
+expected = ops.matmul(x, w)
+enough, right = threading.Event(), []
+{POOLS[name]}
+assert right and all(right)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(llmcore.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, timeout=300, check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-500:]

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -84,7 +85,8 @@ void write(KvPages& p, const FloatArray& k, const FloatArray& v, const IdArray& 
   const SequenceSlice slice{0, S, position, table.data(), position + S};
   const NativeCall call;
   const std::lock_guard lock(p.mutex);
-  const Context context{table_of(isa), default_pool()};
+  const std::shared_ptr<ThreadPool> pool = default_pool();
+  const Context context{table_of(isa), *pool};
   store_kv(context, p.layout, p.keys(), p.values(), &slice, 1, k_data, v_data, p.layout.kv_heads * p.layout.head_dim);
 }
 
@@ -147,7 +149,8 @@ py::array_t<float> attend(KvPages& p, const FloatArray& q, const std::vector<IdA
   NativeCall call;
   const Poll poll = [&call] { call.poll(); };
   const std::lock_guard lock(p.mutex);
-  const Context context{table_of(isa), default_pool(), &poll};
+  const std::shared_ptr<ThreadPool> pool = default_pool();
+  const Context context{table_of(isa), *pool, &poll};
   std::vector<float> scaled(q_data, q_data + T * heads * D);
   for (float& s : scaled) s *= scale;
   paged_attention(context, p.workspace_for(context, heads, longest), p.layout, p.keys(), p.values(), slices.data(),

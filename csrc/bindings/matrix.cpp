@@ -53,7 +53,7 @@ void set_rows(Matrix& m, int64_t first_row, const py::array& values, bool transp
                  "values must have K = " + std::to_string(m.K()) + " columns, got " + std::to_string(columns));
   const void* data = values.data();
   const NativeCall call;
-  m.set_rows(first_row, rows, data, element, transposed, default_pool(), search);
+  m.set_rows(first_row, rows, data, element, transposed, *default_pool(), search);
 }
 
 void set_codes(Matrix& m, int64_t first_row, const Int8Array& codes, const FloatArray& scales,
@@ -86,7 +86,7 @@ void set_blocks(Matrix& m, int64_t first_row, const py::array_t<uint8_t, py::arr
   const int64_t bytes = m.K() / type.weights * type.bytes, rows = blocks.shape(0);
   check_argument(blocks.shape(1) == bytes, "blocks must be [rows, " + std::to_string(bytes) + "] for this matrix");
   const NativeCall call;
-  m.set_blocks(first_row, rows, blocks.data(), type, default_pool());
+  m.set_blocks(first_row, rows, blocks.data(), type, *default_pool());
 }
 
 void set_units(Matrix& m, int64_t first_row, const FloatArray& scale_units,
@@ -118,7 +118,7 @@ py::array_t<float> dequantize(const Matrix& m) {
   float* data = out.mutable_data();
   {
     const NativeCall call;
-    default_pool().parallel_for(m.N(), 1, [&](int64_t begin, int64_t end, int) {
+    default_pool()->parallel_for(m.N(), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t n = begin; n < end; ++n) m.decode_row(n, data + n * m.K());
     });
   }

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 
 #include "bindings/bind.h"
@@ -69,7 +70,8 @@ py::array_t<float> matmul_op(const FloatArray& x, const std::shared_ptr<Matrix>&
   const float *x_data = x.data(), *bias_data = bias.is_none() ? nullptr : bias_array.data();
   float* y_data = y.mutable_data();
   const NativeCall call;
-  const Context context{table_of(isa), default_pool()};
+  const std::shared_ptr<ThreadPool> pool = default_pool();
+  const Context context{table_of(isa), *pool};
   static KeptWorkspace kept;
   const std::unique_lock lock(kept.mutex, std::try_to_lock);
   MatmulWorkspace own = lock.owns_lock() ? MatmulWorkspace() : MatmulWorkspace(context, M, w.K());
@@ -99,7 +101,7 @@ py::array_t<float> activation_op(const FloatArray& x, const std::string& name, c
   const Activation activation = activation_from_name(name);
   return by_row(x, isa, [&](const KernelTable& t, const float* from, float* to, int64_t n) {
     const ActivationKernel kernel = activation_kernel(t, activation);
-    default_pool().parallel_for(
+    default_pool()->parallel_for(
         n, 1024, [&](int64_t begin, int64_t end, int) { kernel(from + begin, nullptr, to + begin, end - begin); });
   });
 }

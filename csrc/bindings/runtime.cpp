@@ -14,6 +14,10 @@
 
 #include "base/buffer.h"
 #include "base/elementary.h"
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
 #include "bindings/bind.h"
 #include "bindings/native_call.h"
 #include "kernels/select.h"
@@ -23,9 +27,15 @@ namespace py = pybind11;
 namespace llmcore {
 namespace {
 
-std::mutex g_mutex;
-std::unique_ptr<ThreadPool> g_pool;
+std::mutex g_mutex;  // waited for with the GIL, too, so whoever holds it may not wait for the GIL
+std::shared_ptr<ThreadPool> g_pool;
 int g_threads = 0;
+
+#if !defined(_WIN32)
+// A fork waits for whoever holds the mutex: the child finds it free, and what it guards whole.
+[[maybe_unused]] const int g_forks_wait =
+    pthread_atfork([] { g_mutex.lock(); }, [] { g_mutex.unlock(); }, [] { g_mutex.unlock(); });
+#endif
 
 int threads_from_environment() {
   const char* text = std::getenv("LLMCORE_NUM_THREADS");
@@ -73,17 +83,19 @@ double exact_pow(double base, double exponent) { return exact_exp(exponent * exa
 
 }  // namespace
 
-ThreadPool& default_pool() {
+std::shared_ptr<ThreadPool> default_pool() {
   const std::lock_guard lock(g_mutex);
-  if (!g_pool) g_pool = std::make_unique<ThreadPool>(g_threads > 0 ? g_threads : threads_from_environment());
-  return *g_pool;
+  if (!g_pool) g_pool = std::make_shared<ThreadPool>(g_threads > 0 ? g_threads : threads_from_environment());
+  return g_pool;
 }
 
 void set_default_threads(int threads) {
   check_argument(threads >= 1 && threads <= 1024, "threads must be within [1, 1024], got " + std::to_string(threads));
+  const GilRelease release;
+  std::shared_ptr<ThreadPool> before;  // goes once the mutex is free
   const std::lock_guard lock(g_mutex);
   g_threads = threads;
-  g_pool.reset();
+  g_pool.swap(before);
 }
 
 void bind_runtime(py::module_& m) {
