@@ -101,7 +101,7 @@ void set_default_threads(int threads) {
 void bind_runtime(py::module_& m) {
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("available_isas", &available_isas);
-  m.def("usable_cores", &usable_cores);
+  m.def("usable_cores", [] { return usable_cores(); });
   m.def("set_num_threads", &set_default_threads, py::arg("threads"));
   m.def("get_num_threads", [] {
     const std::lock_guard lock(g_mutex);

@@ -1,10 +1,14 @@
 #include "threading/pool.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
-#include <cstdio>
 #include <exception>
+#include <fstream>
+#include <limits>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -35,6 +39,40 @@ inline void relax() {
   __asm__ volatile("yield");
 #endif
 }
+
+#if defined(__linux__)
+// The cores' worth of time that one cgroup has; infinity: no limit.
+double quota_of(const std::string& group) {
+  double quota = 0, period = 0;
+  if (std::ifstream both(group + "/cpu.max"); both) {  // version 2: "max 100000" or "50000 100000"
+    both >> quota >> period;
+  } else {
+    std::ifstream(group + "/cpu.cfs_quota_us") >> quota;
+    std::ifstream(group + "/cpu.cfs_period_us") >> period;
+  }
+  return quota > 0 && period > 0 ? quota / period : std::numeric_limits<double>::infinity();
+}
+
+// The least that this process's cgroup and those above it have.
+double cpu_quota(const std::string& root) {
+  const std::string version_2 = root + "/sys/fs/cgroup", version_1 = version_2 + "/cpu";
+  double least = std::min(quota_of(version_2), quota_of(version_1));
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {  // "0::/a/b", version 1: "4:cpu,cpuacct:/a/b"
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    std::string controllers = line.substr(first, second - first + 1);
+    controllers.front() = controllers.back() = ',';
+    if (controllers != ",," && controllers.find(",cpu,") == std::string::npos) continue;
+    std::string group = line.substr(second + 1);
+    if (group.find("/..") != std::string::npos) continue;  // outside of the tree that is seen here
+    for (; group.starts_with('/'); group.resize(group.rfind('/'))) {
+      least = std::min(least, quota_of((controllers == ",," ? version_2 : version_1) + group));
+    }
+  }
+  return least;
+}
+#endif
 
 }  // namespace
 
@@ -159,29 +197,13 @@ void ThreadPool::run_erased(Job job, void* context) {
   if (s.error) std::rethrow_exception(s.error);
 }
 
-int usable_cores() {
+int usable_cores([[maybe_unused]] const std::string& root) {
   int cores = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
-  double quota = 0, period = 0;
-  if (std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    if (std::fscanf(f, "%lf %lf", &quota, &period) != 2) quota = 0;
-    std::fclose(f);
-  } else {
-    if (std::FILE* q = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
-      if (std::fscanf(q, "%lf", &quota) != 1) quota = 0;
-      std::fclose(q);
-    }
-    if (std::FILE* p = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
-      if (std::fscanf(p, "%lf", &period) != 1) period = 0;
-      std::fclose(p);
-    }
-  }
-  if (quota > 0 && period > 0) {
-    const int allowed = static_cast<int>((quota + period - 1) / period);
-    if (allowed < cores) cores = allowed;
-  }
+  const double quota = cpu_quota(root);
+  if (quota < cores) cores = static_cast<int>(std::ceil(quota));
 #endif
   return cores < 1 ? 1 : cores;
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 namespace llmcore {
@@ -105,7 +106,8 @@ class ThreadPool {
   std::atomic<State*> state_;
 };
 
-/// Cores this process may use: its affinity mask, cut by a cgroup CPU quota; at least 1.
-int usable_cores();
+/// Cores this process may use: its affinity mask, cut by the CPU quota of its cgroup and those above; at least 1.
+/// `root` comes before /proc and /sys, in tests.
+int usable_cores(const std::string& root = "");
 
 }  // namespace llmcore

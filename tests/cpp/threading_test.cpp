@@ -1,11 +1,16 @@
 #include "threading/pool.h"
 
+#include <algorithm>
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "check.h"
@@ -184,6 +189,46 @@ TEST(threading, a_thread_count_out_of_range_is_refused) {
 }
 
 TEST(threading, at_least_one_core_is_usable) { CHECK(usable_cores() >= 1); }
+
+#if defined(__linux__)
+TEST(threading, the_least_quota_on_the_way_up_bounds_the_cores) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("llmcore_cgroups_" + std::to_string(getpid()));
+  const int all = usable_cores(root.string());  // nothing there: no quota
+  const struct {
+    const char* group;
+    std::vector<std::pair<const char*, const char*>> files;  // of /sys/fs/cgroup
+    int cores;
+  } cases[] = {
+      {"0::/a/b", {{"cpu.max", "50000 100000"}}, 1},
+      {"0::/a/b", {{"a/cpu.max", "50000 100000"}, {"a/b/cpu.max", "max 100000"}}, 1},
+      {"0::/a/b", {{"cpu.max", "9000000 1000"}, {"a/b/cpu.max", "100000 100000"}}, 1},
+      {"0::/a/b", {{"a/b/cpu.max", "110000 100000"}}, std::min(all, 2)},
+      {"0::/a/b", {{"a/cpu.max", "9000000 1000"}, {"other/cpu.max", "50000 100000"}}, all},
+      {"0::/a/b", {{"a/cpu.max", "-1 100000"}, {"a/b/cpu.max", "1 0"}}, all},
+      {"0::/../a", {{"a/cpu.max", "50000 100000"}, {"../a/cpu.max", "50000 100000"}}, all},
+      {"a\n0:\n::a\n", {}, all},
+      {"5:memory:/b\n4:cpu,cpuacct:/a/b\n0::/b",
+       {{"cpu/a/cpu.cfs_quota_us", "50000"}, {"cpu/a/cpu.cfs_period_us", "100000"}},
+       1},
+      {"5:cpuset:/a\n4:cpu:/b",
+       {{"cpu/a/cpu.cfs_quota_us", "50000"}, {"cpu/a/cpu.cfs_period_us", "100000"}, {"cpu/b/cpu.cfs_quota_us", "-1"}},
+       all},
+  };
+  for (const auto& [group, files, cores] : cases) {
+    const Note note(group);
+    const auto write = [](const fs::path& path, const char* text) {
+      fs::create_directories(path.parent_path());
+      std::ofstream(path) << text << "\n";
+    };
+    fs::create_directories(root / "sys/fs/cgroup");
+    write(root / "proc/self/cgroup", group);
+    for (const auto& [name, text] : files) write(root / "sys/fs/cgroup" / name, text);
+    CHECK_EQ(usable_cores(root.string()), cores);
+    fs::remove_all(root);
+  }
+}
+#endif
 
 #if defined(__linux__) && !defined(LLMCORE_TSAN)  // TSan doesn't follow threads made after a fork
 TEST(threading, a_forked_child_rebuilds_the_pool_and_the_parents_lives_on) {
