@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bits_hash
@@ -262,8 +263,9 @@ def test_errors_of_submit_come_at_once(llm: llmcore.LLM) -> None:
         llm.submit([1] * 400, GREEDY)
     with pytest.raises(llmcore.ArgumentError, match="one prompt"):
         llm.submit([[1], [2]], GREEDY)  # type: ignore[list-item]
-    with pytest.raises(llmcore.ArgumentError, match="priority"):
-        llm.submit([1], GREEDY, priority=2**31)
+    for priority in (2**31, 10**5000, 1.0):
+        with pytest.raises(llmcore.ArgumentError, match="priority"):
+            llm.submit([1], GREEDY, priority=priority)  # type: ignore[arg-type]
     request = llm.submit([1, 2], SLOW)
     with pytest.raises(llmcore.BusyError):
         llm.close()
@@ -501,7 +503,7 @@ def test_a_guessing_model_must_fit(folder: Path, model: llmcore.Model, tmp_path:
             SpeculativeConfig(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", ["draft", 0, 16, True, 1.5])
+@pytest.mark.parametrize("wrong", ["draft", 0, 16, True, 1.5, np.array([1, 2])])
 def test_wrong_speculation(model: llmcore.Model, wrong: Any) -> None:
     with pytest.raises(llmcore.ArgumentError, match="speculative"):
         llmcore.LLM(model, speculative=wrong)

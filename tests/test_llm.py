@@ -375,10 +375,15 @@ def test_text_needs_a_tokenizer(bare: llmcore.LLM) -> None:
         {"max_batch_size": True},
         {"max_batch_size": 10**18},
         {"max_model_len": 0},
+        {"max_model_len": 1},
+        {"max_model_len": 10**5000},
+        {"max_batch_size": 10**5000},
         {"max_model_len": 401},
         {"kv_dtype": "int3"},
+        {"kv_dtype": np.array(["f16", "f32"])},
         {"seed": -1},
         {"seed": 2**64},
+        {"seed": 10**5000},
         {"quantize": "int8"},
         {"threads": 2},
     ],
@@ -634,6 +639,14 @@ WRONG: dict[str, Callable[[llmcore.LLM], object]] = {
     "stop ids": lambda llm: SamplingParams(stop_token_ids=np.array(1)),  # type: ignore[arg-type]
     "ignore_eos": lambda llm: llmcore.BeamSearchParams(beam_width=1, max_tokens=1, ignore_eos="no"),  # type: ignore[arg-type]
 }
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "x", np.array([1, 2])])
+def test_wrong_timeouts(bare: llmcore.LLM, timeout: Any) -> None:
+    request = bare.submit([1], SamplingParams(max_tokens=1))
+    with pytest.raises(llmcore.ArgumentError, match="timeout"):
+        request.result(timeout)
+    assert request.result(10**400) == request.result()  # longer than any float says
 
 
 @pytest.mark.parametrize("name", WRONG)

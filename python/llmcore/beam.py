@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmcore.errors import ArgumentError, ArgumentTypeError, ContextLengthError
+from llmcore.arguments import integer, number
+from llmcore.errors import ArgumentTypeError, ContextLengthError
 from llmcore.progress import Progress
 from llmcore.prompts import Prompt
 from llmcore.sampling import SamplingParams
@@ -40,19 +41,11 @@ class BeamSearchParams:
 
     def __post_init__(self) -> None:
         for name, most in (("beam_width", MAX_BEAM_WIDTH), ("max_tokens", 2**31 - 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ArgumentTypeError(f"{name} must be an integer, got {type(value).__name__}")
-            if not 1 <= value <= most:
-                raise ArgumentError(f"{name} must be from 1 to {most}, got {value}"[:200])
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1, most))
         for name in ("ignore_eos", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentTypeError(f"{name} must be True or False, got {type(getattr(self, name)).__name__}")
-        penalty = self.length_penalty
-        if isinstance(penalty, bool) or not isinstance(penalty, int | float):
-            raise ArgumentTypeError(f"length_penalty must be a number, got {type(penalty).__name__}")
-        if not -10 <= penalty <= 10:
-            raise ArgumentError(f"length_penalty must be from -10 to 10, got {penalty}"[:200])
+        object.__setattr__(self, "length_penalty", number("length_penalty", self.length_penalty, -10, 10))
 
 
 @dataclass(slots=True)

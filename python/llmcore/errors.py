@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import numbers
+
 _MESSAGE_LIMIT = 1024
 
 
 def escape(text: object, limit: int = 80) -> str:
     """`text` as printable ASCII-quoted text of at most `limit` characters, safe for a terminal or log."""
-    shown = ascii(text if isinstance(text, str) else str(text))
-    return shown if len(shown) <= limit else shown[: limit - 4] + "...'"
+    quoted = ascii(text if isinstance(text, str) else _text(text))
+    return quoted if len(quoted) <= limit else quoted[: limit - 4] + "...'"
+
+
+def shown(value: object) -> str:
+    """What a caller gave, for a message: short and printable, by its type where that is the trouble."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return escape(value, 40)
+    return _text(value)[:40] if isinstance(value, numbers.Real) else type(value).__name__
+
+
+def _text(value: object) -> str:
+    # An integer of a million digits must neither be printed nor, beyond Python's limit on digits, fail to be.
+    try:
+        if isinstance(value, numbers.Integral) and (bits := int(value).bit_length()) > 80:
+            return f"an integer of {bits} bits"
+        return str(value)
+    except Exception:  # its own __str__ failed
+        return type(value).__name__
 
 
 class LlmcoreError(Exception):

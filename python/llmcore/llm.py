@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from llmcore import _core
+from llmcore.arguments import integer, one_of
 from llmcore.engine_loop import EngineLoop
-from llmcore.errors import ArgumentError, ArgumentTypeError, BusyError, ContextLengthError, OutOfMemoryError
+from llmcore.errors import ArgumentError, ArgumentTypeError, BusyError, ContextLengthError, OutOfMemoryError, shown
 from llmcore.machine import memory
 from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
@@ -108,15 +109,15 @@ class LLM:
             if value is not None:
                 check_count(name, value)
         if max_batch_size is not None and max_batch_size > MAX_PROMPTS:
-            raise ArgumentError(f"max_batch_size must be at most {MAX_PROMPTS}, got {max_batch_size}"[:200])
+            raise ArgumentError(f"max_batch_size must be at most {MAX_PROMPTS}, got {shown(max_batch_size)}")
+        if max_model_len == 1:
+            raise ArgumentError("max_model_len must be at least 2: a token of the prompt and one of the answer")
         if not isinstance(enable_prefix_caching, bool):
             raise ArgumentTypeError(
                 f"enable_prefix_caching must be True or False, got {type(enable_prefix_caching).__name__}"
             )
-        if kv_dtype not in ("auto", *KV_DTYPES):
-            raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ArgumentError(f"seed must be an integer within [0, 2**64), got {seed!r}"[:200])
+        one_of("kv_dtype", kv_dtype, ("auto", *KV_DTYPES))
+        self.seed = integer("seed", seed, 0, 2**64 - 1)
         guessing = resolve_speculative(speculative)
         drafts = 0 if guessing is None else guessing.num_tokens
         self._owns_model = not isinstance(path_or_model, Model)
@@ -128,7 +129,6 @@ class LLM:
             self.model = load(path_or_model, quantize, threads=threads, progress=progress)
         self._draft = None if guessing is None else load_draft(guessing, self.model, progress=progress)
         self._owns_draft = guessing is not None and self._draft is not guessing.model
-        self.seed = seed
         self.max_batch_size = batch = max_batch_size or DEFAULT_BATCH_SIZE
         kv = self.model.kv_dtype if kv_dtype == "auto" else kv_dtype
         given = {"kv_cache_bytes": kv_cache_bytes, "max_memory": max_memory}
@@ -179,7 +179,7 @@ class LLM:
         if max_model_len is not None and max_model_len > spec.max_position_embeddings:
             raise ArgumentError(
                 f"max_model_len must be at most the model's {spec.max_position_embeddings} positions, "
-                f"got {max_model_len}"
+                f"got {shown(max_model_len)}"
             )
         length = max_model_len or spec.max_position_embeddings
         models = [self.model] if self._draft is None else [self.model, self._draft]
@@ -471,8 +471,7 @@ class LLM:
         score_from: int = 1,
     ) -> Request:
         """What is to be answered, checked and made ready for the engine."""
-        if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
-            raise ArgumentError(f"priority must be an integer within [-2**31, 2**31), got {priority!r}"[:200])
+        priority = integer("priority", priority, -(2**31), 2**31 - 1)
         salt = salt_bits(cache_salt)
         start = time.perf_counter()
         model, tokenizer = self.model, self.model.tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core
-from llmcore.errors import ArgumentError, escape
+from llmcore.errors import ArgumentError, escape, shown
 from llmcore.quantization import FLOAT_FORMATS, INTEGER_FORMATS, MatrixFormat, QuantConfig
 from llmcore.request_params import SAMPLER_NUMBERS
 
@@ -281,13 +281,13 @@ def attention(
 
 def _at_least_one(name: str, value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or value < 1):
-        raise ArgumentError(f"{name} must be at least 1 or None, got {value!r}")
+        raise ArgumentError(f"{name} must be at least 1 or None, got {shown(value)}")
     return value
 
 
 def _above_zero(name: str, value: float | None) -> float | None:
     if value is not None and not 0 < value < float("inf"):
-        raise ArgumentError(f"{name} must be above 0 and finite, or None, got {value!r}")
+        raise ArgumentError(f"{name} must be above 0 and finite, or None, got {shown(value)}")
     return value
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from llmcore.errors import ArgumentError, escape
+from llmcore.arguments import one_of
+from llmcore.errors import ArgumentError, ArgumentTypeError, shown
 
 if TYPE_CHECKING:
     from llmcore import _core
@@ -124,21 +125,19 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("format", self.format), ("head", self.format if self.head is None else self.head)):
-            if value not in INTEGER_FORMATS:
-                raise ArgumentError(f"{name} must be one of {', '.join(INTEGER_FORMATS)}, got {escape(value)}")
+            one_of(name, value, INTEGER_FORMATS)
         if self.group_size is not None and (type(self.group_size) is not int or self.group_size not in GROUP_SIZES):
-            raise ArgumentError(f"group_size must be 16, 32, 64, 128 or 0 (one scale per row), got {self.group_size!r}")
+            raise ArgumentError(
+                f"group_size must be 16, 32, 64, 128 or 0 (one scale per row), got {shown(self.group_size)}"
+            )
         if self.format == "ternary_dense" and self.group_size not in (None, 0, 128):
             raise ArgumentError(f"group_size must be 128 or 0 for ternary_dense, got {self.group_size}")
-        if self.scale not in ("max", "mse"):
-            raise ArgumentError(f"scale must be max or mse, got {escape(self.scale)}")
-        if self.rounding not in ("nearest", "gptq"):
-            raise ArgumentError(f"rounding must be nearest or gptq, got {escape(self.rounding)}")
-        if self.smoothing not in SMOOTHINGS:
-            raise ArgumentError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, got {escape(self.smoothing)}")
+        one_of("scale", self.scale, ("max", "mse"))
+        one_of("rounding", self.rounding, ("nearest", "gptq"))
+        one_of("smoothing", self.smoothing, SMOOTHINGS)
         for name, flag in (("symmetric", self.symmetric), ("double_quant", self.double_quant)):
             if not isinstance(flag, bool):
-                raise ArgumentError(f"{name} must be True or False, got {escape(flag)}")
+                raise ArgumentTypeError(f"{name} must be True or False, got {shown(flag)}")
         if self.double_quant and not self._group():
             raise ArgumentError("double_quant is for formats with groups: give a group_size")
         if self.double_quant and not self.symmetric and self.format == "int8":
@@ -198,16 +197,10 @@ def resolve(quantize: str | QuantConfig | None) -> QuantConfig | None:
     if quantize is None or isinstance(quantize, QuantConfig):
         return quantize
     if not isinstance(quantize, str):
-        raise TypeError(f"quantize must be a format name, a QuantConfig or None, got {type(quantize).__name__}")
-    if quantize not in INTEGER_FORMATS:
-        raise ArgumentError(f"quantize must be one of {', '.join(INTEGER_FORMATS)}, got {escape(quantize)}")
-    return QuantConfig(format=quantize)
+        raise ArgumentTypeError(f"quantize must be a format name, a QuantConfig or None, got {type(quantize).__name__}")
+    return QuantConfig(format=one_of("quantize", quantize, INTEGER_FORMATS))
 
 
 def float_format(dtype: str) -> str | None:
     """The storage format of a `dtype=` argument; None for "auto" (as stored). Raises ArgumentError."""
-    if dtype == "auto":
-        return None
-    if dtype not in _DTYPES:
-        raise ArgumentError(f"dtype must be auto, float32, bfloat16 or float16, got {escape(dtype)}")
-    return _DTYPES[dtype]
+    return _DTYPES.get(one_of("dtype", dtype, ("auto", *_DTYPES)))

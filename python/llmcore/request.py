@@ -6,6 +6,7 @@ The engine's thread (engine_loop.py) feeds them; other threads read what is ther
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from llmcore.arguments import number
 from llmcore.errors import ArgumentError, LimitError, NumericError, escape
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from llmcore.sampling import SamplingParams, takes_prompt
@@ -88,12 +90,11 @@ class Request:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Waits for the answer, `timeout` seconds at most. Raises TimeoutError, NumericError, ClosedError."""
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout must be None or a number of seconds, at least 0, got {timeout!r}"[:200])
+        timeout = None if timeout is None else number("timeout", timeout, 0, math.inf)
         try:
             self.wait(timeout)
         except Empty:
-            raise TimeoutError(f"request {self.request_id} is not finished after {timeout} seconds") from None
+            raise TimeoutError(f"request {self.request_id} is not finished after {timeout:g} seconds") from None
         return self.output()
 
     def wait(self, timeout: float | None = None) -> None:

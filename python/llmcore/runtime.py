@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmcore import _core
-from llmcore.errors import ArgumentError
+from llmcore.arguments import integer
 from llmcore.quantization import FLOAT_FORMATS, KEPT_FORMATS, KV_DTYPES
 
 
@@ -40,9 +40,7 @@ def set_num_threads(threads: int) -> None:
 
     Results never depend on it. Raises ArgumentError.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
-    _core.set_num_threads(threads)
+    _core.set_num_threads(integer("threads", threads, 1, 1024))
 
 
 def measure_read_bandwidth(threads: int | None = None, seconds: float = 0.5) -> float:

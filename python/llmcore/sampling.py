@@ -7,13 +7,12 @@ what vLLM doesn't have is llama.cpp's. The order of the samplers stands in csrc/
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from llmcore.errors import ArgumentError, ArgumentTypeError, escape
+from llmcore.arguments import integer, number
+from llmcore.errors import ArgumentError, ArgumentTypeError, shown
 
 if TYPE_CHECKING:
     from llmcore.structured import StructuredOutputsParams
@@ -129,18 +128,18 @@ class SamplingParams:
     """Functions that change the logits before the samplers do, in this order; not part of the replay digest."""
 
     def __post_init__(self) -> None:
-        _fix(self, "n", _integer("n", self.n, 1, MAX_N))
+        _fix(self, "n", integer("n", self.n, 1, MAX_N))
         self._check_numbers()
         self._check_lists()
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "echo"):
             if not isinstance(getattr(self, name), bool):
-                raise ArgumentTypeError(f"{name} must be true or false, got {_shown(getattr(self, name))}")
+                raise ArgumentTypeError(f"{name} must be true or false, got {shown(getattr(self, name))}")
         if self.structured_outputs is not None:
             from llmcore.structured import StructuredOutputsParams
 
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
                 raise ArgumentTypeError(
-                    f"structured_outputs must be StructuredOutputsParams, got {_shown(self.structured_outputs)}"
+                    f"structured_outputs must be StructuredOutputsParams, got {shown(self.structured_outputs)}"
                 )
         if self.n > 1 and self.temperature == 0:
             raise ArgumentError(
@@ -153,13 +152,13 @@ class SamplingParams:
         for name, (low, high) in _FLOATS.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
-                _fix(self, name, _number(name, value, low, high))
+                _fix(self, name, number(name, value, low, high))
         if self.temperature is not None and self.temperature <= GREEDY_TEMPERATURE:
             _fix(self, "temperature", 0.0)
         for name, (least, most) in _INTEGERS.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
-                _fix(self, name, _integer(name, value, least, most))
+                _fix(self, name, integer(name, value, least, most))
 
     def _check_lists(self) -> None:
         _fix(self, "stop", _strings("stop", self.stop, MAX_STOP_STRINGS))
@@ -288,55 +287,17 @@ def _fix(params: SamplingParams, name: str, value: object) -> None:
     object.__setattr__(params, name, value)
 
 
-def _shown(value: object) -> str:
-    """`value` for a message: short and printable, by its type where the type is the trouble."""
-    if value is None or isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str):
-        return escape(value, 40)
-    return _short_number(value) if isinstance(value, numbers.Real) else type(value).__name__
-
-
-def _short_number(value: numbers.Real) -> str:
-    # An integer of a million digits must neither be printed nor, beyond Python's limit on digits, fail to be.
-    if isinstance(value, numbers.Integral):
-        size = int(value).bit_length()
-        return str(int(value)) if size <= 80 else f"an integer of {size} bits"
-    return str(value)[:40]
-
-
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ArgumentTypeError(f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not low <= number <= high:  # also refuses NaN
-        raise ArgumentError(f"{name} must be a number from {low:g} to {high:g}, got {_short_number(value)}")
-    return number + 0.0  # -0.0 becomes 0.0
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ArgumentTypeError(f"{name} must be an integer from {low} to {high}, got {_shown(value)}")
-    number = int(value)
-    if not low <= number <= high:
-        raise ArgumentError(f"{name} must be an integer from {low} to {high}, got {_short_number(value)}")
-    return number
-
-
 def _strings(name: str, strings: object, limit: int) -> tuple[str, ...]:
     strings = (strings,) if isinstance(strings, str) else strings
     if strings is None:
         return ()
     if not isinstance(strings, Sequence) or isinstance(strings, bytes | bytearray):
-        raise ArgumentTypeError(f"{name} must be a string or a list of strings, got {_shown(strings)}")
+        raise ArgumentTypeError(f"{name} must be a string or a list of strings, got {shown(strings)}")
     if len(strings) > limit:
         raise ArgumentError(f"{name} must hold at most {limit} strings, got {len(strings)}")
     for i, text in enumerate(strings):
         if not isinstance(text, str):
-            raise ArgumentTypeError(f"{name}[{i}] must be a string, got {_shown(text)}")
+            raise ArgumentTypeError(f"{name}[{i}] must be a string, got {shown(text)}")
         if not 1 <= len(text) <= MAX_STOP_LENGTH:
             raise ArgumentError(f"{name}[{i}] must have 1 to {MAX_STOP_LENGTH} characters, got {len(text)}")
         if any("\ud800" <= c <= "\udfff" for c in text):
@@ -348,12 +309,12 @@ def _processors(given: object) -> tuple[LogitsProcessor, ...]:
     if given is None:
         return ()
     if callable(given) or not isinstance(given, Sequence) or isinstance(given, str | bytes | bytearray):
-        raise ArgumentTypeError(f"logits_processors must be a list of functions, got {_shown(given)}")
+        raise ArgumentTypeError(f"logits_processors must be a list of functions, got {shown(given)}")
     if len(given) > MAX_PROCESSORS:
         raise ArgumentError(f"logits_processors must hold at most {MAX_PROCESSORS} functions, got {len(given)}")
     for i, one in enumerate(given):
         if not callable(one):
-            raise ArgumentTypeError(f"logits_processors[{i}] must be a function, got {_shown(one)}")
+            raise ArgumentTypeError(f"logits_processors[{i}] must be a function, got {shown(one)}")
     return tuple(given)
 
 
@@ -371,10 +332,10 @@ def _token_ids(name: str, ids: object, limit: int | None = MAX_TOKEN_LIST) -> tu
         return ()
     scalar = getattr(ids, "shape", None) == ()
     if isinstance(ids, str | bytes | bytearray | Mapping) or not isinstance(ids, Iterable) or scalar:
-        raise ArgumentTypeError(f"{name} must be a list of token ids, got {_shown(ids)}")
+        raise ArgumentTypeError(f"{name} must be a list of token ids, got {shown(ids)}")
     out: list[int] = []
     for i in ids:
-        out.append(_integer(f"{name}[{len(out)}]", i, 0, MAX_TOKENS))
+        out.append(integer(f"{name}[{len(out)}]", i, 0, MAX_TOKENS))
         if limit is not None and len(out) > limit:
             raise ArgumentError(f"{name} must hold at most {limit} token ids, got more")
     return tuple(dict.fromkeys(out))
@@ -382,11 +343,11 @@ def _token_ids(name: str, ids: object, limit: int | None = MAX_TOKEN_LIST) -> tu
 
 def _logit_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise ArgumentTypeError(f"logit_bias must map token ids to numbers, got {_shown(bias)}")
+        raise ArgumentTypeError(f"logit_bias must map token ids to numbers, got {shown(bias)}")
     if len(bias) > MAX_TOKEN_LIST:
         raise ArgumentError(f"logit_bias must hold at most {MAX_TOKEN_LIST} entries, got {len(bias)}")
     out = {}
     for key, value in bias.items():
-        token = _integer("logit_bias key", key, 0, MAX_TOKENS)
-        out[token] = _number(f"logit_bias[{token}]", value, -100.0, 100.0)
+        token = integer("logit_bias key", key, 0, MAX_TOKENS)
+        out[token] = number(f"logit_bias[{token}]", value, -100.0, 100.0)
     return out

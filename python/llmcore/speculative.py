@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmcore.errors import ArgumentError
+from llmcore.arguments import integer, one_of
+from llmcore.errors import ArgumentError, shown
 from llmcore.model import Model, load
 
 if TYPE_CHECKING:
@@ -34,11 +35,8 @@ class SpeculativeConfig:
     quantize: str | QuantConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise ArgumentError(f"speculative method must be {', '.join(_METHODS)}, got {self.method!r}"[:200])
-        count = self.num_tokens
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MAX_TOKENS:
-            raise ArgumentError(f"speculative num_tokens must be 1 to {_MAX_TOKENS}, got {count!r}"[:200])
+        one_of("speculative method", self.method, _METHODS)
+        object.__setattr__(self, "num_tokens", integer("speculative num_tokens", self.num_tokens, 1, _MAX_TOKENS))
         if (self.method == "draft") != (self.model is not None):
             raise ArgumentError('speculative method "draft" needs a model, and only it takes one')
         if self.method == "self" and self.quantize is None:
@@ -51,16 +49,15 @@ def resolve(speculative: Any) -> SpeculativeConfig | None:
     """What `LLM(speculative=...)` means. Raises ArgumentError."""
     if speculative is None or isinstance(speculative, SpeculativeConfig):
         return speculative
-    if speculative == "ngram":
+    if isinstance(speculative, str) and speculative == "ngram":
         return SpeculativeConfig()
     if isinstance(speculative, int) and not isinstance(speculative, bool):
         return SpeculativeConfig(num_tokens=speculative)
     if isinstance(speculative, Model):
         return SpeculativeConfig("draft", model=speculative)
     raise ArgumentError(
-        f'speculative must be None, "ngram", 1 to {_MAX_TOKENS}, a Model or a SpeculativeConfig, got {speculative!r}'[
-            :200
-        ]
+        f'speculative must be None, "ngram", 1 to {_MAX_TOKENS}, a Model or a SpeculativeConfig, got '
+        + shown(speculative)
     )
 
 

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core
+from llmcore.arguments import one_of
 from llmcore.checkpoint.files import check_path
 from llmcore.decode_stream import DecodeStream
-from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape
+from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, TokenizerError, escape, shown
 from llmcore.vocab.arguments import check_flags, id_array, integer, text_list, thread_count
 from llmcore.vocab.decoders import EACH_BYTE, texts_of_bytes
 from llmcore.vocab.offsets import byte_places, trimmed
@@ -210,7 +211,7 @@ class Tokenizer:
             if not isinstance(dropout, int | float | np.floating):
                 raise ArgumentTypeError(f"dropout: must be a number from 0 to 1, found {type(dropout).__name__}")
             if not 0.0 <= dropout <= 1.0:
-                raise ArgumentError(f"dropout: must be from 0 to 1, found {dropout}")
+                raise ArgumentError(f"dropout: must be from 0 to 1, found {shown(dropout)}")
             at = integer(seed, "seed") & 0xFFFFFFFFFFFFFFFF
             return self._core.encode_dropout(text, add_special_tokens, allow_special, float(dropout), at)
         try:
@@ -320,18 +321,17 @@ class Tokenizer:
             ("padding_side", padding_side, ("left", "right")),
             ("truncation_side", truncation_side, ("left", "right")),
         ):
-            if value not in known:
-                raise ArgumentError(f"{name} must be {' or '.join(known)}, got {value!r}"[:200])
+            one_of(name, value, known)
         prefix = list(self._spec.prefix_ids) if add_special_tokens else []
         suffix = list(self._spec.suffix_ids) if add_special_tokens else []
         around = len(prefix) + len(suffix)
         if max_length is None and padding == "max_length":
             raise ArgumentError("padding to max_length needs max_length")
         if max_length is not None and integer(max_length, "max_length") < max(1, around):
-            raise ArgumentError(f"max_length must be at least {max(1, around)}, got {max_length}")
+            raise ArgumentError(f"max_length must be at least {max(1, around)}, got {shown(max_length)}")
         pad = self._pad_id() if pad_id is None else integer(pad_id, "pad_id")
         if not 0 <= pad < self.vocab_size:
-            raise ArgumentError(f"pad_id must be below {self.vocab_size}, got {pad}")
+            raise ArgumentError(f"pad_id must be below {self.vocab_size}, got {shown(pad)}")
         rows = self.encode_batch(texts, add_special_tokens=False, threads=threads)
         if max_length is not None:
             room = max_length - around
@@ -456,7 +456,7 @@ class Tokenizer:
 
         at = integer(id, "id")
         if not 0 <= at < self.vocab_size:
-            raise ArgumentError(f"id: {at} is not from 0 to {self.vocab_size - 1}")
+            raise ArgumentError(f"id: {shown(at)} is not from 0 to {self.vocab_size - 1}")
         return None if self._spec.kinds[at] == Kind.GAP else show_token(self._spec, at)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.errors import ArgumentError, ArgumentTypeError
+from llmcore.errors import ArgumentError, ArgumentTypeError, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,5 +55,5 @@ def thread_count(threads: int | None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = integer(threads, "threads")
     if not 1 <= count <= 1024:
-        raise ArgumentError(f"threads: {count} is not from 1 to 1024")
+        raise ArgumentError(f"threads: {shown(count)} is not from 1 to 1024")
     return count

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from llmcore.errors import ArgumentError, TokenizerError, escape
+from llmcore.errors import ArgumentError, TokenizerError, escape, shown
 from llmcore.tokenizer import Tokenizer
 from llmcore.vocab.spec import AddedToken, Kind, VocabSpec
 from llmcore.vocab.surrogates import clean
@@ -27,7 +27,7 @@ def prune(tokenizer: Tokenizer, texts: Sequence[str], keep: Iterable[int] = ()) 
     used = {id for text in texts for id in tokenizer.encode(text, add_special_tokens=False)}
     for id in keep:
         if not isinstance(id, int | np.integer) or not 0 <= id < tokenizer.vocab_size:
-            raise ArgumentError(f"keep must hold ids below {tokenizer.vocab_size}, got {id}")
+            raise ArgumentError(f"keep must hold ids below {tokenizer.vocab_size}, got {shown(id)}")
         used.add(int(id))
     used |= {*(id for id in spec.byte_ids if id < tokenizer.vocab_size), *spec.prefix_ids, *spec.suffix_ids}
     used |= {id for id, _ in spec.pair or () if id >= 0}

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmcore import _core
 from llmcore.checkpoint.files import storage_error
-from llmcore.errors import ArgumentError, TokenizerError, escape
+from llmcore.errors import ArgumentError, TokenizerError, escape, shown
 from llmcore.vocab import bytelevel
 from llmcore.vocab.bpe_model import BYTE_NAMES
 from llmcore.vocab.hf import from_json
@@ -142,7 +142,7 @@ def train_characters(
     if unknown not in special_tokens:
         raise ArgumentError(f"special_tokens: {model_type} needs {unknown} among them, found {escape(special_tokens)}")
     if not 0 < character_coverage <= 1:
-        raise ArgumentError(f"character_coverage: {character_coverage} is not above 0 and at most 1")
+        raise ArgumentError(f"character_coverage: {shown(character_coverage)} is not above 0 and at most 1")
     counter = count_pieces(sources, (Stage.SPACE_EACH,), threads, sentences=True)
     alphabet = counter.characters(character_coverage)
     first = [*special_tokens, *(BYTE_NAMES if byte_fallback else [])]
@@ -152,7 +152,7 @@ def train_characters(
     fewest = len(first) + len(alphabet)
     if not fewest <= vocab_size < 1 << 20:
         parts = f"{len(first)} special tokens and bytes, {len(alphabet)} characters"
-        raise ArgumentError(f"vocab_size: {vocab_size} is not from {fewest} ({parts}) to {(1 << 20) - 1}")
+        raise ArgumentError(f"vocab_size: {shown(vocab_size)} is not from {fewest} ({parts}) to {(1 << 20) - 1}")
     model: dict[str, Any]
     if model_type == "bpe":
         spelled = [text.replace(_MARK, " ").encode("utf-8") for text in first]
@@ -231,7 +231,9 @@ def train_spec(
         raise ArgumentError(f"ties: {escape(ties)} is none of ids, text")
     _check_special(special_tokens)
     if not 256 + len(special_tokens) <= vocab_size < 1 << 24:
-        raise ArgumentError(f"vocab_size: {vocab_size} is not from {256 + len(special_tokens)} to {(1 << 24) - 1}")
+        raise ArgumentError(
+            f"vocab_size: {shown(vocab_size)} is not from {256 + len(special_tokens)} to {(1 << 24) - 1}"
+        )
     stages = stages_of(pattern)
     counter = count_pieces(sources, stages, threads)
     # A special token in the byte alphabet is spelled as bytes there, so that merges can be kept from spelling it.
