@@ -22,7 +22,6 @@ import pytest
 import bits_hash
 import llmcore
 from llmcore import SamplingParams, SpeculativeConfig
-from llmcore import llm as llm_module
 from llmcore.model import kv_bytes_per_page, random_model
 from llmcore.models.spec import DecoderSpec
 
@@ -199,7 +198,7 @@ def test_bits_are_those_of_a_request_alone(folder: Path, model: llmcore.Model, m
                 if setting.get("kv_cache_bytes") == "small":
                     models = 1 + isinstance(setting.get("speculative"), SpeculativeConfig)
                     setting["kv_cache_bytes"] = models * 14 * kv_bytes_per_page(other.spec, other.kv_dtype)
-                monkeypatch.setattr(llm_module, "STEP_TOKENS", next(chunks))
+                monkeypatch.setattr("llmcore.planning.STEP_TOKENS", next(chunks))
                 order = list(range(len(work)))
                 random.Random(i + 10 * threads).shuffle(order)
                 with llmcore.LLM(other, **setting) as llm:

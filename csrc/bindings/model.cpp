@@ -338,6 +338,15 @@ void bind_model(py::module_& m) {
       .def_property_readonly("weight_bytes", [](const Model& model) { return model.decoder->weight_bytes(); })
       .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });
+  m.def(
+      "planned_bytes",
+      [](const py::dict& spec, int threads, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+        const DecoderSpec native = spec_from_dict(spec);
+        const NativeCall call;
+        const auto backend = make_cpu_backend(threads, InputType::kInt8);
+        return Decoder::planned_bytes(native, *backend, max_tokens, max_logit_rows, max_model_len);
+      },
+      py::arg("spec"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"));
 
   py::class_<Request>(m, "Request").def(py::init(&make_request), py::arg("prompt"), py::arg("params"));
 

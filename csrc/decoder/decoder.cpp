@@ -9,7 +9,7 @@ namespace llmcore {
 
 Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights weights)
     : spec_(std::move(spec)), backend_(std::move(backend)), weights_(std::move(weights)) {
-  check_spec();
+  check_spec(spec_);
   const DecoderSpec& s = spec_;
   const int64_t H = s.hidden_size, up_rows = s.gated_mlp ? 2 * s.intermediate_size : s.intermediate_size;
   embedding_ = matrix("embedding", s.vocab_size, H);
@@ -45,8 +45,7 @@ Decoder::Decoder(DecoderSpec spec, std::shared_ptr<Backend> backend, Weights wei
   }
 }
 
-void Decoder::check_spec() const {
-  const DecoderSpec& s = spec_;
+void Decoder::check_spec(const DecoderSpec& s) {
   const auto at_least_one = [](int64_t value, const char* name) {
     check_argument(value >= 1 && value < (int64_t{1} << 31),
                    std::string("decoder: ") + name + " must be within [1, 2^31), got " + std::to_string(value));
@@ -123,15 +122,14 @@ KvLayout Decoder::kv_layout(KvType type, int64_t pages) const {
   return {type, spec_.num_kv_heads, spec_.head_dim, pages};
 }
 
-Decoder::Plan Decoder::make_plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const {
+Decoder::Plan Decoder::make_plan(const DecoderSpec& s, int64_t max_tokens, int64_t max_logit_rows,
+                                 int64_t max_model_len) {
   check_argument(max_tokens >= 1 && max_logit_rows >= 1 && max_model_len >= 1,
                  "decoder: a plan needs at least one token");
-  const DecoderSpec& s = spec_;
   Plan p{};
-  p.larger = max_tokens > max_tokens_ || max_logit_rows > max_logit_rows_ || max_model_len > max_model_len_;
-  p.max_tokens = std::max(max_tokens, max_tokens_);
-  p.max_logit_rows = std::max(max_logit_rows, max_logit_rows_);
-  p.max_model_len = std::max(max_model_len, max_model_len_);
+  p.max_tokens = max_tokens;
+  p.max_logit_rows = max_logit_rows;
+  p.max_model_len = max_model_len;
   const auto reserve = [&](int64_t rows, int64_t columns) {
     const int64_t at = p.floats;
     p.floats = checked_add(p.floats, round_up(checked_mul(rows, columns), 16));
@@ -153,14 +151,27 @@ Decoder::Plan Decoder::make_plan(int64_t max_tokens, int64_t max_logit_rows, int
   return p;
 }
 
+int64_t Decoder::planned_bytes(const DecoderSpec& spec, Backend& backend, int64_t max_tokens, int64_t max_logit_rows,
+                               int64_t max_model_len) {
+  check_spec(spec);
+  const Plan p = make_plan(spec, max_tokens, max_logit_rows, max_model_len);
+  return checked_add(checked_mul(p.floats, 4), backend.planned_bytes(p.limits));
+}
+
+bool Decoder::larger(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const {
+  return max_tokens > max_tokens_ || max_logit_rows > max_logit_rows_ || max_model_len > max_model_len_;
+}
+
 int64_t Decoder::planned_bytes(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const {
-  const Plan p = make_plan(max_tokens, max_logit_rows, max_model_len);
-  return p.larger ? checked_add(checked_mul(p.floats, 4), backend_->planned_bytes(p.limits)) : activation_bytes_;
+  if (!larger(max_tokens, max_logit_rows, max_model_len)) return activation_bytes_;
+  return planned_bytes(spec_, *backend_, std::max(max_tokens, max_tokens_), std::max(max_logit_rows, max_logit_rows_),
+                       std::max(max_model_len, max_model_len_));
 }
 
 void Decoder::plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-  const Plan p = make_plan(max_tokens, max_logit_rows, max_model_len);
-  if (!p.larger) return;
+  if (!larger(max_tokens, max_logit_rows, max_model_len)) return;
+  const Plan p = make_plan(spec_, std::max(max_tokens, max_tokens_), std::max(max_logit_rows, max_logit_rows_),
+                           std::max(max_model_len, max_model_len_));
   // What fails leaves the plan that there is.
   auto memory = backend_->allocate(checked_mul(p.floats, 4));
   activation_bytes_ = memory->size() + backend_->plan(p.limits);

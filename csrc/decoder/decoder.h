@@ -42,6 +42,9 @@ class Decoder {
   int64_t activation_bytes() const { return activation_bytes_; }
   /// What they would be after plan().
   int64_t planned_bytes(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const;
+  /// The same of a decoder that isn't there yet.
+  static int64_t planned_bytes(const DecoderSpec& spec, Backend& backend, int64_t max_tokens, int64_t max_logit_rows,
+                               int64_t max_model_len);
   int64_t weight_bytes() const;
   /// Bytes of weights that one decoded token reads.
   int64_t bytes_per_token() const;
@@ -72,12 +75,12 @@ class Decoder {
     int64_t max_tokens, max_logit_rows, max_model_len;
     int64_t x, normed, qkv, attention, activated, head_rows, logits, floats;
     StepLimits limits;
-    bool larger;  // than what there is
   };
-  Plan make_plan(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const;
+  static Plan make_plan(const DecoderSpec& spec, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len);
+  bool larger(int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) const;
   const Weight* matrix(const std::string& slot, int64_t rows, int64_t columns, bool required = true) const;
   const Weight* vector(const std::string& slot, int64_t n, bool required) const;
-  void check_spec() const;
+  static void check_spec(const DecoderSpec& s);
   NormWeights norm(const std::string& slot) const;
   void add_projection(const float* x, int64_t T, const Weight& w, const Weight* bias, const NormWeights& post_norm);
   Rows head_rows(const int32_t* rows, int64_t count);

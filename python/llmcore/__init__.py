@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from llmcore.llm import LLM, CompletionOutput, RequestOutput, StreamChunk
-    from llmcore.model import Model, load, plan
+    from llmcore.model import Model, load
+    from llmcore.planning import plan
     from llmcore.quantization import QuantConfig
     from llmcore.runtime import features, get_num_threads, isa, set_num_threads
     from llmcore.sampling import SamplingParams
@@ -84,7 +85,7 @@ _MODULE_OF = {
     "isa": "llmcore.runtime",
     "load": "llmcore.model",
     "ops": "llmcore.ops",
-    "plan": "llmcore.model",
+    "plan": "llmcore.planning",
     "set_num_threads": "llmcore.runtime",
 }
 

@@ -199,6 +199,10 @@ class Model:
     @property
     def bytes_per_token(self) -> int: ...
 
+def planned_bytes(
+    spec: dict[str, Any], threads: int, max_tokens: int, max_logit_rows: int, max_model_len: int
+) -> int: ...
+
 _Scored = tuple[int, float, list[tuple[int, float]]]
 _Output = tuple[int, int | None, float, list[tuple[int, float]], int, str, float, int, int, list[_Scored]]
 

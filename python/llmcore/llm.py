@@ -25,8 +25,9 @@ from llmcore.arguments import integer, one_of
 from llmcore.engine_loop import EngineLoop
 from llmcore.errors import ArgumentError, ArgumentTypeError, BusyError, ContextLengthError, OutOfMemoryError, shown
 from llmcore.machine import memory
-from llmcore.model import EXTRA_LOGIT_ROWS, STEP_TOKENS, Model, check_count, kv_bytes_per_page, load
+from llmcore.model import Model, check_count, kv_bytes_per_page, load
 from llmcore.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+from llmcore.planning import PAGE_TOKENS, draft_sizes, step_sizes
 from llmcore.progress import Progress
 from llmcore.prompts import MAX_PROMPTS, Prompt, params_list, prompt_list, salt_bits, token_ids, with_stops
 from llmcore.quantization import KV_DTYPES
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from llmcore.structured import Guide
     from llmcore.tokenizer import Tokenizer
 
-PAGE_TOKENS = 16
 DEFAULT_BATCH_SIZE = 32
 _MEMORY_SHARE = 0.5
 _UNKNOWN_MEMORY = 4 << 30  # where the system doesn't say
@@ -134,11 +134,10 @@ class LLM:
         given = {"kv_cache_bytes": kv_cache_bytes, "max_memory": max_memory}
         self._bounds = " and ".join(name for name in given if given[name] is not None) or "kv_cache_bytes"
         """The arguments to raise for more room in the KV cache."""
-        step = max(STEP_TOKENS, batch)
-        rows = batch + max(EXTRA_LOGIT_ROWS, min(drafts * batch, STEP_TOKENS))
+        step, rows = step_sizes(batch, drafts)
         sizes = [(self.model, step, rows)]
         if self._draft is not None:
-            sizes.append((self._draft, max(STEP_TOKENS, 2 * batch), batch))
+            sizes.append((self._draft, *draft_sizes(batch)))
         length, fits = 0, PAGE_TOKENS
         while fits > length:  # the more context, the more activations
             length = fits

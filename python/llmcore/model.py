@@ -5,12 +5,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import logging
-import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcore import _core, quantization
-from llmcore.errors import ArgumentError, ArgumentTypeError, ClosedError, TokenizerError, escape
+from llmcore.arguments import integer, one_of
+from llmcore.errors import ArgumentError, ArgumentTypeError, ClosedError, TokenizerError
 from llmcore.models.spec import DecoderSpec
 from llmcore.progress import Progress
-from llmcore.quantization import FLOAT_FORMATS, KV_DTYPES, MatrixFormat, QuantConfig
+from llmcore.quantization import FLOAT_FORMATS, MatrixFormat, QuantConfig
 
 if TYPE_CHECKING:
     from llmcore.checkpoint.readers import Checkpoint
@@ -38,20 +38,6 @@ EXTRA_LOGIT_ROWS = 16
 _log = logging.getLogger("llmcore")
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Bytes that a model needs, known before anything is loaded."""
-
-    weights: int
-    kv_cache: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.kv_cache + self.activations
 
 
 class Model:
@@ -133,8 +119,8 @@ class Model:
         Raises ArgumentError (an id outside the vocabulary, no ids), ContextLengthError, ClosedError, OutOfMemoryError.
         """
         sequences, nested = _sequences(ids)
-        if chunk_size is not None and chunk_size < 1:
-            raise ArgumentError(f"chunk_size must be at least 1, got {chunk_size}")
+        if chunk_size is not None:
+            chunk_size = integer("chunk_size", chunk_size, 1, 2**31 - 1)
         longest = max(len(sequence) for sequence in sequences)
         self.plan(max_tokens=STEP_TOKENS, max_logit_rows=_LOGIT_ROWS, max_model_len=longest)
         kv = self.kv_dtype if kv_dtype == "auto" else kv_dtype
@@ -270,14 +256,13 @@ def load(
     from llmcore.packed import PackedCheckpoint, is_packed
     from llmcore.packing import Packer
 
-    if device not in ("auto", "cpu"):
-        raise ArgumentError(f"device must be auto or cpu, got {escape(device)}")
-    if activations not in ("int8", "float32"):
-        raise ArgumentError(f"activations must be int8 or float32, got {escape(activations)}")
+    threads = num_threads(threads)
+    one_of("device", device, ("auto", "cpu"))
+    one_of("activations", activations, ("int8", "float32"))
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
         if is_packed(checkpoint.config):
-            _check_packed(recipe, floats)
+            check_packed(recipe, floats)
             if calibration is not None:
                 raise ArgumentError("calibration= is for quantising weights, and this model is packed already")
             packed = PackedCheckpoint(checkpoint)
@@ -315,64 +300,21 @@ def _pack(packer: Packer, progress: bool) -> dict[str, Weight]:
     return weights
 
 
-def _check_packed(recipe: QuantConfig | None, floats: str | None) -> None:
+def check_packed(recipe: QuantConfig | None, floats: str | None) -> None:
+    """Raises ArgumentError when a packed model is asked to be something else."""
     if recipe is not None or floats is not None:
         raise ArgumentError("this model is packed already and keeps its values: load it without quantize and dtype")
 
 
-def plan(
-    path: str | os.PathLike[str],
-    quantize: str | QuantConfig | None = None,
-    *,
-    max_model_len: int | None = None,
-    max_batch_size: int = 1,
-    dtype: str = "auto",
-    kv_dtype: str = "auto",
-) -> Plan:
-    """Bytes that loading and running a checkpoint will take, from its headers alone.
-
-    max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once;
-    kv_dtype: as for LLM. Raises as `load`, and ArgumentError.
-    """
-    from llmcore.checkpoint.readers import open_checkpoint
-    from llmcore.models.binding import bind
-    from llmcore.packed import PackedCheckpoint, is_packed
-    from llmcore.packing import Packer
-
-    check_count("max_model_len", 1 if max_model_len is None else max_model_len)
-    check_count("max_batch_size", max_batch_size)
-    if kv_dtype not in ("auto", *KV_DTYPES):
-        raise ArgumentError(f"kv_dtype must be one of auto, {', '.join(KV_DTYPES)}, got {escape(repr(kv_dtype))}")
-    recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
-    with open_checkpoint(path) as checkpoint:
-        if is_packed(checkpoint.config):
-            _check_packed(recipe, floats)
-            packed = PackedCheckpoint(checkpoint)
-            spec, weights = packed.spec, packed.nbytes
-            formats = {matrix.format.format for matrix in packed.matrices.values()}
-        else:
-            binding = bind(checkpoint)
-            packer = Packer(binding, recipe, floats, False)
-            spec, weights = binding.spec, sum(packer.nbytes(slot) for slot in binding.slots.values())
-            formats = {form.format for slot in binding.slots.values() for form in packer.formats(slot)}
-        kv_dtype = _kv_dtype(formats) if kv_dtype == "auto" else kv_dtype
-    longest = spec.max_position_embeddings
-    length = longest if max_model_len is None else max_model_len
-    if length > longest:
-        raise ArgumentError(f"max_model_len must be at most the model's {longest} positions, got {length}")
-    return Plan(
-        weights=weights,
-        kv_cache=kv_bytes_per_page(spec, kv_dtype) * math.ceil(length / 16) * max_batch_size,
-        activations=_activation_bytes(
-            spec, max(STEP_TOKENS, max_batch_size), max_batch_size + EXTRA_LOGIT_ROWS, length
-        ),
-    )
+def num_threads(threads: int | None) -> int:
+    """What `threads=` means. Raises ArgumentTypeError, ArgumentError."""
+    return _core.get_num_threads() if threads is None else integer("threads", threads, 1, 1024)
 
 
 def check_count(name: str, value: object) -> None:
     """Raises ArgumentTypeError for what is no integer, ArgumentError below 1."""
     if type(value) is not int:
-        raise ArgumentTypeError(f"{name} must be an integer of at least 1, got {escape(repr(value))}")
+        raise ArgumentTypeError(f"{name} must be an integer of at least 1, got {type(value).__name__}")
     if value < 1:
         raise ArgumentError(f"{name} must be an integer of at least 1")
 
@@ -403,7 +345,7 @@ def random_model(spec: DecoderSpec, quantize: str | QuantConfig | None = None, *
             matrix.set_rows(row, np.ascontiguousarray(values))
         weights[name] = matrix
     fingerprint = _fingerprint(f"random {seed} {asdict(spec)}", recipe, None)
-    return _make(spec, weights, None, None, fingerprint, None)
+    return _make(spec, weights, None, None, fingerprint, num_threads(None))
 
 
 def _shapes(spec: DecoderSpec) -> Iterator[tuple[str, int, int | None]]:
@@ -439,28 +381,16 @@ def _make(
     tokenizer: Tokenizer | None,
     checkpoint: Checkpoint | None,
     fingerprint: str,
-    threads: int | None,
+    threads: int,
     activations: str = "int8",
 ) -> Model:
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
-        raise ArgumentError(f"threads must be an integer within [1, 1024], got {threads!r}")
     from llmcore.packing import matrices_of
 
-    threads = threads or _core.get_num_threads()
-    native = asdict(spec) | {
-        "rope_inv_freq": list(spec.rope_inv_freq or ()),
-        "attention_scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
-        "sliding_window": spec.sliding_window or 0,
-        "layer_windows": [window or 0 for window in spec.layer_windows or ()],
-        "attention_softcap": spec.attention_softcap or 0.0,
-        "logit_softcap": spec.logit_softcap or 0.0,
-        "alibi_slopes": list(spec.alibi_slopes or ()),
-    }
-    core = _core.Model(native, weights, threads, activations == "float32")
+    core = _core.Model(native_spec(spec), weights, threads, activations == "float32")
     _core.release_free_memory()  # of what loading needed
     if activations != "int8":
         fingerprint = _fingerprint(fingerprint, activations)
-    kv_dtype = _kv_dtype({matrix.format for weight in weights.values() for matrix in matrices_of(weight)})
+    kv_dtype = kv_dtype_of({matrix.format for weight in weights.values() for matrix in matrices_of(weight)})
     model = Model(
         core,
         spec,
@@ -476,7 +406,21 @@ def _make(
     return model
 
 
-def _kv_dtype(formats: set[str]) -> str:
+def native_spec(spec: DecoderSpec) -> dict[str, Any]:
+    """`spec` as the core takes it."""
+    return asdict(spec) | {
+        "rope_inv_freq": list(spec.rope_inv_freq or ()),
+        "attention_scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        "sliding_window": spec.sliding_window or 0,
+        "layer_windows": [window or 0 for window in spec.layer_windows or ()],
+        "attention_softcap": spec.attention_softcap or 0.0,
+        "logit_softcap": spec.logit_softcap or 0.0,
+        "alibi_slopes": list(spec.alibi_slopes or ()),
+    }
+
+
+def kv_dtype_of(formats: set[str]) -> str:
+    """What a kv_dtype "auto" means for weights of these formats."""
     if formats == {"f32"}:
         return "f32"
     return "f16" if formats <= set(FLOAT_FORMATS) else "int8"
@@ -485,19 +429,6 @@ def _kv_dtype(formats: set[str]) -> str:
 def _fingerprint(checkpoint: str, *made: object) -> str:
     text = repr((checkpoint, *made))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _activation_bytes(spec: DecoderSpec, tokens: int, rows: int, length: int) -> int:
-    """What a step of so many tokens and rows of logits takes, as csrc's Decoder, MatmulWorkspace and AttentionWorkspace
-    plan it; for each thread nearly."""
-    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    per_token = 2 * spec.hidden_size + heads + spec.num_heads * spec.head_dim + spec.intermediate_size
-    per_token += 2 * (widest // 4 + widest // 8) + spec.head_dim
-    of_thread = (1 << 17) + 26 * widest + 6400 + 96 * (280 + 4 * spec.head_dim) + 260 * rows
-    of_parts = max(1 << 20, spec.num_heads * (length // 256 + 2) * (spec.head_dim + 2))
-    floats = tokens * per_token + rows * (spec.hidden_size + spec.vocab_size)
-    return 4 * (floats + of_parts + _core.get_num_threads() * of_thread)
 
 
 def _load_tokenizer(path: Path | None, spec: DecoderSpec) -> Tokenizer | None:

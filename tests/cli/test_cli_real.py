@@ -154,6 +154,7 @@ def test_quantize_and_plan(run: Run, tmp_path: Path) -> None:
         (("--context", "0"), "--context must be an integer of at least 1"),
         (("--context", "513"), "--context must be at most the model's 512 positions, got 513"),
         (("--batch-size", "0"), "--batch-size must be an integer of at least 1"),
+        (("--threads", "0"), "--threads must be an integer from 1 to 1024, got 0"),
         (("--context", "9" * 400), "argument --context: must be an integer of 32 bits, got '9999"),
     ],
 )

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-dtype", default="auto", metavar="TYPE", help="of the KV cache: f32, f16, bf16, int12, int8, int4"
     )
+    parser.add_argument("--threads", type=integer, metavar="N", help="each has its own memory (default: all cores)")
     parser.add_argument("--json", action="store_true", help="one JSON object, in bytes")
 
 
@@ -46,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
             max_model_len=args.context,
             max_batch_size=args.batch_size,
             kv_dtype=args.kv_dtype,
+            threads=args.threads,
         )
     except ArgumentError as error:
         message = str(error).replace("max_model_len", "--context").replace("max_batch_size", "--batch-size")
-        raise ArgumentError(message) from None
+        raise ArgumentError(message.replace("threads must", "--threads must")) from None
     sizes: dict[str, Any] = {kind: getattr(planned, kind) for kind in ("weights", "kv_cache", "activations", "total")}
     if args.json:
         print_json({"model": args.model, "quantize": args.quantize, **sizes})
