@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bits_hash
 import llmcore
 from llmcore.errors import ArgumentError, ContextLengthError, LimitError, LlmcoreError
 
@@ -69,7 +70,8 @@ PROMPTS: list[tuple[str, Any, type[Exception], str]] = [
     ("R07-generator", (text for text in "ab"), ArgumentError, "generator"),
     ("R07-bytes-in-list", ["a", b"b"], ArgumentError, "prompts[1]"),
     ("R08-negative", [[5, -1]], ArgumentError, "-1"),
-    ("R08-vocab", [[5, 10**6]], ArgumentError, "1000000"),
+    ("R08-vocab", [[5, 10**6]], ArgumentError, "token ids must be from 0 to 2047, got 1000000 at position 1"),
+    ("R08-10**5000", [[5, 10**5000]], ArgumentError, "position 1"),
     ("R08-2**31", [[5, 2**31]], ArgumentError, "2147483648"),
     ("R08-2**63", [[5, 2**63]], ArgumentError, "9223372036854775808"),
     ("R08-true", [[5, True]], ArgumentError, "bool"),
@@ -85,6 +87,25 @@ PROMPTS: list[tuple[str, Any, type[Exception], str]] = [
 @pytest.mark.parametrize(("prompt", "error", "says"), [row[1:] for row in PROMPTS], ids=[row[0] for row in PROMPTS])
 def test_bad_prompts(llm: llmcore.LLM, golden: list[int], prompt: Any, error: type[Exception], says: str) -> None:
     refused(llm, golden, lambda: llm.generate(prompt, BRIEF), error, says)
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_padding_of_the_vocabulary_may_stand_anywhere(tmp_path: Path, echo: bool) -> None:
+    """Ids that the model has and its tokenizer doesn't: they have no text."""
+    size = 2048 + 12
+    bits_hash.write_model(tmp_path, vocab=size)
+    for file in (Path(llmcore.__file__).parent / "assets" / "tiny").glob("token*"):
+        shutil.copy(file, tmp_path)
+    params = llmcore.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, echo=echo, prompt_logprobs=1)
+    with llmcore.LLM(tmp_path, threads=1, progress=False) as padded:
+        for ids in ([2050, 5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 2050], [2048, size - 1]):
+            (out,) = padded.generate([ids], params)
+            known = [id for id in ids if id < 2048] if echo else []
+            assert out.text == padded.tokenizer.decode([*known, *out.token_ids])
+        (scored,) = padded.loglikelihood([([5, 2050], [2051, 6])])
+        assert len(scored.token_logprobs) == 2
+        with pytest.raises(ArgumentError, match="token ids must be from 0 to 2059, got 2060 at position 1"):
+            padded.generate([[5, size]], params)
 
 
 GOOD: list[tuple[str, Any, int]] = [

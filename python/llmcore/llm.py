@@ -213,7 +213,7 @@ class LLM:
     def _prompt_ids(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a prompt. Raises as `generate`."""
         if not isinstance(prompt, str):
-            return token_ids(prompt, self._check_length)
+            return token_ids(prompt, self._check_length, self.model.spec.vocab_size)
         ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         self._check_length(len(ids))
         return ids
@@ -479,7 +479,8 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         ids = self._prompt_ids(prompt)
         if params.echo and text is None:
-            text = model.require_tokenizer().decode(ids)
+            words = model.require_tokenizer()
+            text = words.decode([id for id in ids if id < words.vocab_size])
         seed = self.seed if params.seed is None else params.seed
         native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority, score_from=score_from)
         return Request(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcore.chat_formats import chat_format
-from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError
+from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, shown
 from llmcore.sampling import SamplingParams
 
 MAX_PROMPTS = 1 << 16
@@ -47,8 +47,8 @@ def _check_list(rule: str, value: Any) -> None:
         raise ArgumentTypeError(f"{rule}, got {type(value).__name__}")
 
 
-def token_ids(prompt: Sequence[Any], check_length: Callable[[int], None]) -> list[int]:
-    """The ids of a prompt. `check_length` refuses too many, so that a huge list isn't looked at."""
+def token_ids(prompt: Sequence[Any], check_length: Callable[[int], None], vocab_size: int = 2**31) -> list[int]:
+    """The ids of a prompt, below `vocab_size`. `check_length` refuses too many, so that a huge list isn't looked at."""
     _check_list("a prompt must be text or token ids", prompt)
     check_length(len(prompt))
     ids = []
@@ -56,8 +56,8 @@ def token_ids(prompt: Sequence[Any], check_length: Callable[[int], None]) -> lis
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise ArgumentTypeError(f"token ids must be integers, got {type(value).__name__} at position {i}")
         token = int(value.__index__())
-        if not 0 <= token < 2**31:
-            raise ArgumentError(f"token ids must be within [0, 2**31), got {token} at position {i}"[:200])
+        if not 0 <= token < vocab_size:
+            raise ArgumentError(f"token ids must be from 0 to {vocab_size - 1}, got {shown(token)} at position {i}")
         ids.append(token)
     return ids
 

@@ -191,7 +191,8 @@ class Answer:
             self._decoder = tokenizer.decode_stream(params.skip_special_tokens)
             # The prompt may end inside a character, or mean that the answer's first space is a real one.
             for token in request.ids[-_UTF8_TAIL:]:
-                self._decoder.step(token)
+                if token < tokenizer.vocab_size:  # beyond it is the model's padding, which has no text
+                    self._decoder.step(token)
         self._stop = StopMatcher(params.stop or (), include=params.include_stop_str_in_output)
         if params.logprobs is not None:
             self.output.logprobs = []

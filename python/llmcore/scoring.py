@@ -156,7 +156,8 @@ def _split(llm: LLM, context: Prompt, continuation: Prompt) -> tuple[list[int], 
 def _ids(llm: LLM, prompt: Prompt, name: str = "a text", *, special: bool) -> list[int]:
     if isinstance(prompt, str):
         return llm.tokenizer.encode(prompt, add_special_tokens=special)
-    return token_ids(prompt, lambda length: llm._check_length(length, name, answer=0))
+    vocab_size = llm.model.spec.vocab_size
+    return token_ids(prompt, lambda length: llm._check_length(length, name, answer=0), vocab_size)
 
 
 def rerank(
