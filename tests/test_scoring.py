@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -171,6 +172,15 @@ def test_a_likelihood_may_fill_the_context(llm: llmcore.LLM) -> None:
             short.loglikelihood([(whole, [1])])
 
 
+def test_the_end_token_has_a_likelihood_whatever_the_models_defaults(llm: llmcore.LLM, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(llmcore.__file__).parent / "assets" / "tiny", folder)
+    (folder / "generation_config.json").write_text('{"min_new_tokens": 5}')
+    pairs = [([5, 6], [7, *llm.tokenizer.eos_ids])]
+    with llmcore.LLM(folder, threads=1, progress=False) as other:
+        assert other.loglikelihood(pairs) == llm.loglikelihood(pairs)
+
+
 def test_rerank_by_likelihood(llm: llmcore.LLM) -> None:
     documents = ["The horses ran over the field.", "Napoleon was in Moscow.", "zzz qqq"]
     ranked = llm.rerank("Where was Napoleon?", documents, instruction="Question:")
@@ -225,10 +235,16 @@ def seen_pairs(llm: llmcore.LLM, query: str, document: str) -> Any:
         (lambda llm: llm.embed(3), TypeError),
         (lambda llm: llm.loglikelihood(["ab"]), TypeError),
         (lambda llm: llm.loglikelihood([("a", "")]), ArgumentError),
+        (lambda llm: llm.loglikelihood([("a ", "")]), ArgumentError),
+        (lambda llm: llm.loglikelihood([([5], [2048])]), ArgumentError),
         (lambda llm: llm.loglikelihood([("a ", "b " * 2000)]), ContextLengthError),
         (lambda llm: llm.rerank("q", "text"), TypeError),
         (lambda llm: llm.rerank("q", ["d"], method="x"), ArgumentError),
         (lambda llm: llm.rerank("q", ["d"], top_n=0), ArgumentError),
+        (lambda llm: llm.rerank("q", ["d"], top_n=-(10**5000)), ArgumentError),
+        (lambda llm: llm.rerank("q", ["d"], instruction=5), TypeError),
+        (lambda llm: llm.rerank("q", ["d"], method=np.array(["x", "y"])), TypeError),
+        (lambda llm: llm.rerank("", ["d"]), ArgumentError),
     ],
 )
 def test_bad_arguments(llm: llmcore.LLM, call: Any, error: type[Exception]) -> None:

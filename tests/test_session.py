@@ -243,6 +243,8 @@ def test_a_chat_format_ends_a_sessions_answers_too(llm: llmcore.LLM) -> None:
 
 
 def test_what_a_session_does_not_take(llm: llmcore.LLM) -> None:
+    with pytest.raises(TypeError, match="cache_salt"):
+        llm.session(cache_salt=5)  # type: ignore[arg-type]
     session = llm.session()
     with pytest.raises(llmcore.ArgumentError, match="tokenize"):
         session.chat("a", chat_format="chatml", tokenize=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import methodcaller
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from llmcore.arguments import integer, one_of
 from llmcore.errors import ArgumentError, ArgumentTypeError
 from llmcore.model import STEP_TOKENS
 from llmcore.progress import Progress
@@ -98,7 +100,7 @@ def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bo
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ArgumentTypeError(f"pairs[{i}] must be (context, continuation)")
         context, ids = _split(llm, *pair)
-        if not ids:
+        if not ids or not len(pair[1]):
             raise ArgumentError(f"pairs[{i}] has an empty continuation")
         work.append((context, ids))
     # The first of each context puts it into the prefix cache, where the others find it.
@@ -119,7 +121,9 @@ def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bo
 def _scored(llm: LLM, context: list[int], ids: list[int]) -> Request:
     """A request that is as long as the context allows: the last of the ids is its answer, the only one allowed."""
     *scored, last = ids
-    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, logprobs=1, allowed_token_ids=[last])
+    params = SamplingParams(
+        temperature=0, max_tokens=1, min_tokens=0, prompt_logprobs=1, logprobs=1, allowed_token_ids=[last]
+    )
     return llm._request([*context, *scored], params, score_from=len(context))
 
 
@@ -173,14 +177,17 @@ def rerank(
     several = isinstance(documents, Sequence) and not isinstance(documents, str)
     if not isinstance(query, str) or not several or not all(isinstance(d, str) for d in documents):
         raise ArgumentTypeError("rerank takes a query and a list of documents, all of them texts")
-    if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-        raise ArgumentError(f"top_n must be at least 1, got {top_n!r}"[:200])
+    if not query:
+        raise ArgumentError("query must not be empty")
+    if not isinstance(instruction, str | None):
+        raise ArgumentTypeError(f"instruction must be a text, got {type(instruction).__name__}")
+    if top_n is not None:
+        top_n = integer("top_n", top_n, 1, sys.maxsize)
+    one_of("method", method, ("likelihood", "yes_no"))
     if method == "likelihood":
         scores = _query_likelihoods(llm, query, documents, instruction or _QUERY_INSTRUCTION, progress)
-    elif method == "yes_no":
-        scores = _yes_probabilities(llm, query, documents, instruction or _RERANK_TASK, progress)
     else:
-        raise ArgumentError(f"method must be likelihood or yes_no, got {method!r}"[:200])
+        scores = _yes_probabilities(llm, query, documents, instruction or _RERANK_TASK, progress)
     ranked = [Reranked(i, score, document) for i, (score, document) in enumerate(zip(scores, documents, strict=True))]
     return sorted(ranked, key=lambda one: (-one.score, one.index))[:top_n]
 

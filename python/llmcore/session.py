@@ -46,6 +46,7 @@ class Session:
         token_ids: Sequence[int] = (),
         messages: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        salt_bits(cache_salt)  # raises for what is no string
         self._llm = llm
         self._cache_salt = cache_salt
         self.token_ids = list(token_ids)
