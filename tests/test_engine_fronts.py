@@ -359,6 +359,25 @@ def test_leaving_while_requests_are_on_their_way_cancels_them(folder: Path) -> N
     asyncio.run(main())
 
 
+def test_an_async_llm_is_entered_by_one_at_a_time(folder: Path) -> None:
+    async def main() -> None:
+        llm = llmcore.AsyncLLM(folder, threads=1, progress=False)
+        for _ in range(2):
+            async with llm:
+                with pytest.raises(llmcore.BusyError):
+                    await llm.__aenter__()
+                assert len((await llm.generate([1, 2, 3], replace(GREEDY, ignore_eos=True))).token_ids) == 16
+        loads = await asyncio.gather(llm.__aenter__(), llm.__aenter__(), return_exceptions=True)
+        assert sorted(type(one).__name__ for one in loads) == ["AsyncLLM", "BusyError"]
+        await llm.__aexit__(None, None, None)
+        missing = llmcore.AsyncLLM(folder / "missing", progress=False)
+        for _ in range(2):
+            with pytest.raises(llmcore.CheckpointError):
+                await missing.__aenter__()
+
+    asyncio.run(main())
+
+
 # --- the prefix cache -------------------------------------------------------------------------------------------------
 
 

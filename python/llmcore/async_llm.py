@@ -30,11 +30,13 @@ class AsyncLLM:
                 print(chunk.text, end="")
 
     The model is loaded on entry; on exit requests that still run are cancelled. A cancelled task cancels its request.
+    Raises BusyError when it is entered a second time before that.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._arguments = (args, kwargs)
         self._llm: LLM | None = None
+        self._entered = False
 
     @property
     def llm(self) -> LLM:
@@ -120,16 +122,25 @@ class AsyncLLM:
         self._readers, self._process = ThreadPoolExecutor(_READERS, "llmcore-prompts"), os.getpid()
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise BusyError("this AsyncLLM is in use already: make another one")
+        self._entered = True
         args, kwargs = self._arguments
         self._make_readers()
-        self._llm = await asyncio.to_thread(LLM, *args, **kwargs)
+        try:
+            self._llm = await asyncio.to_thread(LLM, *args, **kwargs)
+        finally:
+            self._entered = self._llm is not None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         llm, self._llm = self.llm, None
-        await asyncio.shield(asyncio.to_thread(llm._cancel_and_close))
+        try:
+            await asyncio.shield(asyncio.to_thread(llm._cancel_and_close))
+        finally:
+            self._entered = False
         self._readers.shutdown(wait=False)
 
 
