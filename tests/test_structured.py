@@ -279,6 +279,20 @@ def test_deep_chains_of_rules(llm: llmcore.LLM) -> None:
     assert set(llm.generate(PROMPT, params(4, grammar=lark))[0].text) == {"x"}
 
 
+def test_an_end_token_that_is_ordinary_text_is_text(llm: llmcore.LLM, tmp_path: Path) -> None:
+    shutil.copytree(Path(llmcore.__file__).parent / "assets" / "tiny", tmp_path / "model")
+    (letter,) = llm.tokenizer.encode("l", add_special_tokens=False)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((tmp_path / "model" / name).read_text())
+        (tmp_path / "model" / name).write_text(json.dumps({**config, "eos_token_id": [1, letter]}))
+    with llmcore.LLM(tmp_path / "model", threads=1, progress=False) as other:
+        kinds: list[dict[str, Any]] = [{"choice": ["l"]}, {"regex": "xl"}, {"json": {"enum": ["l"]}}]
+        outs = [other.generate(PROMPT, params(9, **kind))[0] for kind in kinds]
+        assert [(out.text, out.finish_reason) for out in outs] == [("l", "stop"), ("xl", "stop"), ('"l"', "stop")]
+        plain = other.generate(PROMPT, SamplingParams(max_tokens=9, allowed_token_ids=[letter]))[0]
+        assert (plain.text, plain.finish_reason) == ("", "stop")
+
+
 def test_wrong_types_of_flags() -> None:
     for wrong in (
         {"json_object": "yes"},

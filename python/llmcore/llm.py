@@ -475,6 +475,10 @@ class LLM:
         start = time.perf_counter()
         model, tokenizer = self.model, self.model.tokenizer
         eos = set(model.spec.eos_ids) | set(tokenizer.eos_ids if tokenizer else ())
+        if params.structured_outputs is not None:
+            from llmcore.structured import end_tokens
+
+            eos = end_tokens(eos, tokenizer)
         params = params.resolve(model.generation_config, eos, model.spec.vocab_size)
         text = prompt if isinstance(prompt, str) else None
         ids = self._prompt_ids(prompt)

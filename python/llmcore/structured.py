@@ -20,6 +20,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore.errors import ArgumentError, ArgumentTypeError, LimitError, escape
 from llmcore.request_params import token_bytes
+from llmcore.vocab.spec import Kind
 
 if TYPE_CHECKING:
     from llmcore.tokenizer import Tokenizer
@@ -100,6 +101,15 @@ def _schema(schema: object) -> str:
         return json_text.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"json is not a JSON schema: {escape(str(error), 200)}") from None
+
+
+def end_tokens(ids: set[int], tokenizer: Tokenizer | None) -> set[int]:
+    """Those of the model's end tokens that end a structured answer. One that ordinary text is made of is text there,
+    where only the grammar says what may come."""
+    if tokenizer is None:
+        return ids
+    words, added = tokenizer._spec.kinds, {token.id for token in tokenizer.added_tokens}
+    return {id for id in ids if id in added or id >= len(words) or words[id] not in (Kind.NORMAL, Kind.BYTE)}
 
 
 def guide(params: StructuredOutputsParams, tokenizer: Tokenizer | None, vocab_size: int, ends: frozenset[int]) -> Guide:
@@ -212,7 +222,7 @@ def _vocabulary(tokenizer: Tokenizer, vocab_size: int, ends: frozenset[int]) -> 
     library = _library()
     words = _Words(tokenizer, vocab_size, ends)
     if words.eos_token_id is None:
-        raise ArgumentError("structured outputs need a model with an end-of-text token")
+        raise ArgumentError("structured outputs need a model with an end-of-text token that is no ordinary text")
     return library.LLTokenizer(library.TokenizerWrapper(words), n_vocab=vocab_size, eos_token=sorted(ends))
 
 
