@@ -273,6 +273,16 @@ def test_plan_tells_the_bytes_that_loading_takes(folder: Path, name: str) -> Non
     assert usage["total"] == usage["weights"] + usage["kv_cache"] + usage["activations"]
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_plan_knows_float_activations(folder: Path, threads: int) -> None:
+    planned = llmcore.plan(folder, "int4", max_batch_size=2, threads=threads, activations="float32")
+    with (
+        llmcore.load(folder, "int4", threads=threads, activations="float32", progress=False) as model,
+        llmcore.LLM(model, max_batch_size=2),
+    ):
+        assert planned.total == model.memory_usage()["total"]
+
+
 def test_plan_knows_steps_of_more_sequences_than_a_prompt_has_tokens(folder: Path) -> None:
     planned = llmcore.plan(folder, max_model_len=16, max_batch_size=2000)
     with llmcore.load(folder, progress=False) as model, llmcore.LLM(model, max_model_len=16, max_batch_size=2000):

@@ -61,10 +61,11 @@ struct Model {
   TurnMutex mutex;
 };
 
+InputType input_type(bool float_activations) { return float_activations ? InputType::kFloat32 : InputType::kInt8; }
+
 std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads, bool float_activations) {
   auto model = std::make_shared<Model>();
-  std::shared_ptr<Backend> backend =
-      make_cpu_backend(threads, float_activations ? InputType::kFloat32 : InputType::kInt8);
+  std::shared_ptr<Backend> backend = make_cpu_backend(threads, input_type(float_activations));
   Weights slots;
   for (const auto& [key, value] : weights) {
     std::shared_ptr<Weight> weight;
@@ -340,13 +341,15 @@ void bind_model(py::module_& m) {
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });
   m.def(
       "planned_bytes",
-      [](const py::dict& spec, int threads, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
+      [](const py::dict& spec, int threads, bool float_activations, int64_t max_tokens, int64_t max_logit_rows,
+         int64_t max_model_len) {
         const DecoderSpec native = spec_from_dict(spec);
         const NativeCall call;
-        const auto backend = make_cpu_backend(threads, InputType::kInt8);
+        const auto backend = make_cpu_backend(threads, input_type(float_activations));
         return Decoder::planned_bytes(native, *backend, max_tokens, max_logit_rows, max_model_len);
       },
-      py::arg("spec"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"));
+      py::arg("spec"), py::arg("threads"), py::arg("float_activations"), py::arg("max_tokens"),
+      py::arg("max_logit_rows"), py::arg("max_model_len"));
 
   py::class_<Request>(m, "Request").def(py::init(&make_request), py::arg("prompt"), py::arg("params"));
 

@@ -200,7 +200,12 @@ class Model:
     def bytes_per_token(self) -> int: ...
 
 def planned_bytes(
-    spec: dict[str, Any], threads: int, max_tokens: int, max_logit_rows: int, max_model_len: int
+    spec: dict[str, Any],
+    threads: int,
+    float_activations: bool,
+    max_tokens: int,
+    max_logit_rows: int,
+    max_model_len: int,
 ) -> int: ...
 
 _Scored = tuple[int, float, list[tuple[int, float]]]

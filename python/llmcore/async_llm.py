@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from llmcore.errors import ClosedError
+from llmcore.errors import BusyError, ClosedError
 from llmcore.llm import LLM
 from llmcore.outputs import RequestOutput, StreamChunk
 from llmcore.prompts import Prompt
@@ -107,10 +107,10 @@ class AsyncLLM:
         call = partial(submit, prompt, params, priority, cache_salt, listener)
         if self._process != os.getpid():  # a forked one, without the threads
             self._make_readers()
-        start = asyncio.ensure_future(loop.run_in_executor(self._readers, call))
+        start = self._readers.submit(call)
         try:
-            return await asyncio.shield(start)
-        except asyncio.CancelledError:
+            return await asyncio.shield(asyncio.wrap_future(start))
+        except BaseException:  # the event loop may be gone by the time it has begun
             start.add_done_callback(_cancel_started)
             raise
 
@@ -144,6 +144,6 @@ class AsyncLLM:
         self._readers.shutdown(wait=False)
 
 
-def _cancel_started(start: asyncio.Future[Request]) -> None:
+def _cancel_started(start: Future[Request]) -> None:
     if not start.cancelled() and start.exception() is None:
         start.result().abandon()

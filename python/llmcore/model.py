@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmcore.packing import Packer, Weight
     from llmcore.tokenizer import Tokenizer
 
+ACTIVATIONS = ("int8", "float32")
 STEP_TOKENS = 256
 """Tokens of one forward step; longer prompts are prefilled in chunks of this size. No result depends on it."""
 _LOGIT_ROWS = 16
@@ -258,7 +259,7 @@ def load(
 
     threads = num_threads(threads)
     one_of("device", device, ("auto", "cpu"))
-    one_of("activations", activations, ("int8", "float32"))
+    one_of("activations", activations, ACTIVATIONS)
     recipe, floats = quantization.resolve(quantize), quantization.float_format(dtype)
     with open_checkpoint(path) as checkpoint:
         if is_packed(checkpoint.config):

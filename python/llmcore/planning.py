@@ -10,6 +10,7 @@ from llmcore import _core, quantization
 from llmcore.arguments import one_of
 from llmcore.errors import ArgumentError, shown
 from llmcore.model import (
+    ACTIVATIONS,
     EXTRA_LOGIT_ROWS,
     STEP_TOKENS,
     Model,
@@ -64,12 +65,13 @@ def plan(
     dtype: str = "auto",
     kv_dtype: str = "auto",
     threads: int | None = None,
+    activations: str = "int8",
     speculative: str | int | Model | SpeculativeConfig | None = None,
 ) -> Plan:
     """Bytes that loading and running a checkpoint will take, from its headers alone.
 
     max_model_len: tokens of a sequence (default: the model's own maximum); max_batch_size: sequences at once (an LLM's
-    default is 32); threads: as for `load`; kv_dtype, speculative: as for LLM, a guessing model counts.
+    default is 32); threads, activations: as for `load`; kv_dtype, speculative: as for LLM, a guessing model counts.
 
     To the byte what an LLM with these arguments plans on this machine when its KV cache holds all sequences at full
     length, and so the `max_memory` for that. The tokenizer, Python itself, and the part of the weights that loading
@@ -80,6 +82,7 @@ def plan(
     if max_batch_size > MAX_PROMPTS:
         raise ArgumentError(f"max_batch_size must be at most {MAX_PROMPTS}, got {shown(max_batch_size)}")
     one_of("kv_dtype", kv_dtype, ("auto", *KV_DTYPES))
+    one_of("activations", activations, ACTIVATIONS)
     threads = num_threads(threads)
     guessing = resolve_speculative(speculative)
     target = _Loaded.plan(path, quantize, dtype, threads)
@@ -96,7 +99,14 @@ def plan(
         weights=sum(model.weights for model, _, _ in models),
         kv_cache=sum(kv_bytes_per_page(model.spec, kv) for model, _, _ in models) * pages,
         activations=sum(
-            _core.planned_bytes(native_spec(model.spec), model.threads, tokens, rows, length)
+            _core.planned_bytes(
+                native_spec(model.spec),
+                model.threads,
+                model is target and activations == "float32",
+                tokens,
+                rows,
+                length,
+            )
             for model, tokens, rows in models
         ),
     )

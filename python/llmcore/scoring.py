@@ -60,8 +60,7 @@ def embed(
     """See LLM.embed."""
     if not isinstance(normalize, bool):
         raise ArgumentTypeError(f"normalize must be True or False, got {type(normalize).__name__}")
-    if pooling not in ("mean", "last", "cls"):
-        raise ArgumentError(f"pooling must be mean, last or cls, got {pooling!r}"[:200])
+    one_of("pooling", pooling, ("mean", "last", "cls"))
     sequences = []
     for i, prompt in enumerate(prompts):
         ids = _ids(llm, prompt, f"texts[{i}]", special=True)
