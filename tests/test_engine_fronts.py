@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import json
 import os
 import random
 import shutil
@@ -479,6 +480,25 @@ def test_a_smaller_model_guesses(folder: Path, model: llmcore.Model, tmp_path: P
     *others, own = accepted
     assert own is None or own > 0.5
     assert all(share is None or share < 0.5 for share in others)
+
+
+def test_ids_that_the_tokenizer_has_not_have_no_text(tmp_path: Path) -> None:
+    """A vocabulary may have gaps, and a model more ids than it; neither may end anybody's request."""
+    bits_hash.write_model(tmp_path, layers=1, vocab=300)
+    llmcore.Tokenizer.train(["none"], vocab_size=256).save(tmp_path / "tokenizer.json")
+    root = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = {"special": True, **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)}
+    root["added_tokens"] = [{"id": 290, "content": "<x>", **flags}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(root))
+    with llmcore.LLM(tmp_path, max_batch_size=4, progress=False) as llm:
+        for ids in ([1, 270, 2], [1, 2, 295], [270]):
+            with_gaps = SamplingParams(temperature=0, max_tokens=4, allowed_token_ids=[270], logprobs=3, echo=True)
+            output = llm.generate(ids, with_gaps)[0]
+            assert output.token_ids == [270] * 4
+            assert output.text == llm.tokenizer.decode([id for id in ids if id < 256])
+            (beam,) = llm.beam_search([ids], llmcore.BeamSearchParams(beam_width=2, max_tokens=3))
+            assert len(beam.sequences) == 2
+        assert len(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=4, logprobs=200))[0].token_ids) == 4
 
 
 def test_a_guessing_model_may_lack_ids_of_padding(tmp_path: Path) -> None:

@@ -146,5 +146,5 @@ class _Search:
         best = sorted(self.found, key=lambda one: -one.score)[: self.params.beam_width]
         if self.llm.model.tokenizer is not None:
             for one in best:
-                one.text = self.llm.model.tokenizer.decode(one.token_ids, skip_special_tokens=True)
+                one.text = self.llm.model.tokenizer._text(one.token_ids, skip_special_tokens=True)
         return BeamSearchOutput(self.prompt, best)

@@ -483,8 +483,7 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         ids = self._prompt_ids(prompt)
         if params.echo and text is None:
-            words = model.require_tokenizer()
-            text = words.decode([id for id in ids if id < words.vocab_size])
+            text = model.require_tokenizer()._text(ids)
         seed = self.seed if params.seed is None else params.seed
         native = native_params(params, tokenizer, seed=seed, salt=salt, priority=priority, score_from=score_from)
         return Request(

@@ -191,7 +191,7 @@ class Answer:
             self._decoder = tokenizer.decode_stream(params.skip_special_tokens)
             # The prompt may end inside a character, or mean that the answer's first space is a real one.
             for token in request.ids[-_UTF8_TAIL:]:
-                if token < tokenizer.vocab_size:  # beyond it is the model's padding, which has no text
+                if tokenizer._has(token):  # others have no text
                     self._decoder.step(token)
         self._stop = StopMatcher(params.stop or (), include=params.include_stop_str_in_output)
         if params.logprobs is not None:
@@ -220,7 +220,11 @@ class Answer:
         text = ""
         if self._decoder is not None and not (ended and self._params.skip_special_tokens and token in self._eos):
             enough = len(output.token_ids) >= (self._params.min_tokens or 0)
-            text = self._stop.push(self._decoder.step(token), can_stop=enough)
+            try:
+                text = self._decoder.step(token)
+            except ArgumentError:  # a gap in the vocabulary
+                text = ""
+            text = self._stop.push(text, can_stop=enough)
         if self._stop.matched is not None:
             finish, output.stop_reason = "stop", self._stop.matched
         elif ended and token not in self._eos:
@@ -290,7 +294,7 @@ def _ranked(
     """The log-probabilities of a place: the likeliest tokens, best first, and `token`."""
 
     def piece(id: int) -> str | None:
-        return tokenizer.decode([id]) if tokenizer is not None and id < tokenizer.vocab_size else None
+        return tokenizer.decode([id]) if tokenizer is not None and tokenizer._has(id) else None
 
     ranked = {id: Logprob(value, rank, piece(id)) for rank, (id, value) in enumerate(top, 1)}
     if token not in ranked:

@@ -469,6 +469,14 @@ class Tokenizer:
         """Every token that is matched as a whole, control or not."""
         return self._spec.added
 
+    def _has(self, id: int) -> bool:
+        """Whether the vocabulary, which may have gaps and be smaller than a model's, has this id."""
+        return id < len(self._spec.kinds) and self._spec.kinds[id] != Kind.GAP
+
+    def _text(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """As `decode`; what the vocabulary hasn't has no text."""
+        return self.decode([id for id in ids if self._has(id)], skip_special_tokens)
+
     @functools.cached_property
     def _marks(self) -> list[tuple[str, int]]:
         """The ordinary added tokens that may set the parts of a chat apart, with their ids."""
