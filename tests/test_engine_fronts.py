@@ -498,7 +498,11 @@ def test_ids_that_the_tokenizer_has_not_have_no_text(tmp_path: Path) -> None:
             assert output.text == llm.tokenizer.decode([id for id in ids if id < 256])
             (beam,) = llm.beam_search([ids], llmcore.BeamSearchParams(beam_width=2, max_tokens=3))
             assert len(beam.sequences) == 2
-        assert len(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=4, logprobs=200))[0].token_ids) == 4
+        for params in ({"logprobs": 200}, {"dry_multiplier": 1.0}):
+            assert len(llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=4, **params))[0].token_ids) == 4  # type: ignore[arg-type]
+        assert len(llm.loglikelihood([([1], [295, 2])])[0].token_ids) == 2
+        with pytest.raises(llmcore.ArgumentError, match="id 295"):
+            llm.loglikelihood([([1], [2, 295])])
 
 
 def test_a_guessing_model_may_lack_ids_of_padding(tmp_path: Path) -> None:

@@ -121,6 +121,36 @@ def test_embeddings_take_their_room_from_the_cache() -> None:
                 llm.embed([[1], [1] * 129])
 
 
+def test_requests_go_on_beside_embeddings_and_these_beside_cancels() -> None:
+    """Whoever embeds without a pause doesn't stop requests, nor do requests that are left stop an embedding."""
+    with llmcore.LLM("tiny", max_model_len=128, max_batch_size=1, progress=False) as llm:
+        expected = llm.generate(TEXTS[0], LONG)[0].token_ids
+        row = llm.embed([list(range(1, 129))])
+        ended = threading.Event()
+        wrong = []
+
+        def embed() -> None:
+            while not ended.is_set():
+                if (llm.embed([list(range(1, 129))]) != row).any():
+                    wrong.append(1)
+
+        threads = [threading.Thread(target=embed) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(3):
+                request = llm.submit(TEXTS[0], LONG)
+                llm.submit(TEXTS[1], LONG).cancel()
+                assert request.result(100).token_ids == expected
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+        stats = llm.stats()
+        assert stats["kv_pages_free"] == stats["kv_pages_total"]
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -149,8 +149,8 @@ struct PyEngine {
 // The engine and its models, which other engines may share: those in the order of their addresses.
 class EngineTurn {
  public:
-  explicit EngineTurn(PyEngine& e) {
-    const auto poll = [&e] { e.poll(); };
+  template <class Poll>
+  EngineTurn(PyEngine& e, const Poll& poll) {
     engine_ = e.mutex.take(poll);
     Model* first = e.model.get();
     Model* second = e.draft.get();
@@ -221,8 +221,9 @@ py::list step(PyEngine& e, const py::object& editor) {
   {
     const NativeCall call;
     try {
-      const EngineTurn turn(e);
-      outputs = e.engine->step([&e] { e.poll(); }, native_editor);
+      const auto poll = [&e] { e.poll(); };
+      const EngineTurn turn(e, poll);
+      outputs = e.engine->step(poll, native_editor);
     } catch (const Interrupted&) {
     }
   }
@@ -238,28 +239,33 @@ py::list step(PyEngine& e, const py::object& editor) {
   return results;
 }
 
-// float32 [n, hidden] of the first n sequences, as Engine::embed takes them, or None where interrupt() was called since
-// resume().
-py::object embed_texts(PyEngine& e, const std::vector<IdArray>& sequences, const std::string& pooling_name,
-                       bool normalize) {
-  const int64_t hidden = e.model->decoder->spec().hidden_size;
+// float32 [n, hidden]. The pages are what `reserve` gave; the engine goes on beside this, between two steps.
+py::array_t<float> embed_texts(PyEngine& e, const std::vector<IdArray>& sequences, const PageTables& tables,
+                               const std::string& pooling_name, bool normalize) {
+  const int64_t hidden = e.model->decoder->spec().hidden_size, count = static_cast<int64_t>(sequences.size());
   const Pooling pooling = pooling_from_name(pooling_name);
-  std::vector<double> sums(sequences.size() * static_cast<size_t>(hidden), 0.0);
+  std::vector<double> sums(static_cast<size_t>(count * hidden), 0.0);
   std::vector<EmbedSequence> work;
+  check_argument(tables.size() == sequences.size(), "embed: pages for each sequence are needed");
   for (const IdArray& ids : sequences) {
     check_dims(ids, 1, "ids");
+    const std::vector<int32_t>& pages = tables[work.size()];
+    check_argument(static_cast<int64_t>(pages.size()) == pages_for(ids.shape(0)),
+                   "embed: the pages don't fit the text");
+    for (const int32_t page : pages)
+      check_argument(page >= 0 && page < e.engine->limits().pages, "embed: no such page");
     work.push_back({ids.data(), ids.shape(0), sums.data() + static_cast<int64_t>(work.size()) * hidden});
-  }
-  int64_t count = 0;
-  try {
-    const NativeCall call;
-    const EngineTurn turn(e);
-    count = e.engine->embed(work, pooling, [&e] { e.poll(); });
-  } catch (const Interrupted&) {
-    return py::none();
   }
   py::array_t<float> out({count, hidden});
   float* to = out.mutable_data();
+  NativeCall call;
+  const auto poll = [&call] { call.poll(); };
+  std::unique_lock lock = e.model->mutex.take(poll);
+  const auto pause = [&] {
+    lock.unlock();
+    lock = e.model->mutex.take(poll);
+  };
+  embed(*e.model->decoder, e.engine->cache(), tables, work, pooling, poll, pause);
   for (int64_t i = 0; i < count; ++i) {
     const double* row = sums.data() + i * hidden;
     double squares = 0.0;
@@ -275,7 +281,7 @@ py::array_t<uint8_t> export_prefix(PyEngine& e, const std::vector<int32_t>& toke
   std::vector<uint8_t> bytes;
   {
     const NativeCall call;
-    const EngineTurn turn(e);
+    const EngineTurn turn(e, [] {});
     bytes = e.engine->export_prefix(tokens, {salt.first, salt.second});
   }
   return py::array_t<uint8_t>(static_cast<int64_t>(bytes.size()), bytes.data());
@@ -287,7 +293,7 @@ int64_t import_prefix(PyEngine& e, const std::vector<int32_t>& tokens, const std
   const uint8_t* bytes = data.data();
   const int64_t pages = data.size() / e.engine->page_bytes();
   const NativeCall call;
-  const EngineTurn turn(e);
+  const EngineTurn turn(e, [] {});
   return e.engine->import_prefix(tokens, {salt.first, salt.second}, bytes, pages);
 }
 
@@ -369,7 +375,23 @@ void bind_model(py::module_& m) {
           },
           py::arg("request"))
       .def("step", step, py::arg("editor") = py::none())
-      .def("embed", embed_texts, py::arg("sequences"), py::arg("pooling"), py::arg("normalize"))
+      .def(
+          "reserve",
+          [](PyEngine& e, const std::vector<int64_t>& lengths) {
+            const NativeCall call;
+            const std::lock_guard lock(e.mutex);
+            return e.engine->reserve(lengths);
+          },
+          py::arg("lengths"))
+      .def(
+          "release",
+          [](PyEngine& e, const PageTables& tables) {
+            const NativeCall call;
+            const std::lock_guard lock(e.mutex);
+            e.engine->release(tables);
+          },
+          py::arg("tables"))
+      .def("embed", embed_texts, py::arg("sequences"), py::arg("tables"), py::arg("pooling"), py::arg("normalize"))
       .def("interrupt", [](PyEngine& e) { e.interrupted = true; })
       .def("resume", [](PyEngine& e) { e.interrupted = false; })
       .def("export_prefix", export_prefix, py::arg("tokens"), py::arg("salt"))

@@ -6,8 +6,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <list>
 #include <mutex>
-#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -29,26 +29,22 @@ class TurnMutex {
   void lock(const Poll& poll) {
     State& s = state();
     std::unique_lock guard(s.mutex);
-    if (s.owner == std::this_thread::get_id()) {
+    if (!s.turns.empty() && s.turns.front() == std::this_thread::get_id()) {
       throw BusyError("the model is at work for the call from inside of which this one came: wait for its end");
     }
-    const uint64_t turn = s.asked++;
-    while (!s.changed.wait_for(guard, std::chrono::milliseconds(20), [&] { return turn == s.served; })) {
+    const auto turn = s.turns.insert(s.turns.end(), std::this_thread::get_id());
+    while (!s.changed.wait_for(guard, std::chrono::milliseconds(20), [&] { return turn == s.turns.begin(); })) {
       guard.unlock();
       try {
         poll();
       } catch (...) {
         guard.lock();
-        if (turn == s.served) {
-          s.pass();
-        } else {
-          s.left.insert(turn);
-        }
+        s.turns.erase(turn);
+        s.changed.notify_all();
         throw;
       }
       guard.lock();
     }
-    s.owner = std::this_thread::get_id();
   }
   void lock() {
     lock([] {});
@@ -62,31 +58,21 @@ class TurnMutex {
   void unlock() {
     State& s = *state_;
     const std::lock_guard guard(s.mutex);
-    s.owner = {};
-    s.pass();
+    s.turns.pop_front();
+    s.changed.notify_all();
   }
 
  private:
   struct State {
     std::mutex mutex;
     std::condition_variable changed;
-    uint64_t asked = 0, served = 0;
-    std::set<uint64_t> left;  // turns that were given up before they came
-    std::thread::id owner;
+    std::list<std::thread::id> turns;  // who holds it, then those who wait for it
     int64_t generation = fork_generation();
-
-    /// To the next turn.
-    void pass() {
-      do {
-        ++served;
-      } while (left.erase(served) > 0);
-      changed.notify_all();
-    }
   };
 
   State& state() {
     const State* const s = state_;
-    if (s->generation != fork_generation() && s->asked != s->served) {
+    if (s->generation != fork_generation() && !s->turns.empty()) {
       throw ClosedError("the process was forked while the model was at work: load it here");
     }
     return of_this_process(state_);

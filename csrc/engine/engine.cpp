@@ -22,6 +22,9 @@ int64_t widest_window(const DecoderSpec& spec) {
 // Below these shares of accepted guesses, the time that a step of more rows takes is not won back.
 constexpr int64_t kLeastAccepted = 25, kRowPercent = 10;
 
+// Tokens that requests draw before reserve() takes pages from them again.
+constexpr int64_t kTokensBetween = 16;
+
 // Rows of fewer logits in all are read by one thread.
 constexpr int64_t kSharedLogits = 4096;
 
@@ -125,32 +128,32 @@ void Engine::add(Request request) {
   }
 }
 
-int64_t Engine::embed(const std::vector<EmbedSequence>& sequences, Pooling pooling, const Poll& poll) {
+PageTables Engine::reserve(const std::vector<int64_t>& lengths) {
   PagePool& pool = cache_.pool();
-  struct Held {
-    PagePool& pool;
-    PageTables tables;
-    ~Held() {
-      for (const std::vector<int32_t>& table : tables) {
-        for (const int32_t page : table) pool.release(page);
-      }
-    }
-  } held{pool, {}};
-  for (const EmbedSequence& s : sequences) {
-    const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens), pages = pages_for(s.length);
-    if (s.length > room) {
-      throw ContextLengthError("embed: " + std::to_string(s.length) + " tokens, but the context holds " +
+  PageTables tables;
+  for (const int64_t length : lengths) {
+    const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens), pages = pages_for(length);
+    if (length > room) {
+      throw ContextLengthError("a text has " + std::to_string(length) + " tokens, but the context holds " +
                                std::to_string(room));
     }
-    while (held.tables.empty() && pages > pool.free() && !running_.empty()) preempt();
+    if (tables.empty() && !idle() && (pages > pool.free() || !waiting_.empty())) {
+      if (counters_.tokens < reserved_at_ + kTokensBetween) return {};
+      reserved_at_ = counters_.tokens;
+      while (pages > pool.free() && !running_.empty()) preempt();
+    }
     if (pages > pool.free()) break;
-    std::vector<int32_t>& table = held.tables.emplace_back();
+    std::vector<int32_t>& table = tables.emplace_back();
     table.reserve(pages);
     while (static_cast<int64_t>(table.size()) < pages) table.push_back(cache_.prefixes().take());
   }
-  const auto count = static_cast<std::ptrdiff_t>(held.tables.size());
-  llmcore::embed(*decoder_, cache_, held.tables, {sequences.begin(), sequences.begin() + count}, pooling, poll);
-  return count;
+  return tables;
+}
+
+void Engine::release(const PageTables& tables) {
+  for (const std::vector<int32_t>& table : tables) {
+    for (const int32_t page : table) cache_.pool().release(page);
+  }
 }
 
 void Engine::cancel(int64_t id) {

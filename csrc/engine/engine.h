@@ -89,10 +89,12 @@ class Engine {
   /// One step. An exception from `poll` leaves the engine as it was before the step.
   std::vector<Output> step(const Poll& poll, const LogitsEditor& editor = nullptr);
   EngineStats stats() const;
-  /// Embeds the first of the sequences over pages of the cache, and returns how many: as many as there are free pages
-  /// for, and one for sure, for which others give theirs back. Throws ArgumentError, ContextLengthError; an exception
-  /// from `poll` leaves the engine as it was, but for those.
-  int64_t embed(const std::vector<EmbedSequence>& sequences, Pooling pooling, const Poll& poll);
+  /// Pages of the cache for other work: those of texts of the first of these lengths, as many as are free. For the
+  /// first one requests give theirs back, but only after they have drawn some tokens since the last time; none, then,
+  /// until they have. Throws ContextLengthError.
+  PageTables reserve(const std::vector<int64_t>& lengths);
+  void release(const PageTables& tables);
+  KvCache& cache() { return cache_; }
   /// What the prefix cache holds of a text: the bytes of its first pages, one after the other.
   std::vector<uint8_t> export_prefix(const std::vector<int32_t>& tokens, const CacheSalt& salt);
   /// Puts such pages into the prefix cache, as many as there is room for, and returns how many it has of them then.
@@ -165,6 +167,7 @@ class Engine {
   std::vector<SequencePtr> running_;  // by priority, then arrival
   std::deque<SequencePtr> waiting_;   // the same
   EngineStats counters_;
+  int64_t reserved_at_ = 0;  // counters_.tokens when reserve() last took what requests could have had
   // The batch of the current step; capacity reserved at construction.
   std::vector<int32_t> ids_, positions_, logit_rows_;
   std::vector<SequenceSlice> slices_;

@@ -109,10 +109,10 @@ void forward(Decoder& decoder, KvType kv_type, const std::vector<ForwardSequence
 }
 
 void embed(Decoder& decoder, KvCache& cache, const PageTables& tables, const std::vector<EmbedSequence>& sequences,
-           Pooling pooling, const Poll& poll) {
+           Pooling pooling, const Poll& poll, const Poll& pause) {
   check(decoder, sequences, 0);
   const int64_t hidden = decoder.spec().hidden_size;
-  run(decoder, cache, tables, sequences, 0, poll, nullptr, [&](const std::vector<Part>& parts, int64_t total) {
+  run(decoder, cache, tables, sequences, 0, poll, pause, [&](const std::vector<Part>& parts, int64_t total) {
     const float* states = decoder.backend().read(decoder.hidden(), total * hidden);
     for (const Part& part : parts) {
       const EmbedSequence& s = sequences[part.sequence];

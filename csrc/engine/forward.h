@@ -33,6 +33,6 @@ void forward(Decoder& decoder, KvType kv_type, const std::vector<ForwardSequence
              const Poll& poll, const Poll& pause = nullptr);
 /// The same, without logits, over pages that the caller has. The mean adds its rows in the order of the tokens.
 void embed(Decoder& decoder, KvCache& cache, const PageTables& tables, const std::vector<EmbedSequence>& sequences,
-           Pooling pooling, const Poll& poll);
+           Pooling pooling, const Poll& poll, const Poll& pause = nullptr);
 
 }  // namespace llmcore

@@ -4,12 +4,14 @@
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
+#include <cstdio>
 #include <exception>
-#include <fstream>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -41,14 +43,33 @@ inline void relax() {
 }
 
 #if defined(__linux__)
+// Nothing of <iostream>, whose code would make the library a tenth larger.
+template <class Use>
+void for_lines(const std::string& path, const Use& use) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "re"), std::fclose);
+  char line[4096];
+  while (file && std::fgets(line, sizeof line, file.get())) {
+    std::string text = line;
+    while (text.ends_with('\n')) text.pop_back();
+    use(std::move(text));
+  }
+}
+
+std::string first_line(const std::string& path) {
+  std::string first;
+  for_lines(path, [&](std::string&& line) {
+    if (first.empty()) first = std::move(line);
+  });
+  return first;
+}
+
 // The cores' worth of time that one cgroup has; infinity: no limit.
 double quota_of(const std::string& group) {
   double quota = 0, period = 0;
-  if (std::ifstream both(group + "/cpu.max"); both) {  // version 2: "max 100000" or "50000 100000"
-    both >> quota >> period;
-  } else {
-    std::ifstream(group + "/cpu.cfs_quota_us") >> quota;
-    std::ifstream(group + "/cpu.cfs_period_us") >> period;
+  // Version 2: "max 100000" or "50000 100000".
+  if (std::sscanf(first_line(group + "/cpu.max").c_str(), "%lf %lf", &quota, &period) != 2) {
+    std::sscanf(first_line(group + "/cpu.cfs_quota_us").c_str(), "%lf", &quota);
+    std::sscanf(first_line(group + "/cpu.cfs_period_us").c_str(), "%lf", &period);
   }
   return quota > 0 && period > 0 ? quota / period : std::numeric_limits<double>::infinity();
 }
@@ -57,19 +78,18 @@ double quota_of(const std::string& group) {
 double cpu_quota(const std::string& root) {
   const std::string version_2 = root + "/sys/fs/cgroup", version_1 = version_2 + "/cpu";
   double least = std::min(quota_of(version_2), quota_of(version_1));
-  std::ifstream groups(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // "0::/a/b", version 1: "4:cpu,cpuacct:/a/b"
+  for_lines(root + "/proc/self/cgroup", [&](const std::string& line) {  // "0::/a/b", version 1: "4:cpu,cpuacct:/a/b"
     const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
+    if (second == std::string::npos) return;
     std::string controllers = line.substr(first, second - first + 1);
     controllers.front() = controllers.back() = ',';
-    if (controllers != ",," && controllers.find(",cpu,") == std::string::npos) continue;
+    if (controllers != ",," && controllers.find(",cpu,") == std::string::npos) return;
     std::string group = line.substr(second + 1);
-    if (group.find("/..") != std::string::npos) continue;  // outside of the tree that is seen here
+    if (group.find("/..") != std::string::npos) return;  // outside of the tree that is seen here
     for (; group.starts_with('/'); group.resize(group.rfind('/'))) {
       least = std::min(least, quota_of((controllers == ",," ? version_2 : version_1) + group));
     }
-  }
+  });
   return least;
 }
 #endif

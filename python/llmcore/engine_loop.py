@@ -12,9 +12,9 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,9 +41,10 @@ class EngineLoop:
 
     def __init__(self, engine: _core.Engine, models: Iterable[_core.Model]) -> None:
         self._engine: _core.Engine | None = engine
-        self._models = frozenset(map(id, models))
+        self._models = frozenset(models)
         self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
+        self._lent = 0  # how often pages of the cache are with others
         self._editing = 0  # of them, those whose logits Python changes
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._forked = False
@@ -66,25 +67,28 @@ class EngineLoop:
             raise ClosedError("the process was forked while the LLM was at work: make a new one here")
         return self._engine
 
-    def call_again(self, function: Callable[[_core.Engine], Result | None]) -> Result:
-        """As `call`, for what may be interrupted, and returns None then: it is asked again, as long as the caller waits
-        for it."""
-        waits = True
+    @contextmanager
+    def pages(self, lengths: Sequence[int]) -> Iterator[tuple[_core.Engine, list[list[int]]]]:
+        """The engine, and pages of its cache for the first of texts of these lengths, one of them at least, for as long
+        as the block takes. Requests run on beside it."""
+        tables: list[list[int]] = []
 
-        def work(engine: _core.Engine) -> Result:
-            while waits:
-                engine.resume()
-                if (result := function(engine)) is not None:
-                    return result
-            raise ClosedError("nobody waits for it any more")
+        def take(engine: _core.Engine) -> None:
+            if not tables:
+                tables.extend(engine.reserve(lengths))
+                self._lent += bool(tables)
+
+        def give_back() -> None:
+            if tables and self._engine is not None:
+                self._engine.release(tables)
+                self._lent -= 1
 
         try:
-            return self.call(work)
-        except BaseException:
-            waits = False
-            if (engine := self._engine) is not None:
-                engine.interrupt()
-            raise
+            while not tables:
+                self.call(take)
+            yield self.require(), tables
+        finally:
+            self._work.put(give_back)  # behind what may still be taken
 
     def call(self, function: Callable[[_core.Engine], Result]) -> Result:
         """What `function` returns or raises on the engine's thread. Raises BusyError on that thread itself."""
@@ -227,10 +231,12 @@ class EngineLoop:
         """The work there is, then a step; False when told to stop."""
         if self._engine is not None:
             self._engine.resume()
-        while not self._sequences or not self._work.empty():
+        some = self._work.qsize()  # what comes meanwhile waits for a step
+        while not self._sequences or some > 0:
             if self._engine is None and self._work.empty():
                 return False
             work = self._work.get()
+            some -= 1
             if work is None:
                 return False
             work()
@@ -345,7 +351,7 @@ class EngineLoop:
         """In a child process, which has none of its parent's threads. If one was in the middle of a native call, the
         engine says so itself."""
         inherited = self.running()
-        self._forked = self._forked or bool(inherited or self._sequences or not self._work.empty())
+        self._forked = self._forked or bool(inherited or self._sequences or self._lent or not self._work.empty())
         self._sequences = {}
         self._masks = None
         self._set_up()

@@ -417,7 +417,8 @@ class LLM:
         return self._loop.stats()
 
     def close(self) -> None:
-        """Gives the KV cache back, and the model unless it was given. Raises BusyError while requests run."""
+        """Gives the KV cache back, and the model unless it was given. Raises BusyError while requests run; an embedding
+        in another thread ends by ClosedError."""
         self._loop.close()
         self.model._llms.discard(self)
         if self._draft is not None and self._owns_draft:

@@ -85,7 +85,8 @@ def breaker_ids(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> list[int]:
 
 @lru_cache(maxsize=4)
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each token adds inside a text."""
+    """The bytes that each token adds inside a text; a gap in the vocabulary has none."""
     before = tokenizer.encode("a", add_special_tokens=False)
     start = len(tokenizer.decode_bytes(before))
-    return [tokenizer.decode_bytes([*before, id])[start:] for id in range(tokenizer.vocab_size)]
+    ids = range(tokenizer.vocab_size)
+    return [tokenizer.decode_bytes([*before, id])[start:] if tokenizer._has(id) else b"" for id in ids]

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,9 +71,10 @@ def embed(
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
             while begin < end:
-                found = llm._loop.call_again(methodcaller("embed", sequences[begin:end], pooling, normalize))
-                rows[begin : begin + len(found)] = found
-                begin += len(found)
+                with llm._loop.pages([len(ids) for ids in sequences[begin:end]]) as (engine, tables):
+                    stop = begin + len(tables)
+                    rows[begin:stop] = engine.embed(sequences[begin:stop], tables, pooling, normalize)
+                begin = stop
                 bar.update(begin)
     return rows
 
@@ -101,6 +101,8 @@ def loglikelihood(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], progress: bo
         context, ids = _split(llm, *pair)
         if not ids or not len(pair[1]):
             raise ArgumentError(f"pairs[{i}] has an empty continuation")
+        if llm.model.tokenizer is not None and ids[-1] >= llm.model.tokenizer.vocab_size:
+            raise ArgumentError(f"pairs[{i}] ends in id {ids[-1]}, which is padding and never drawn")
         work.append((context, ids))
     # The first of each context puts it into the prefix cache, where the others find it.
     seen: set[tuple[int, ...]] = set()
