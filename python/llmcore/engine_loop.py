@@ -32,6 +32,7 @@ Work = Callable[[], Any]
 _FINISH = (None, "stop", "length", "error")
 _LOOK_SECONDS = 1.0
 """So often a caller that waits looks whether the thread is there."""
+_PAGES_SECONDS = 0.002
 _JOIN_SECONDS = 0.05
 _EXIT_SECONDS = 5.0
 
@@ -73,10 +74,10 @@ class EngineLoop:
         as the block takes. Requests run on beside it."""
         tables: list[list[int]] = []
 
-        def take(engine: _core.Engine) -> None:
-            if not tables:
-                tables.extend(engine.reserve(lengths))
-                self._lent += bool(tables)
+        def take(engine: _core.Engine) -> bool:
+            tables.extend(engine.reserve(lengths))
+            self._lent += bool(tables)
+            return bool(tables)
 
         def give_back() -> None:
             if tables and self._engine is not None:
@@ -84,8 +85,8 @@ class EngineLoop:
                 self._lent -= 1
 
         try:
-            while not tables:
-                self.call(take)
+            while not self.call(take):
+                time.sleep(_PAGES_SECONDS)
             yield self.require(), tables
         finally:
             self._work.put(give_back)  # behind what may still be taken
