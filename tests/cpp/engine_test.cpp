@@ -69,7 +69,9 @@ TEST(engine, random_operations_keep_the_pages_exact) {
   constexpr int64_t kPages = 13;
   Engine engine(make_decoder(model), engine_limits(model, kPages, kKvF32));
   Random random(11);
-  std::map<int64_t, int64_t> alive;                                  // request -> tokens it may still have
+  std::map<int64_t, int64_t> alive;  // request -> tokens it may still have
+  PageTables lent;
+  int64_t lendings = 0;
   const char* const wanted = std::getenv("LLMCORE_PROPERTY_CASES");  // 1000000 takes some minutes
   const int64_t operations = wanted ? std::atoll(wanted) : quick() ? 500 : 10'000;
   for (int64_t i = 0; i < operations && failures_of_test() == 0; ++i) {
@@ -84,6 +86,14 @@ TEST(engine, random_operations_keep_the_pages_exact) {
       engine.cancel(victim->first);
       engine.cancel(victim->first);  // twice, and of what has gone: ignored
       alive.erase(victim);
+    } else if (what == 3) {
+      if (lent.empty()) {
+        lent = engine.reserve({random.integer(1, 60), random.integer(1, 60), random.integer(1, 60)});
+      } else {
+        engine.release(lent);
+        lent.clear();
+      }
+      lendings += !lent.empty();
     } else {
       std::set<int64_t> stepped;
       for (const Output& output : engine.step({})) {
@@ -97,13 +107,17 @@ TEST(engine, random_operations_keep_the_pages_exact) {
     CHECK_EQ(stats.running + stats.waiting, static_cast<int64_t>(alive.size()));
     CHECK(stats.running <= model.max_logit_rows);
     CHECK(stats.pages_free >= 0 && stats.pages_free <= kPages);
-    if (stats.running == 0) CHECK_EQ(stats.pages_free, kPages);
+    int64_t pages = 0;
+    for (const std::vector<int32_t>& table : lent) pages += static_cast<int64_t>(table.size());
+    if (stats.running == 0) CHECK_EQ(stats.pages_free, kPages - pages);
   }
+  engine.release(lent);
   const Tokens rest = run(engine);
   CHECK_EQ(rest.size(), alive.size());
   for (const auto& [id, left] : alive) CHECK_EQ(static_cast<int64_t>(rest.at(id).size()), left);
   CHECK_EQ(engine.stats().pages_free, kPages);
   CHECK(engine.stats().preemptions > 0);  // the pages were short enough to matter
+  CHECK(lendings > 0);
 }
 
 TEST(engine, preemption_does_not_show_in_the_tokens) {
