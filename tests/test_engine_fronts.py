@@ -551,6 +551,19 @@ def test_wrong_speculation(model: llmcore.Model, wrong: Any) -> None:
         llmcore.LLM(model, speculative=wrong)
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_a_closed_llm_holds_no_memory(used: bool) -> None:
+    """Though it is still there."""
+    gc.collect()
+    before = llmcore._core.allocated_bytes()
+    llm = llmcore.LLM("tiny", max_batch_size=1, progress=False)
+    assert llmcore._core.allocated_bytes() > before
+    if used:
+        llm.generate([1, 2], GREEDY)
+    llm.close()
+    assert llmcore._core.allocated_bytes() == before
+
+
 def test_a_dropped_llm_is_gone() -> None:
     model = llmcore.load("tiny", progress=False)
     llm = llmcore.LLM(model, max_model_len=64, max_batch_size=1)

@@ -42,7 +42,7 @@ class EngineLoop:
 
     def __init__(self, engine: _core.Engine, models: Iterable[_core.Model]) -> None:
         self._engine: _core.Engine | None = engine
-        self._models = frozenset(models)
+        self._models = frozenset(models)  # which an open engine keeps, too
         self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
         self._lent = 0  # how often pages of the cache are with others
@@ -191,13 +191,16 @@ class EngineLoop:
         if self._engine is not None and not self._forked:
             self._check_idle()
         if self._forked or not self._at_work():
-            self._engine = None
+            self._let_go()
             return
         if self._engine is not None:
             with suppress(ClosedError):  # another thread was quicker
                 self.call(self._close)
         self.stop()
         self.join()
+
+    def _let_go(self) -> None:
+        self._engine, self._models = None, frozenset()
 
     def stop(self) -> None:
         """Ends the thread after the work that it was handed before."""
@@ -295,7 +298,7 @@ class EngineLoop:
 
     def _close(self, _: _core.Engine) -> None:
         self._check_idle()
-        self._engine = None
+        self._let_go()
         if self._masks is not None:
             self._masks.shutdown()
 
