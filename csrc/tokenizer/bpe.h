@@ -47,8 +47,9 @@ struct BpeSpec {
 struct EncodeState {
   /// A short piece, most often one word, and its ids. Two share a cache line, and whatever is asked for again is in
   /// the first of the two: of a third, the one that wasn't asked for goes, and branches are foreseen. There are few
-  /// lines at first, which the nearer caches hold and a short text soon has made.
-  static constexpr size_t kFirstLines = 8192, kMostLines = 65536;
+  /// lines at first, which the nearer caches hold and a short text soon has made, and in between fewer than at last:
+  /// to make them takes longer than a short text has use for.
+  static constexpr size_t kFirstLines = 8192, kMoreLines = 32768, kMostLines = 65536;
   static constexpr size_t kIds = 4, kWideIds = 12;
   static constexpr size_t kSpare = 16;  // ids that are copied at a time, however many count
   static constexpr uint64_t kCountBits = uint64_t{0xF} << 60;
@@ -99,19 +100,14 @@ struct EncodeState {
     uint32_t begin, count;
   };
 
+  EncodeState() { std::memset(lines.get(), 0, kFirstLines * sizeof(Line)); }
+
   Line& line(uint64_t hash) noexcept { return lines[hash >> 40 & line_mask]; }
-  /// More lines, if an eighth of the slots are taken and nothing is pending.
+  /// More lines, if many of the slots are taken: an eighth at first, then a quarter. Nothing may be pending.
   void grow();
 
-  /// With room for all there will be, so that growing is in place; what isn't used isn't touched.
-  static Table<Line> first_lines() {
-    Table<Line> made;
-    made.reserve(kMostLines);
-    made.resize(kFirstLines);
-    return made;
-  }
-  Table<Line> lines = first_lines();
-  size_t line_mask = kFirstLines - 1, taken = 0;  // slots
+  decltype(unset_pages<Line>(0)) lines = unset_pages<Line>(kMostLines);     // what isn't used isn't touched
+  size_t line_count = kFirstLines, line_mask = kFirstLines - 1, taken = 0;  // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
   Short few;

@@ -3,7 +3,9 @@
 // some megabytes misses the TLB otherwise, and on a virtual machine that costs more than the cache miss.
 
 #include <cstddef>
+#include <memory>
 #include <new>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -37,5 +39,13 @@ struct PageAllocator {
 
   friend bool operator==(const PageAllocator&, const PageAllocator&) noexcept { return true; }
 };
+
+/// So many of T, whose memory isn't touched: for what is written before it is read.
+template <class T>
+auto unset_pages(std::size_t n) {
+  static_assert(std::is_trivially_default_constructible_v<T> && std::is_trivially_destructible_v<T>);
+  const auto free = [n](T* p) { PageAllocator<T>().deallocate(p, n); };
+  return std::unique_ptr<T[], decltype(free)>(PageAllocator<T>().allocate(n), free);
+}
 
 }  // namespace llmcore
