@@ -44,8 +44,10 @@ SCALE = "model.layers.0.mlp.down_proj.weight_scale"
 )
 def test_a_weight_that_is_no_number_is_an_error_of_the_request(tmp_path: Path, name: str, value: float) -> None:
     folder = changed(tmp_path / "model", **{name: poison(value)})
-    with llmcore.LLM(folder) as llm, pytest.raises(llmcore.NumericError, match="NaN or infinity"):
-        llm.generate("The prince", GREEDY)
+    with llmcore.LLM(folder) as llm:
+        for call in (lambda: llm.generate("The prince", GREEDY), lambda: llm.embed("The prince")):
+            with pytest.raises(llmcore.NumericError, match="NaN or infinity"):
+                call()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

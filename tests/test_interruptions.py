@@ -163,12 +163,52 @@ def test_calls_from_inside_of_a_step(llm: llmcore.LLM) -> None:
 def test_a_probe_that_asks_its_own_model(llm: llmcore.LLM) -> None:
     model = llm.model
 
-    def probe(name: str, values: Row) -> None:
-        model.core.forward([np.array([1], np.int32)], "f32")
-
-    with pytest.raises(BusyError):
-        model.core.forward([np.array([1, 2], np.int32)], "f32", probe=probe)
+    for call in (lambda: model.core.forward([np.array([1], np.int32)], "f32"), lambda: llm.generate(PROMPT, GREEDY)):
+        with pytest.raises(BusyError):
+            model.core.forward([np.array([1, 2], np.int32)], "f32", probe=lambda name, values, call=call: call())
     assert model.forward([1, 2]).shape[0] == 2
+
+
+def test_calls_from_a_signals_handler(llm: llmcore.LLM) -> None:
+    """While its thread computes, or waits for another that does: what the engine would wait for is refused."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no timer signals here")
+    request = llm.submit(PROMPT, LONG)
+    cancelled = llm.submit(PROMPT, LONG)
+    waits: list[Callable[[], Any]] = [
+        lambda: llm.generate(PROMPT, GREEDY),
+        lambda: llm.embed(PROMPT),
+        lambda: llm.submit(PROMPT),
+    ]
+    refused, counted = [], []
+
+    def handler(number: int, frame: Any) -> None:
+        counted.append(llm.stats()["kv_pages_total"])
+        cancelled.cancel()
+        if llm.model.core.entered:
+            for call in (*waits, lambda: llm.model.forward([1])):
+                with pytest.raises(BusyError):
+                    call()
+                refused.append(call)
+
+    long = list(range(1, 400))
+    calls: list[Callable[[], Any]] = [lambda: llm.embed([long] * 8), lambda: llm.model.forward([long] * 8)]
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for call in calls:
+            refused.clear()
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.03)
+            while len(refused) < 12:
+                call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert cancelled.done
+    assert len(counted) >= 6
+    request.cancel()
+    assert len(llm.generate(PROMPT, GREEDY)[0].token_ids) == 8
+    assert all_free(llm)
 
 
 def test_what_waits_for_the_model_can_be_left(llm: llmcore.LLM) -> None:

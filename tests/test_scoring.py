@@ -151,6 +151,61 @@ def test_requests_go_on_beside_embeddings_and_these_beside_cancels() -> None:
         assert stats["kv_pages_free"] == stats["kv_pages_total"]
 
 
+def test_embeddings_come_in_the_order_they_were_asked_for() -> None:
+    """What fits doesn't pass what waits for more pages, nor do requests give theirs for pages that others have."""
+    with llmcore.LLM("tiny", max_model_len=128, max_batch_size=4, progress=False) as llm:
+        held, done = threading.Event(), threading.Event()
+        order = []
+
+        def hold() -> None:
+            with llm._loop.pages([128, 128, 128, 80]):
+                held.set()
+                done.wait(60)
+
+        def want(length: int) -> None:
+            with llm._loop.pages([length]):
+                order.append(length)
+
+        threads = [threading.Thread(target=hold), *(threading.Thread(target=want, args=(n,)) for n in (128, 20, 128))]
+        threads[0].start()
+        assert held.wait(60)
+        runs = threading.Event()
+
+        def slow(output: list[int], row: Any) -> None:
+            runs.set()
+            time.sleep(0.005)
+
+        request = llm.submit([1, 2, 3], replace(LONG, max_tokens=40, logits_processors=[slow]))
+        assert runs.wait(60)
+        for waiting, thread in enumerate(threads[1:], 1):
+            thread.start()
+            while len(llm._loop._loans) < waiting:
+                time.sleep(0.001)
+        assert request.result(100).metrics.preemptions == 0
+        assert not order  # pages for one of them are free
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(order) == [20, 128, 128]
+        stats = llm.stats()
+        assert stats["kv_pages_free"] == stats["kv_pages_total"]
+
+
+def test_pages_are_counted_when_they_are_back(llm: llmcore.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.embed(TEXTS)
+    end = time.monotonic() + 60
+    while (stats := llm._loop.stats(wait=False))["kv_pages_free"] < stats["kv_pages_total"]:
+        assert time.monotonic() < end
+    with llmcore.LLM("tiny", max_batch_size=1, progress=False) as other:
+
+        def refuse(*_: Any) -> int:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("llmcore.engine_loop.start_new_thread", refuse)
+        with pytest.raises(llmcore.LlmcoreError, match="can't be started"):
+            other.embed(TEXTS)  # and it can be closed
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -61,6 +61,28 @@ struct Model {
   TurnMutex mutex;
 };
 
+// A native call that has the model's turn.
+class ModelCall {
+ public:
+  explicit ModelCall(Model& model) : model_(model), lock_(take()) {}
+
+  void poll() { call_.poll(); }
+  /// Lets those who wait for the model have it first.
+  void pause() {
+    lock_.unlock();
+    lock_ = take();
+  }
+
+ private:
+  std::unique_lock<TurnMutex> take() {
+    return model_.mutex.take([this] { poll(); });
+  }
+
+  NativeCall call_;
+  Model& model_;
+  std::unique_lock<TurnMutex> lock_;
+};
+
 InputType input_type(bool float_activations) { return float_activations ? InputType::kFloat32 : InputType::kInt8; }
 
 std::shared_ptr<Model> make_model(const py::dict& spec, const py::dict& weights, int threads, bool float_activations) {
@@ -107,14 +129,10 @@ py::list forward_model(Model& model, const std::vector<IdArray>& sequences, cons
     };
   }
   {
-    NativeCall call;
+    ModelCall call(model);
     const auto poll = [&call] { call.poll(); };
-    std::unique_lock lock = model.mutex.take(poll);
-    // Between two steps it is others' turn, unless they would be probed.
     const auto pause = [&] {
-      if (!probe.is_none()) return;
-      lock.unlock();
-      lock = model.mutex.take(poll);
+      if (probe.is_none()) call.pause();  // others would be probed
     };
     model.decoder->set_probe(std::move(native_probe));
     const auto clear = [](Decoder* d) { d->set_probe(nullptr); };
@@ -258,18 +276,16 @@ py::array_t<float> embed_texts(PyEngine& e, const std::vector<IdArray>& sequence
   }
   py::array_t<float> out({count, hidden});
   float* to = out.mutable_data();
-  NativeCall call;
-  const auto poll = [&call] { call.poll(); };
-  std::unique_lock lock = e.model->mutex.take(poll);
-  const auto pause = [&] {
-    lock.unlock();
-    lock = e.model->mutex.take(poll);
-  };
-  embed(*e.model->decoder, e.engine->cache(), tables, work, pooling, poll, pause);
+  ModelCall call(*e.model);
+  embed(
+      *e.model->decoder, e.engine->cache(), tables, work, pooling, [&call] { call.poll(); }, [&call] { call.pause(); });
   for (int64_t i = 0; i < count; ++i) {
     const double* row = sums.data() + i * hidden;
     double squares = 0.0;
     for (int64_t h = 0; h < hidden; ++h) squares += row[h] * row[h];
+    if (!std::isfinite(squares)) {
+      throw NumericError("an embedding holds NaN or infinity; the model's weights or their quantisation are broken");
+    }
     const double scale = normalize && squares > 0.0 ? 1.0 / std::sqrt(squares) : 1.0;
     for (int64_t h = 0; h < hidden; ++h) to[i * hidden + h] = static_cast<float>(row[h] * scale);
   }
@@ -327,21 +343,20 @@ void bind_model(py::module_& m) {
       .def(
           "plan",
           [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-            NativeCall call;
-            const auto lock = model.mutex.take([&call] { call.poll(); });
+            const ModelCall call(model);
             model.decoder->plan(max_tokens, max_logit_rows, max_model_len);
           },
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def(
           "planned_bytes",
           [](Model& model, int64_t max_tokens, int64_t max_logit_rows, int64_t max_model_len) {
-            NativeCall call;
-            const auto lock = model.mutex.take([&call] { call.poll(); });
+            const ModelCall call(model);
             return model.decoder->planned_bytes(max_tokens, max_logit_rows, max_model_len);
           },
           py::arg("max_tokens"), py::arg("max_logit_rows"), py::arg("max_model_len"))
       .def("forward", forward_model, py::arg("sequences"), py::arg("kv_dtype"), py::arg("chunk_size") = 0,
            py::arg("probe") = py::none())
+      .def_property_readonly("entered", [](const Model& model) { return model.mutex.entered(); })
       .def_property_readonly("weight_bytes", [](const Model& model) { return model.decoder->weight_bytes(); })
       .def_property_readonly("activation_bytes", [](const Model& model) { return model.decoder->activation_bytes(); })
       .def_property_readonly("bytes_per_token", [](const Model& model) { return model.decoder->bytes_per_token(); });

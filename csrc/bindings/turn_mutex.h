@@ -1,7 +1,8 @@
 #pragma once
-// A mutex that threads get in the order in which they asked for it, and that tells a thread that holds it already, or a
-// process that was forked while somebody held it.
+// A mutex that threads get in the order in which they asked for it, and that tells a thread that asked for it already,
+// or a process that was forked while somebody held it.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -22,14 +23,13 @@ class TurnMutex {
   TurnMutex(const TurnMutex&) = delete;
   TurnMutex& operator=(const TurnMutex&) = delete;
 
-  /// Throws BusyError on the thread that holds it (Python called from inside of a native call came back), ClosedError
-  /// where the holder stayed in the process that was forked. poll() is called now and then while it waits; what that
-  /// throws gives the turn up.
+  /// Throws BusyError where it is `entered`, ClosedError where the holder stayed in the process that was forked. poll()
+  /// is called now and then while it waits; what that throws gives the turn up.
   template <class Poll>
   void lock(const Poll& poll) {
     State& s = state();
     std::unique_lock guard(s.mutex);
-    if (!s.turns.empty() && s.turns.front() == std::this_thread::get_id()) {
+    if (s.has_this_thread()) {
       throw BusyError("the model is at work for the call from inside of which this one came: wait for its end");
     }
     const auto turn = s.turns.insert(s.turns.end(), std::this_thread::get_id());
@@ -61,6 +61,14 @@ class TurnMutex {
     s.turns.pop_front();
     s.changed.notify_all();
   }
+  /// Whether this thread holds it or waits for it: Python that was called from inside of such a call, a signal's
+  /// handler for one.
+  bool entered() const {
+    State& s = *state_;
+    if (s.generation != fork_generation()) return false;
+    const std::lock_guard guard(s.mutex);
+    return s.has_this_thread();
+  }
 
  private:
   struct State {
@@ -68,6 +76,10 @@ class TurnMutex {
     std::condition_variable changed;
     std::list<std::thread::id> turns;  // who holds it, then those who wait for it
     int64_t generation = fork_generation();
+
+    bool has_this_thread() const {
+      return std::find(turns.begin(), turns.end(), std::this_thread::get_id()) != turns.end();
+    }
   };
 
   State& state() {

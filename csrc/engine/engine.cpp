@@ -129,30 +129,41 @@ void Engine::add(Request request) {
 }
 
 PageTables Engine::reserve(const std::vector<int64_t>& lengths) {
-  PagePool& pool = cache_.pool();
+  const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens);
   PageTables tables;
   for (const int64_t length : lengths) {
-    const int64_t room = std::min(limits_.max_model_len, limits_.pages * kPageTokens), pages = pages_for(length);
+    check_argument(length >= 1, "a text has no tokens");
     if (length > room) {
       throw ContextLengthError("a text has " + std::to_string(length) + " tokens, but the context holds " +
                                std::to_string(room));
     }
-    if (tables.empty() && !idle() && (pages > pool.free() || !waiting_.empty())) {
-      if (counters_.tokens < reserved_at_ + kTokensBetween) return {};
-      reserved_at_ = counters_.tokens;
-      while (pages > pool.free() && !running_.empty()) preempt();
-    }
-    if (pages > pool.free()) break;
-    std::vector<int32_t>& table = tables.emplace_back();
-    table.reserve(pages);
-    while (static_cast<int64_t>(table.size()) < pages) table.push_back(cache_.prefixes().take());
+    tables.emplace_back(pages_for(length));
   }
+  PagePool& pool = cache_.pool();
+  size_t taken = 0;
+  for (; taken < tables.size(); ++taken) {
+    const int64_t pages = static_cast<int64_t>(tables[taken].size());
+    const int64_t awaited = waiting_.empty() ? 0 : pages_for(waiting_.front()->length() + 1);
+    if (pages + awaited > pool.free()) {
+      if (taken > 0) break;
+      if (!idle()) {
+        if (pages > pool.total() - lent_ || counters_.tokens < reserved_at_ + kTokensBetween) return {};
+        reserved_at_ = counters_.tokens;
+        while (pages > pool.free() && !running_.empty()) preempt();
+      }
+      if (pages > pool.free()) return {};
+    }
+    for (int32_t& page : tables[taken]) page = cache_.prefixes().take();
+    lent_ += pages;
+  }
+  tables.resize(taken);
   return tables;
 }
 
 void Engine::release(const PageTables& tables) {
   for (const std::vector<int32_t>& table : tables) {
     for (const int32_t page : table) cache_.pool().release(page);
+    lent_ -= static_cast<int64_t>(table.size());
   }
 }
 

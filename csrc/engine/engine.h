@@ -89,9 +89,9 @@ class Engine {
   /// One step. An exception from `poll` leaves the engine as it was before the step.
   std::vector<Output> step(const Poll& poll, const LogitsEditor& editor = nullptr);
   EngineStats stats() const;
-  /// Pages of the cache for other work: those of texts of the first of these lengths, as many as are free. For the
-  /// first one requests give theirs back, but only after they have drawn some tokens since the last time; none, then,
-  /// until they have. Throws ContextLengthError.
+  /// Pages of the cache for other work: those of texts of the first of these lengths, as many as are free and the
+  /// request that waits longest can do without. For the first one requests give theirs back, but only after they have
+  /// drawn some tokens since the last time; none, then, until they have. Throws ContextLengthError.
   PageTables reserve(const std::vector<int64_t>& lengths);
   void release(const PageTables& tables);
   KvCache& cache() { return cache_; }
@@ -167,7 +167,8 @@ class Engine {
   std::vector<SequencePtr> running_;  // by priority, then arrival
   std::deque<SequencePtr> waiting_;   // the same
   EngineStats counters_;
-  int64_t reserved_at_ = 0;  // counters_.tokens when reserve() last took what requests could have had
+  int64_t lent_ = 0;         // pages that reserve() gave
+  int64_t reserved_at_ = 0;  // counters_.tokens when it last took what requests could have had
   // The batch of the current step; capacity reserved at construction.
   std::vector<int32_t> ids_, positions_, logit_rows_;
   std::vector<SequenceSlice> slices_;

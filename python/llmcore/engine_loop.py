@@ -12,9 +12,11 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,12 +31,23 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Work = Callable[[], Any]
+Reply = SimpleQueue[tuple[bool, Any]]
+"""Of the engine's thread: True and a result, or False and an exception."""
 _FINISH = (None, "stop", "length", "error")
 _LOOK_SECONDS = 1.0
 """So often a caller that waits looks whether the thread is there."""
-_PAGES_SECONDS = 0.002
+_LENT_SECONDS = 0.002
 _JOIN_SECONDS = 0.05
 _EXIT_SECONDS = 5.0
+
+
+@dataclass(eq=False)
+class _Loan:
+    """Pages of the cache for texts of these lengths."""
+
+    lengths: Sequence[int]
+    reply: Reply = field(default_factory=SimpleQueue)
+    tables: list[list[int]] = field(default_factory=list)
 
 
 class EngineLoop:
@@ -45,7 +58,9 @@ class EngineLoop:
         self._models = frozenset(models)  # which an open engine keeps, too
         self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
-        self._lent = 0  # how often pages of the cache are with others
+        self._loans: deque[_Loan] = deque()  # of pages of the cache: those that wait
+        self._lent = 0  # how many have some
+        self._borrowers: set[int] = set()  # the threads of both
         self._editing = 0  # of them, those whose logits Python changes
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._forked = False
@@ -71,30 +86,26 @@ class EngineLoop:
     @contextmanager
     def pages(self, lengths: Sequence[int]) -> Iterator[tuple[_core.Engine, list[list[int]]]]:
         """The engine, and pages of its cache for the first of texts of these lengths, one of them at least, for as long
-        as the block takes. Requests run on beside it."""
-        tables: list[list[int]] = []
-
-        def take(engine: _core.Engine) -> bool:
-            tables.extend(engine.reserve(lengths))
-            self._lent += bool(tables)
-            return bool(tables)
-
-        def give_back() -> None:
-            if tables and self._engine is not None:
-                self._engine.release(tables)
-                self._lent -= 1
-
+        as the block takes. Requests run on beside it. Whoever asked first is first."""
+        loan = _Loan(lengths)
+        self._check_thread()
+        self.require()
+        self._start()
         try:
-            while not self.call(take):
-                time.sleep(_PAGES_SECONDS)
+            self._borrowers.add(threading.get_ident())
+            self._work.put(lambda: self._loans.append(loan))
+            tables = self._answer(loan.reply)
             yield self.require(), tables
         finally:
-            self._work.put(give_back)  # behind what may still be taken
+            try:
+                self._work.put(lambda: self._give_back(loan))
+            finally:  # after Ctrl-C, too
+                self._borrowers.discard(threading.get_ident())
 
     def call(self, function: Callable[[_core.Engine], Result]) -> Result:
         """What `function` returns or raises on the engine's thread. Raises BusyError on that thread itself."""
         self._check_thread()
-        reply: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+        reply: Reply = SimpleQueue()
 
         def work() -> None:
             answer: tuple[bool, Any]
@@ -108,15 +119,21 @@ class EngineLoop:
         self.require()
         self._start()
         self._work.put(work)
-        well, result = self.wait(reply)
+        return self._answer(reply)  # type: ignore[no-any-return]
+
+    def _answer(self, reply: Reply) -> Any:
+        well, result = self._wait(reply)
         if not well:
             raise result
-        return result  # type: ignore[no-any-return]
+        return result
 
     def wait(self, queue: SimpleQueue[Result], timeout: float | None = None) -> Result:
         """The next of a queue that the engine's thread fills. Raises Empty, BusyError on that thread itself, and
         ClosedError if it is gone."""
         self._check_thread()
+        return self._wait(queue, timeout)
+
+    def _wait(self, queue: SimpleQueue[Result], timeout: float | None = None) -> Result:
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, max(end - time.monotonic(), 0.0))
@@ -145,9 +162,10 @@ class EngineLoop:
             raise BusyError("the LLM is in the middle of a step: it can't be asked from inside of it")
 
     def _inside(self) -> bool:
-        """Whether this is called from inside of a step: its own, or one of another LLM of the same model."""
-        serving = _serving.get(threading.get_ident())
-        return serving is not None and not serving._models.isdisjoint(self._models)
+        """Whether the engine may wait for this thread: the call comes from inside of a step or of other work with its
+        models or pages, from a logits processor or a signal's handler."""
+        this = threading.get_ident()
+        return this in self._borrowers or _serving.get(this) is self or any(model.entered for model in self._models)
 
     def add(self, requests: Iterable[Request]) -> None:
         """Hands requests over, all of them before one step. Raises what is wrong with the first that is refused."""
@@ -201,6 +219,8 @@ class EngineLoop:
 
     def _let_go(self) -> None:
         self._engine, self._models = None, frozenset()
+        while self._loans:
+            self._loans.popleft().reply.put((False, ClosedError("the LLM was closed")))
 
     def stop(self) -> None:
         """Ends the thread after the work that it was handed before."""
@@ -245,8 +265,35 @@ class EngineLoop:
                 return False
             work()
             del work  # while it waits, this thread keeps nothing alive
+            self._lend()
+        steps = self._stats["steps"]
         self._step()
+        self._lend()
+        if self._lent and self._stats["steps"] == steps:
+            time.sleep(_LENT_SECONDS)  # the requests wait for the pages, too
         return True
+
+    def _lend(self) -> None:
+        """Gives pages to those who want some, as long as there are any for the first of them."""
+        while self._loans and self._engine is not None:
+            loan = self._loans[0]
+            try:
+                loan.tables = self._engine.reserve(loan.lengths)
+                if not loan.tables:
+                    return
+                self._lent += 1
+                loan.reply.put((True, loan.tables))
+            except Exception as error:
+                loan.reply.put((False, error))
+            self._loans.popleft()  # last, for a fork looks whether pages may be taken
+
+    def _give_back(self, loan: _Loan) -> None:
+        if loan in self._loans:
+            self._loans.remove(loan)
+        elif loan.tables and self._engine is not None:
+            self._engine.release(loan.tables)
+            self._lent -= 1
+        self._note_stats()
 
     def _add(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -355,8 +402,11 @@ class EngineLoop:
         """In a child process, which has none of its parent's threads. If one was in the middle of a native call, the
         engine says so itself."""
         inherited = self.running()
-        self._forked = self._forked or bool(inherited or self._sequences or self._lent or not self._work.empty())
+        asked = inherited or self._sequences or self._loans or self._lent or not self._work.empty()
+        self._forked = self._forked or bool(asked)
         self._sequences = {}
+        self._loans.clear()
+        self._borrowers.clear()
         self._masks = None
         self._set_up()
         for request in inherited:

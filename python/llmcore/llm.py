@@ -80,6 +80,8 @@ class LLM:
     seed: of requests whose SamplingParams have none (0 to 2**64 - 1).
 
     The same model, prompt, parameters and seed give the same bits, whatever else runs beside it.
+    What the engine would have to wait for raises BusyError: calls of a logits processor, or of a signal's handler while
+    its thread embeds or computes, beside stats() and cancel().
     Raises as `llmcore.load`, and OutOfMemoryError when not even one short sequence fits.
     """
 
@@ -348,7 +350,8 @@ class LLM:
         texts: as `generate` takes prompts. pooling: "mean" over the tokens, "last" or "cls" (the first). normalize: to
         Euclidean length 1. The bits of a row depend on its own text alone.
         The keys and values of the texts lie in the KV cache, between the steps of the requests that run.
-        Raises ArgumentError, ContextLengthError (longer than max_model_len), TokenizerError, ClosedError.
+        Raises ArgumentError, ContextLengthError (longer than max_model_len), TokenizerError, NumericError (not finite),
+        ClosedError.
         """
         from llmcore.scoring import embed
 
@@ -417,8 +420,8 @@ class LLM:
         return self._loop.stats()
 
     def close(self) -> None:
-        """Gives the KV cache back, and the model unless it was given. Raises BusyError while requests run; an embedding
-        in another thread ends by ClosedError."""
+        """Gives the KV cache back, and the model unless it was given. Raises BusyError while requests run. Texts that
+        another thread embeds meanwhile end by ClosedError, unless they are the last of theirs."""
         self._loop.close()
         self.model._llms.discard(self)
         if self._draft is not None and self._owns_draft:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmcore.request import Request
 
 _EMBED_TOKENS = 4096  # that are worked on together, while others wait
+_EMBED_TEXTS = 256  # the same
 _QUERY_INSTRUCTION = "Please write a question based on this passage."
 _RERANK_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 _RERANK_SYSTEM = (
@@ -80,10 +81,11 @@ def embed(
 
 
 def _portions(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring texts, as many as hold _EMBED_TOKENS tokens together."""
+    """Neighbouring texts that are worked on together."""
     portions, begin, held = [], 0, 0
     for i, length in enumerate(lengths):
-        if i > begin and held + length > max(_EMBED_TOKENS, STEP_TOKENS):
+        full = i - begin == _EMBED_TEXTS or held + length > max(_EMBED_TOKENS, STEP_TOKENS)
+        if i > begin and full:
             portions.append((begin, i))
             begin, held = i, 0
         held += length
