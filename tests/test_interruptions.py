@@ -92,6 +92,22 @@ def test_interrupts_take_nothing_from_other_threads(llm: llmcore.LLM) -> None:
     assert all_free(llm)
 
 
+def test_interrupted_embeddings_leave_nothing_behind(llm: llmcore.LLM) -> None:
+    """Nor does one that is still being handled keep its pages or its thread."""
+    rng, interrupts = random.Random(0), 0
+    texts = [[1, 2, 3]]
+    expected = llm.embed(texts)
+    while interrupts < 300:
+        try:
+            with interrupted(rng.uniform(0.0002, 0.002)):
+                while True:
+                    llm.embed(texts)
+        except KeyboardInterrupt:
+            interrupts += 1
+            assert (llm.embed(texts) == expected).all()
+            assert all_free(llm)
+
+
 def test_an_interrupt_in_a_processor_is_the_callers(llm: llmcore.LLM) -> None:
     def slow(output: list[int], row: Row) -> None:
         time.sleep(0.005)
@@ -303,6 +319,8 @@ def test_a_forked_process_starts_anew(llm: llmcore.LLM) -> None:
 
     assert in_child(lambda: llm.submit(PROMPT, GREEDY).result(500).token_ids == expected)
     assert in_child(lambda: llm.generate(PROMPT, GREEDY)[0].token_ids == expected)
+    row = llm.embed(PROMPT)
+    assert in_child(lambda: bool((llm.embed(PROMPT) == row).all()))
     queued = llmcore.AsyncLLM("tiny", progress=False)
     events = asyncio.new_event_loop()
     events.run_until_complete(queued.__aenter__())

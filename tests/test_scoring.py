@@ -158,13 +158,10 @@ def test_embeddings_come_in_the_order_they_were_asked_for() -> None:
         order = []
 
         def hold() -> None:
-            with llm._loop.pages([128, 128, 128, 80]):
-                held.set()
-                done.wait(60)
+            llm._loop.with_pages([128, 128, 128, 80], lambda *_: (held.set(), done.wait(60)))
 
         def want(length: int) -> None:
-            with llm._loop.pages([length]):
-                order.append(length)
+            llm._loop.with_pages([length], lambda *_: order.append(length))
 
         threads = [threading.Thread(target=hold), *(threading.Thread(target=want, args=(n,)) for n in (128, 20, 128))]
         threads[0].start()

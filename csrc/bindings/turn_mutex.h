@@ -37,7 +37,9 @@ class TurnMutex {
       guard.unlock();
       try {
         poll();
+        if (s.generation != fork_generation()) refuse();
       } catch (...) {
+        if (s.generation != fork_generation()) throw;  // another thread of that process may hold s.mutex
         guard.lock();
         s.turns.erase(turn);
         s.changed.notify_all();
@@ -82,11 +84,12 @@ class TurnMutex {
     }
   };
 
+  [[noreturn]] static void refuse() {
+    throw ClosedError("the process was forked while the model was at work: load it here");
+  }
   State& state() {
     const State* const s = state_;
-    if (s->generation != fork_generation() && !s->turns.empty()) {
-      throw ClosedError("the process was forked while the model was at work: load it here");
-    }
+    if (s->generation != fork_generation() && !s->turns.empty()) refuse();
     return of_this_process(state_);
   }
 

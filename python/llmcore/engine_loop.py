@@ -13,10 +13,11 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,10 +59,10 @@ class EngineLoop:
         self._models = frozenset(models)  # which an open engine keeps, too
         self._requests: set[Request] = set()  # handed over, and neither answered nor dropped yet
         self._sequences: dict[int, Answer] = {}  # of those, what the engine has taken
+        self._editing = 0  # of them, those whose logits Python changes
         self._loans: deque[_Loan] = deque()  # of pages of the cache: those that wait
         self._lent = 0  # how many have some
         self._borrowers: set[int] = set()  # the threads of both
-        self._editing = 0  # of them, those whose logits Python changes
         self._masks: ThreadPoolExecutor | None = None  # computes the masks of structured outputs
         self._forked = False
         self._stats = engine.stats()
@@ -83,24 +84,33 @@ class EngineLoop:
             raise ClosedError("the process was forked while the LLM was at work: make a new one here")
         return self._engine
 
-    @contextmanager
-    def pages(self, lengths: Sequence[int]) -> Iterator[tuple[_core.Engine, list[list[int]]]]:
-        """The engine, and pages of its cache for the first of texts of these lengths, one of them at least, for as long
-        as the block takes. Requests run on beside it. Whoever asked first is first."""
-        loan = _Loan(lengths)
+    def with_pages(self, lengths: Sequence[int], function: Callable[[_core.Engine, list[list[int]]], Result]) -> Result:
+        """What `function` makes, on the caller's thread, of the engine and of pages of its cache for the first of texts
+        of these lengths, one of them at least. Requests run on beside it. Whoever asked first is first."""
+        loan, this = _Loan(lengths), threading.get_ident()
+        give_back, leave = (
+            partial(self._work.put, partial(self._give_back, loan)),
+            partial(self._borrowers.discard, this),
+        )
         self._check_thread()
         self.require()
         self._start()
         try:
-            self._borrowers.add(threading.get_ident())
-            self._work.put(lambda: self._loans.append(loan))
+            self._borrowers.add(this)
+            self._work.put(partial(self._loans.append, loan))
             tables = self._answer(loan.reply)
-            yield self.require(), tables
+            return function(self.require(), tables)
         finally:
-            try:
-                self._work.put(lambda: self._give_back(loan))
-            finally:  # after Ctrl-C, too
-                self._borrowers.discard(threading.get_ident())
+            try:  # Ctrl-C comes after a call of C code, and each of these is one: none is left out
+                give_back()
+            finally:
+                leave()
+
+    def settle(self) -> None:
+        """Waits until what came back is counted, so that a fork finds the engine idle."""
+        with suppress(ClosedError):
+            if self._at_work():
+                self.call(lambda engine: None)
 
     def call(self, function: Callable[[_core.Engine], Result]) -> Result:
         """What `function` returns or raises on the engine's thread. Raises BusyError on that thread itself."""
@@ -256,6 +266,7 @@ class EngineLoop:
         if self._engine is not None:
             self._engine.resume()
         some = self._work.qsize()  # what comes meanwhile waits for a step
+        self._lend()
         while not self._sequences or some > 0:
             if self._engine is None and self._work.empty():
                 return False
@@ -268,7 +279,6 @@ class EngineLoop:
             self._lend()
         steps = self._stats["steps"]
         self._step()
-        self._lend()
         if self._lent and self._stats["steps"] == steps:
             time.sleep(_LENT_SECONDS)  # the requests wait for the pages, too
         return True
@@ -387,6 +397,7 @@ class EngineLoop:
         """Ends what runs by an error."""
         for request in self.running():
             self._fail(request, error)
+        self._note_stats()
 
     def _fail(self, request: Request, error: Exception) -> None:
         for sequence in request.sequences:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from llmcore.prompts import Prompt, token_ids
 from llmcore.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from llmcore import _core
     from llmcore.llm import LLM
     from llmcore.request import Request
 
@@ -68,15 +70,22 @@ def embed(
             raise ArgumentError(f"texts[{i}] has no tokens: give at least one")
         llm._check_length(len(ids), f"texts[{i}]", answer=0)
         sequences.append(np.asarray(ids, np.int32))
+
+    def embed_first(
+        part: list[npt.NDArray[np.int32]], engine: _core.Engine, tables: list[list[int]]
+    ) -> npt.NDArray[np.float32]:
+        return engine.embed(part[: len(tables)], tables, pooling, normalize)
+
     rows = np.empty((len(sequences), llm.model.spec.hidden_size), np.float32)
     with Progress(len(sequences), "embedding", "texts", enabled=progress) as bar:
         for begin, end in _portions([len(ids) for ids in sequences]):
             while begin < end:
-                with llm._loop.pages([len(ids) for ids in sequences[begin:end]]) as (engine, tables):
-                    stop = begin + len(tables)
-                    rows[begin:stop] = engine.embed(sequences[begin:stop], tables, pooling, normalize)
-                begin = stop
+                part = sequences[begin:end]
+                done = llm._loop.with_pages([len(ids) for ids in part], partial(embed_first, part))
+                rows[begin : begin + len(done)] = done
+                begin += len(done)
                 bar.update(begin)
+    llm._loop.settle()
     return rows
 
 
