@@ -40,13 +40,15 @@ def llm() -> Iterator[llmcore.LLM]:
 
 
 @contextmanager
-def interrupted(seconds: float) -> Iterator[None]:
-    """KeyboardInterrupt after so long, wherever the main thread is."""
+def interrupted(
+    seconds: float, handler: Callable[[int, Any], None] = signal.default_int_handler, again: float = 0.0
+) -> Iterator[None]:
+    """KeyboardInterrupt, or what else a signal's handler does, after so long, wherever the main thread is."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("no timer signals here")
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, again)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -187,8 +189,6 @@ def test_a_probe_that_asks_its_own_model(llm: llmcore.LLM) -> None:
 
 def test_calls_from_a_signals_handler(llm: llmcore.LLM) -> None:
     """While its thread computes, or waits for another that does: what the engine would wait for is refused."""
-    if not hasattr(signal, "setitimer"):
-        pytest.skip("no timer signals here")
     request = llm.submit(PROMPT, LONG)
     cancelled = llm.submit(PROMPT, LONG)
     waits: list[Callable[[], Any]] = [
@@ -209,17 +209,11 @@ def test_calls_from_a_signals_handler(llm: llmcore.LLM) -> None:
 
     long = list(range(1, 400))
     calls: list[Callable[[], Any]] = [lambda: llm.embed([long] * 8), lambda: llm.model.forward([long] * 8)]
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        for call in calls:
-            refused.clear()
-            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.03)
+    for call in calls:
+        refused.clear()
+        with interrupted(0.01, handler, again=0.03):
             while len(refused) < 12:
                 call()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert cancelled.done
     assert len(counted) >= 6
     request.cancel()

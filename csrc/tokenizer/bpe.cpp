@@ -299,14 +299,14 @@ void Bpe::encode_pieces(const char* text, const std::vector<uint32_t>& ends, con
 }
 
 void EncodeState::grow() {
-  const size_t before = line_count;
+  const size_t before = line_mask + 1;
   if (before == kMostLines || taken < before / (before == kFirstLines ? 4 : 2)) return;
-  line_count = before == kFirstLines ? kMoreLines : kMostLines;
-  line_mask = line_count - 1;
+  const size_t count = before == kFirstLines ? kMoreLines : kMostLines;
+  line_mask = count - 1;
   for (size_t i = 0; i < before; ++i) {
     const Line from = lines[i];
     // All that it holds goes to these lines, and nothing else does.
-    for (size_t to = i; to < line_count; to += before) std::memset(&lines[to], 0, sizeof(Line));
+    for (size_t to = i; to < count; to += before) std::memset(&lines[to], 0, sizeof(Line));
     if (from.slots[0].hi == 0) continue;
     if (from.wide()) {
       line(from.slots[0].key().hash()) = from;

@@ -106,8 +106,8 @@ struct EncodeState {
   /// More lines, if many of the slots are taken: an eighth at first, then a quarter. Nothing may be pending.
   void grow();
 
-  decltype(unset_pages<Line>(0)) lines = unset_pages<Line>(kMostLines);     // what isn't used isn't touched
-  size_t line_count = kFirstLines, line_mask = kFirstLines - 1, taken = 0;  // slots
+  decltype(unset_pages<Line>(0)) lines = unset_pages<Line>(kMostLines);  // what isn't used isn't touched
+  size_t line_mask = kFirstLines - 1, taken = 0;                         // slots
   PieceCache merged;
   std::array<Lane, kLanes> lanes;
   Short few;
