@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "base/error.h"
@@ -133,25 +134,34 @@ ModelSpec to_model(const py::dict& fields) {
   return model;
 }
 
+size_t size_of(std::span<const std::vector<uint32_t>> parts) {
+  size_t size = 0;
+  for (const std::vector<uint32_t>& ids : parts) size += ids.size();
+  return size;
+}
+
 /// Ids as a list. The integers are made once and shared by all lists, as Python does with those below 257: making them
 /// took several times as long as encoding.
-py::list to_list(const std::vector<uint32_t>& ids) {
+py::list to_list(std::span<const std::vector<uint32_t>> parts) {
   static std::vector<PyObject*>& integers = *new std::vector<PyObject*>();  // by id; guarded by the GIL, never freed
-  py::list list(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const uint32_t id = ids[i];
-    if (id >= PairLimits::kMaxIds) {  // kNoId
-      PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), own(PyLong_FromUnsignedLong(id)).release().ptr());
-      continue;
+  py::list list(size_of(parts));
+  Py_ssize_t at = 0;
+  for (const std::vector<uint32_t>& ids : parts) {
+    for (const uint32_t id : ids) {
+      if (id >= PairLimits::kMaxIds) {  // kNoId
+        PyList_SET_ITEM(list.ptr(), at++, own(PyLong_FromUnsignedLong(id)).release().ptr());
+        continue;
+      }
+      if (id >= integers.size()) integers.resize(std::max<size_t>(size_t{id} + 1, 2 * integers.size()));
+      PyObject*& integer = integers[id];
+      if (!integer) integer = own(PyLong_FromUnsignedLong(id)).release().ptr();
+      Py_INCREF(integer);
+      PyList_SET_ITEM(list.ptr(), at++, integer);
     }
-    if (id >= integers.size()) integers.resize(std::max<size_t>(size_t{id} + 1, 2 * integers.size()));
-    PyObject*& integer = integers[id];
-    if (!integer) integer = own(PyLong_FromUnsignedLong(id)).release().ptr();
-    Py_INCREF(integer);
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), integer);
   }
   return list;
 }
+py::list to_list(const std::vector<uint32_t>& ids) { return to_list({&ids, 1}); }
 
 py::array_t<uint32_t> to_array(std::vector<uint32_t> ids) {
   constexpr size_t kWorthOwning = size_t{1} << 14;  // fewer are sooner copied
@@ -256,8 +266,8 @@ py::tuple encode_spans(const Tokenizer& self, const py::object& value, bool add_
   return py::make_tuple(to_list(ids), places);
 }
 
-std::vector<std::vector<uint32_t>> encode_each(const Tokenizer& self, const py::list& texts, bool add_special,
-                                               bool allow_control, int threads) {
+std::vector<IdParts> encode_each(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control,
+                                 int threads) {
   const std::vector<Text> owners(texts.begin(), texts.end());
   const std::vector<std::string_view> views = views_of(owners);
   const GilRelease release;
@@ -265,7 +275,7 @@ std::vector<std::vector<uint32_t>> encode_each(const Tokenizer& self, const py::
 }
 
 py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control, int threads) {
-  const std::vector<std::vector<uint32_t>> ids = encode_each(self, texts, add_special, allow_control, threads);
+  const std::vector<IdParts> ids = encode_each(self, texts, add_special, allow_control, threads);
   py::list result(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) result[i] = to_list(ids[i]);
   return result;
@@ -273,18 +283,26 @@ py::list encode_batch(const Tokenizer& self, const py::list& texts, bool add_spe
 
 py::tuple encode_batch_arrays(const Tokenizer& self, const py::list& texts, bool add_special, bool allow_control,
                               int threads) {
-  const std::vector<std::vector<uint32_t>> each = encode_each(self, texts, add_special, allow_control, threads);
+  const std::vector<IdParts> each = encode_each(self, texts, add_special, allow_control, threads);
   py::array_t<int64_t> ends(static_cast<py::ssize_t>(each.size()));
-  int64_t total = 0;
-  for (size_t i = 0; i < each.size(); ++i) ends.mutable_data()[i] = total += static_cast<int64_t>(each[i].size());
-  py::array_t<uint32_t> ids(total);
+  std::vector<std::pair<const std::vector<uint32_t>*, size_t>> places;
+  size_t total = 0;
+  for (size_t i = 0; i < each.size(); ++i) {
+    for (const std::vector<uint32_t>& part : each[i]) {
+      places.emplace_back(&part, total);
+      total += part.size();
+    }
+    ends.mutable_data()[i] = static_cast<int64_t>(total);
+  }
+  py::array_t<uint32_t> ids(static_cast<py::ssize_t>(total));
   uint32_t* out = ids.mutable_data();
   {
     const GilRelease release;
-    const int64_t* const stops = ends.data();
     const int copiers = total < (1 << 16) ? 1 : threads;  // few ids aren't worth a thread
-    for_tasks(each.size(), copiers,
-              [&](size_t i, size_t) { std::copy_backward(each[i].begin(), each[i].end(), out + stops[i]); });
+    for_tasks(places.size(), copiers, [&](size_t i, size_t) {
+      const auto& [part, begin] = places[i];
+      std::copy(part->begin(), part->end(), out + begin);
+    });
   }
   return py::make_tuple(ids, ends);
 }

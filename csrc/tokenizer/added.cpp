@@ -1,6 +1,7 @@
 #include "tokenizer/added.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/error.h"
@@ -21,6 +22,27 @@ size_t char_before(std::string_view text, size_t at) {
   do --at;
   while (at > 0 && (static_cast<uint8_t>(text[at]) & 0xC0) == 0x80);
   return at;
+}
+
+/// Eight times each of the bytes that are set, if they are few.
+std::vector<uint64_t> repeated(const std::array<bool, 256>& set) {
+  constexpr std::ptrdiff_t kFew = 6;
+  std::vector<uint64_t> found;
+  if (std::count(set.begin(), set.end(), true) > kFew) return found;
+  for (uint64_t byte = 0; byte < 256; ++byte) {
+    if (set[byte]) found.push_back(byte * 0x0101010101010101u);
+  }
+  return found;
+}
+
+/// Bit 7 of each byte of `word` that is one of `bytes`, and of some of those after such a one.
+uint64_t bytes_in(uint64_t word, const std::vector<uint64_t>& bytes) {
+  uint64_t found = 0;
+  for (const uint64_t repeated : bytes) {
+    const uint64_t zero = word ^ repeated;
+    found |= (zero - 0x0101010101010101u) & ~zero;
+  }
+  return found & 0x8080808080808080u;
 }
 
 // Hugging Face's \w.
@@ -80,6 +102,29 @@ void AddedMatcher::build() {
     }
     nodes_[n].children = static_cast<uint32_t>(edges_.size()) - nodes_[n].first_child;
   }
+  std::array<bool, 256> second{};
+  bool one_byte = false;
+  for (const AddedToken& token : tokens_) {
+    one_byte = one_byte || token.content.size() == 1;
+    if (!one_byte) second[static_cast<uint8_t>(token.content[1])] = true;
+  }
+  firsts_ = repeated(starts_);
+  seconds_ = one_byte ? std::vector<uint64_t>() : repeated(second);
+}
+
+/// The first place from `at` on where a token may begin; the end of the text if there is none.
+size_t AddedMatcher::next_start(std::string_view text, size_t at) const noexcept {
+  static_assert(std::endian::native == std::endian::little);
+  for (; !firsts_.empty() && at + 9 <= text.size(); at += 8) {
+    uint64_t word, after;
+    std::memcpy(&word, text.data() + at, 8);
+    std::memcpy(&after, text.data() + at + 1, 8);
+    uint64_t found = bytes_in(word, firsts_);
+    if (!seconds_.empty()) found &= bytes_in(after, seconds_);
+    if (found != 0) return at + static_cast<size_t>(std::countr_zero(found)) / 8;
+  }
+  while (at < text.size() && !starts_[static_cast<uint8_t>(text[at])]) ++at;
+  return at;
 }
 
 uint32_t AddedMatcher::longest_match(std::string_view text, size_t at, const Guard& guard) const noexcept {
@@ -102,11 +147,7 @@ void AddedMatcher::split(std::string_view whole, size_t begin, size_t end, const
                          std::vector<Segment>& segments) const {
   const std::string_view text = whole.substr(0, end);
   size_t done = begin;
-  for (size_t at = begin; at < end && !empty();) {
-    if (!starts_[static_cast<uint8_t>(text[at])]) {
-      ++at;
-      continue;
-    }
+  for (size_t at = begin; !empty() && (at = next_start(text, at)) < end;) {
     const uint32_t match = longest_match(text, at, guard);
     if (match == kNone) {
       ++at;

@@ -64,12 +64,16 @@ class AddedMatcher {
     uint8_t byte;
     uint32_t node;
   };
+  size_t next_start(std::string_view text, size_t at) const noexcept;
   uint32_t longest_match(std::string_view text, size_t at, const Guard& guard) const noexcept;
 
   std::vector<AddedToken> tokens_;
   std::vector<Node> nodes_;
   std::vector<Edge> edges_;
   std::array<bool, 256> starts_{};
+  // What `starts_` has, and the bytes that come second, eight times each; none where they aren't few. No second ones
+  // where a token has but one byte, either.
+  std::vector<uint64_t> firsts_, seconds_;
 };
 
 }  // namespace llmcore

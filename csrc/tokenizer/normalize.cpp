@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "base/error.h"
@@ -13,16 +14,20 @@ namespace {
 constexpr uint32_t kHangulBase = 0xAC00, kLeadBase = 0x1100, kVowelBase = 0x1161, kTailBase = 0x11A7;
 constexpr uint32_t kLeads = 19, kVowels = 21, kTails = 28;
 
-bool is_ascii(std::string_view text) {
-  size_t i = 0;
-  for (; i + 8 <= text.size(); i += 8) {
+/// The end of the ASCII that begins at `at`.
+size_t ascii_end(std::string_view text, size_t at) {
+  static_assert(std::endian::native == std::endian::little);
+  for (; at + 8 <= text.size(); at += 8) {
     uint64_t word;
-    std::memcpy(&word, text.data() + i, 8);
-    if (word & 0x8080808080808080u) return false;
+    std::memcpy(&word, text.data() + at, 8);
+    const uint64_t beyond = word & 0x8080808080808080u;
+    if (beyond != 0) return at + static_cast<size_t>(std::countr_zero(beyond)) / 8;
   }
-  return std::all_of(text.begin() + static_cast<std::ptrdiff_t>(i), text.end(),
-                     [](char c) { return static_cast<uint8_t>(c) < 0x80; });
+  while (at < text.size() && static_cast<uint8_t>(text[at]) < 0x80) ++at;
+  return at;
 }
+
+bool is_ascii(std::string_view text) { return ascii_end(text, 0) == text.size(); }
 
 bool is_space(uint32_t code) { return (class_of(code) & kSpace) != 0; }
 
@@ -278,10 +283,9 @@ Normalizer::Normalizer(NormalizerSpec spec) : spec_(std::move(spec)) {
 bool Normalizer::leaves(std::string_view text) const noexcept {
   switch (spec_.kind) {
     case NormalizerKind::kNfc: {
-      if (is_ascii(text)) return true;
       const auto* p = reinterpret_cast<const uint8_t*>(text.data());
-      for (size_t i = 0; i < text.size(); i += utf8_length(p[i])) {
-        if (p[i] >= 0x80 && (traits_of(decode_utf8(p + i)) & kNotNfc)) return false;
+      for (size_t i = ascii_end(text, 0); i < text.size(); i = ascii_end(text, i + utf8_length(p[i]))) {
+        if (traits_of(decode_utf8(p + i)) & kNotNfc) return false;
       }
       return true;
     }

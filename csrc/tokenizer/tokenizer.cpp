@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <span>
+#include <utility>
 
 #include "base/error.h"
 #include "tokenizer/archive.h"
@@ -14,10 +15,14 @@ namespace {
 // Idle working states kept for the next caller; more than this many threads at once allocate anew.
 constexpr size_t kIdleStates = 16;
 // Bytes of a text that are worth a thread, and how far from there a place to cut is looked for.
-constexpr size_t kStretch = size_t{1} << 17, kSeamWithin = size_t{1} << 12;
+constexpr size_t kStretch = size_t{1} << 16, kSeamWithin = size_t{1} << 12;
 
 bool begins_with_space(std::string_view text, bool metaspace) {
   return text.starts_with(' ') || (metaspace && text.starts_with(kSpaceMark));
+}
+
+void reserve_ids(std::string_view text, std::vector<uint32_t>& ids) {
+  ids.reserve(ids.size() + text.size() / 4 + 16);  // about what English needs
 }
 
 /// Byte places to character places. A token that holds a part of a character covers the character.
@@ -73,7 +78,8 @@ struct Tokenizer::Output {
   EncodeState& state;
   const Guarded* guarded;
   Dropout* dropout;
-  int threads = 1;
+  int threads = 1;           // more than one: among which a long stretch is cut up, with
+  IdParts* parts = nullptr;  // what was there before it, and what they make of it
   std::vector<Symbol> symbols = {};
 
   bool mapped() const { return spans || guarded; }
@@ -209,7 +215,7 @@ void Tokenizer::push_symbols(const View& view, size_t begin, const std::vector<S
 /// Cuts with scanners; a long text on several threads, each of which has stretches of it.
 void Tokenizer::encode_scanned(const View& view, Output& out) const {
   std::vector<size_t> begins{0};
-  while (out.threads > 1 && !out.spans && !out.dropout && view.text.size() - begins.back() > 2 * kStretch) {
+  while (out.threads > 1 && view.text.size() - begins.back() > 2 * kStretch) {
     const size_t at = begins.back() + kStretch;
     const size_t seam = find_seam(spec_.stages, view.text, at, at + kSeamWithin);
     if (seam == view.text.size()) break;
@@ -217,14 +223,18 @@ void Tokenizer::encode_scanned(const View& view, Output& out) const {
   }
   if (begins.size() == 1) return encode_stretch(view, out);
   begins.push_back(view.text.size());
-  std::vector<std::vector<uint32_t>> ids(begins.size() - 1);
-  for_tasks(ids.size(), out.threads, [&](size_t i, size_t) {
+  IdParts& parts = *out.parts;
+  parts.push_back(std::exchange(out.ids, {}));
+  const size_t first = parts.size(), count = begins.size() - 1;
+  parts.resize(first + count);
+  for_tasks(count, out.threads, [&](size_t i, size_t) {
+    const View stretch = view.part(begins[i], begins[i + 1]);
+    reserve_ids(stretch.text, parts[first + i]);
     std::unique_ptr<EncodeState> state = borrow();
-    Output own{ids[i], nullptr, *state, out.guarded, nullptr};
-    encode_stretch(view.part(begins[i], begins[i + 1]), own);
+    Output own{parts[first + i], nullptr, *state, out.guarded, nullptr};
+    encode_stretch(stretch, own);
     give_back(std::move(state));
   });
-  for (const std::vector<uint32_t>& some : ids) out.ids.insert(out.ids.end(), some.begin(), some.end());
 }
 
 /// A batch of pieces at a time.
@@ -325,40 +335,50 @@ void Tokenizer::encode_segment(View view, bool allow_control, Output& out) const
   }
 }
 
-void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-                       std::vector<Span>* spans, const Guarded* guarded, Dropout* dropout, int threads) const {
+void Tokenizer::encode_text(std::string_view text, bool add_special, bool allow_control, Output& out) const {
   if (text.size() >= kNoId) throw LimitError("tokenizer: a text of 4 GiB or more; encode it in parts");
-  if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
-  ids.reserve(ids.size() + text.size() / 4 + 16);  // about what English needs
-  std::unique_ptr<EncodeState> state = borrow();
-  Output out{ids, spans, *state, guarded, dropout, threads};
   if (add_special) {
     for (const uint32_t id : spec_.prefix_ids) out.push(id, {0, 0});
   }
-  const size_t first = spans ? spans->size() : 0;
   const char* const end = text.data() + text.size();
-  for (const Segment& s : split_added(text, allow_control, guarded)) {
+  for (const Segment& s : split_added(text, allow_control, out.guarded)) {
     if (s.id != kNoId) {
       out.push(s.id, {static_cast<uint32_t>(s.begin), static_cast<uint32_t>(s.end)});
     } else {
       encode_segment({text.substr(s.begin, s.end - s.begin), s.begin, nullptr, end}, allow_control, out);
     }
   }
-  if (spans) to_characters(text, *spans, first);
   if (add_special) {
     for (const uint32_t id : spec_.suffix_ids) out.push(id, {0, 0});
   }
+}
+
+void Tokenizer::encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
+                       std::vector<Span>* spans, const Guarded* guarded, Dropout* dropout) const {
+  if (dropout && model_) throw TokenizerError("dropout is for byte-pair vocabularies");
+  reserve_ids(text, ids);
+  const size_t first = spans ? spans->size() : 0;
+  std::unique_ptr<EncodeState> state = borrow();
+  Output out{ids, spans, *state, guarded, dropout};
+  encode_text(text, add_special, allow_control, out);
+  if (spans) to_characters(text, *spans, first);
   give_back(std::move(state));
 }
 
-std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(const std::vector<std::string_view>& texts, bool add_special,
-                                                           bool allow_control, int threads) const {
-  std::vector<std::vector<uint32_t>> results(texts.size());
+std::vector<IdParts> Tokenizer::encode_batch(const std::vector<std::string_view>& texts, bool add_special,
+                                             bool allow_control, int threads) const {
+  std::vector<IdParts> results(texts.size());
   // Threads that get no text of their own help with the long ones.
   const size_t sharers = worker_count(texts.size(), threads);
   const int each = std::max(threads, 1) / static_cast<int>(sharers);
   for_tasks(texts.size(), threads, [&](size_t i, size_t) {
-    encode(texts[i], add_special, allow_control, results[i], nullptr, nullptr, nullptr, each);
+    std::vector<uint32_t> ids;
+    if (each == 1 || texts[i].size() <= 2 * kStretch) reserve_ids(texts[i], ids);
+    std::unique_ptr<EncodeState> state = borrow();
+    Output out{ids, nullptr, *state, nullptr, nullptr, each, &results[i]};
+    encode_text(texts[i], add_special, allow_control, out);
+    give_back(std::move(state));
+    results[i].push_back(std::move(ids));
   });
   return results;
 }

@@ -52,6 +52,9 @@ struct Span {
   uint32_t begin, end;
 };
 
+/// The ids of a text in parts, one after another: a long text's as its threads made them.
+using IdParts = std::vector<std::vector<uint32_t>>;
+
 /// BPE dropout: merges are left out with this probability, at random.
 struct Dropout {
   double rate;
@@ -78,14 +81,12 @@ class Tokenizer {
   std::string normalized(std::string_view text) const;
 
   /// Appends the ids of `text` (valid UTF-8). With `spans`, also each token's place.
-  /// No control token holds any of the stretches of bytes that `guarded` names. A long text is cut for the threads, if
-  /// there is neither a span nor a dropout to keep track of.
+  /// No control token holds any of the stretches of bytes that `guarded` names.
   void encode(std::string_view text, bool add_special, bool allow_control, std::vector<uint32_t>& ids,
-              std::vector<Span>* spans = nullptr, const Guarded* guarded = nullptr, Dropout* dropout = nullptr,
-              int threads = 1) const;
-  /// The same for each text, on `threads` threads.
-  std::vector<std::vector<uint32_t>> encode_batch(const std::vector<std::string_view>& texts, bool add_special,
-                                                  bool allow_control, int threads) const;
+              std::vector<Span>* spans = nullptr, const Guarded* guarded = nullptr, Dropout* dropout = nullptr) const;
+  /// The ids of each text, on `threads` threads, among which long texts are cut up where there are fewer texts.
+  std::vector<IdParts> encode_batch(const std::vector<std::string_view>& texts, bool add_special, bool allow_control,
+                                    int threads) const;
   /// Appends the bytes of `ids`; throws ArgumentError for an id that isn't in the vocabulary.
   void decode(const uint32_t* ids, size_t count, const std::vector<bool>& skip, std::string& out) const;
   /// Splits raw text at the added tokens that are looked for before normalisation.
@@ -100,6 +101,7 @@ class Tokenizer {
   std::unique_ptr<EncodeState> borrow() const;
   void give_back(std::unique_ptr<EncodeState> state) const;
   View prefixed(const View& part, bool mapped, MappedText& changed) const;
+  void encode_text(std::string_view text, bool add_special, bool allow_control, Output& out) const;
   void encode_segment(View view, bool allow_control, Output& out) const;
   void encode_part(const View& view, Output& out) const;
   void encode_scanned(const View& view, Output& out) const;
