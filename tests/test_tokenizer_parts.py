@@ -14,6 +14,8 @@ import pytest
 from llmcore import _core
 from llmcore.errors import ArgumentError, TokenizerError
 from llmcore.tokenizer import Tokenizer
+from llmcore.vocab.hf_pipeline import read_pre_tokenizer
+from llmcore.vocab.patterns import DEEPSEEK_REGEXES, REGEXES_OF_STAGE, Stage, split_part
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs Hugging Face tokenizers")
 
@@ -105,6 +107,8 @@ def root_of(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 WORDS = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+BYTES = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}}
+BYTES["merges"] = []
 
 
 def sequence(key: str, *parts: dict[str, Any]) -> dict[str, Any]:
@@ -157,14 +161,10 @@ def split(behavior: str, invert: bool = False, **pattern: str) -> dict[str, Any]
 
 BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 REGEXES = {
     "clip": CLIP,
-    "deepseek": DEEPSEEK,
-    "cjk": "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    "deepseek": DEEPSEEK_REGEXES[2],
+    "cjk": DEEPSEEK_REGEXES[1],
     "three digits": r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)",
     "look behind": r"(?<=[a-z])(?=[A-Z])|(?<!\p{L})\d",
     "lazy": r"a.*?b|[[:alpha:]]+?\s",
@@ -218,6 +218,21 @@ def test_pre_tokenizer(name: str, tmp_path: Path) -> None:
     ours, theirs = load(root, tmp_path), hugging_face(root).pre_tokenizer
     for text in texts(CASES, 2):
         assert ours._core.pieces(text) == [piece for piece, _ in theirs.pre_tokenize_str(text)], repr(text)
+
+
+@pytest.mark.parametrize("stage", REGEXES_OF_STAGE)
+def test_known_expressions_have_scanners(stage: Stage, tmp_path: Path) -> None:
+    splits = [split_part(regex) for regex in REGEXES_OF_STAGE[stage]]
+    cuts = sequence("pretokenizers", *splits, PRE_TOKENIZERS["bytes"])
+    root = root_of(BYTES, pre_tokenizer=cuts, decoder=PRE_TOKENIZERS["bytes"])
+    assert read_pre_tokenizer(root["pre_tokenizer"]).stages == (stage,)
+    ours, theirs = load(root, tmp_path), hugging_face(root).pre_tokenizer
+    pieces = ("a", "Bc", "'ll", "'S", " ", "  ", "\n", "\t", "1", "\u00bd", "!", "/", "(", "\u3002", "\u30fb", "\u30ab")
+    pieces += ("\u65e5", "\u9fa6", "\u0301", "\u200d", "\x01", "\u2019", "\u3000", "\u00e9")
+    rng = random.Random(3)
+    ours_too = ["".join(rng.choices(pieces, k=rng.randrange(1, 200))) for _ in range(CASES)]
+    for text in [*texts(CASES, 5), *ours_too]:
+        assert ours._core.pieces(text) == [text[a:b] for _, (a, b) in theirs.pre_tokenize_str(text)], repr(text)
 
 
 def test_dropout(corpus: list[str], data_dir: Path) -> None:
@@ -305,9 +320,7 @@ def trained(kind: str, corpus: list[str]) -> Any:
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre.Sequence(
             [
-                pre.Split(tokenizers.Regex(r"\p{N}{1,3}"), "isolated"),
-                pre.Split(tokenizers.Regex(REGEXES["cjk"]), "isolated"),
-                pre.Split(tokenizers.Regex(DEEPSEEK), "isolated"),
+                *(pre.Split(tokenizers.Regex(regex), "isolated") for regex in DEEPSEEK_REGEXES),
                 pre.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -10,7 +10,7 @@ import pytest
 
 from llmcore.errors import ArgumentError, StorageError, TokenizerError
 from llmcore.tokenizer import Tokenizer
-from llmcore.vocab.patterns import REGEX_OF_STAGE, STAGE_OF_NAME
+from llmcore.vocab.patterns import REGEXES_OF_STAGE, STAGE_OF_NAME
 
 SPECIAL = ["<|endoftext|>", "<|pad|>"]
 
@@ -23,7 +23,7 @@ def reference(sources: list[Any], pattern: str | None, size: int, min_frequency:
     if pattern in (None, "gpt2"):
         tokenizer.pre_tokenizer = byte_level
     else:
-        split = hf.pre_tokenizers.Split(hf.Regex(REGEX_OF_STAGE[STAGE_OF_NAME[pattern]]), "isolated")
+        split = hf.pre_tokenizers.Split(hf.Regex(REGEXES_OF_STAGE[STAGE_OF_NAME[pattern]][0]), "isolated")
         tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([split, byte_level])
     trainer = hf.trainers.BpeTrainer(
         vocab_size=size,

@@ -30,13 +30,13 @@ WHITE_SPACE = {
     0x205F,
     0x3000,
 }
-LETTER, NUMBER, SPACE, UPPER, LOWER, MARK, NEWLINE = (1 << i for i in range(7))
+LETTER, NUMBER, SPACE, UPPER, LOWER, MARK, NEWLINE, SIGN = (1 << i for i in range(8))
 
 
 def classify(code: int) -> int:
     """The class bits of one code point; the bits are those of csrc/kernels/text.h."""
     category = unicodedata2.category(chr(code))
-    bits = {"L": LETTER, "N": NUMBER, "M": MARK}.get(category[0], 0)
+    bits = {"L": LETTER, "N": NUMBER, "M": MARK, "P": SIGN, "S": SIGN}.get(category[0], 0)
     bits |= {"Lu": UPPER, "Lt": UPPER, "Ll": LOWER}.get(category, 0)
     if code in WHITE_SPACE:
         bits |= SPACE

@@ -16,6 +16,7 @@ enum CharClassBit : int {
   kLowerBit,    // \p{Ll}
   kMarkBit,     // \p{M}
   kNewlineBit,  // \r \n
+  kSignBit,     // \p{P} \p{S}
 };
 enum CharClass : uint8_t {
   kLetter = 1 << kLetterBit,
@@ -25,6 +26,7 @@ enum CharClass : uint8_t {
   kLower = 1 << kLowerBit,
   kMark = 1 << kMarkBit,
   kNewline = 1 << kNewlineBit,
+  kSign = 1 << kSignBit,
 };
 
 /// The classes of all characters: of character c in blocks[index[c / 128] * 128 + c % 128].
@@ -75,6 +77,9 @@ enum WindowPattern : int {
   kWindowCl100k,  // and Llama-3: they differ at the end of a text, where there is no window
   kWindowQwen2,
   kWindowO200k,
+  kWindowTekken,
+  kWindowQwen35,
+  kWindowDeepSeek,
   kWindowSpaceRuns,
   kWindowSpaceEach,
   kNumWindowPatterns

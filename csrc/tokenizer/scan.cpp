@@ -24,11 +24,12 @@ inline Byte run_of(Byte p, Byte end, uint8_t mask) noexcept {
   return p;
 }
 
-/// End of the run of characters outside of \s, \p{L} and \p{N}.
+/// End of the run of characters outside of \s, \p{N} and the classes of words.
+template <uint8_t kWord = kLetter>
 inline Byte run_of_symbols(Byte p, Byte end) noexcept {
   while (p < end) {
     const Char c = char_at(p);
-    if (c.cls & (kSpace | kLetter | kNumber)) break;
+    if (c.cls & (kSpace | kWord | kNumber)) break;
     p += c.len;
   }
   return p;
@@ -86,32 +87,33 @@ inline Byte scan_number(Byte p, Byte end, Char c, int max) noexcept {
 }
 
 /// ` ?[^\s\p{L}\p{N}]+[\r\n]*` (and `/` in the last set for o200k), or null.
-template <bool kSlash>
+template <bool kSlash, uint8_t kWord = kLetter>
 inline Byte scan_symbols(Byte p, Byte end, Char c) noexcept {
   Byte q = p;
   if (*p == ' ' && end - p > 1) {
     q = p + 1;
     c = char_at(q);
   }
-  if (c.cls & (kSpace | kLetter | kNumber)) return nullptr;
-  q = run_of_symbols(q + c.len, end);
+  if (c.cls & (kSpace | kWord | kNumber)) return nullptr;
+  q = run_of_symbols<kWord>(q + c.len, end);
   while (q < end && (*q == '\r' || *q == '\n' || (kSlash && *q == '/'))) ++q;
   return q;
 }
 
 /// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,kDigits}| ?[^\s\p{L}\p{N}]+[\r\n]*
 /// |\s*[\r\n]+|\s+(?!\S)|\s+      and with kTail, before \s*[\r\n]+, tiktoken's |\s++$
-template <int kDigits, bool kTail>
+/// With marks in kWord, Qwen3.5's: [^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+ and ` ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*`.
+template <int kDigits, bool kTail, uint8_t kWord = kLetter>
 inline Byte scan_cl100k(Byte p, Byte end) noexcept {
   if (const int n = contraction(p, end, true)) return p + n;
   const Char c = char_at(p);
-  if (c.cls & kLetter) return run_of(p + c.len, end, kLetter);
+  if (c.cls & kWord) return run_of(p + c.len, end, kWord);
   if (c.cls & kNumber) return scan_number(p, end, c, kDigits);
   if (!(c.cls & kNewline) && p + c.len < end) {
     const Char next = char_at(p + c.len);
-    if (next.cls & kLetter) return run_of(p + c.len + next.len, end, kLetter);
+    if (next.cls & kWord) return run_of(p + c.len + next.len, end, kWord);
   }
-  if (Byte symbols = scan_symbols<false>(p, end, c)) return symbols;
+  if (Byte symbols = scan_symbols<false, kWord>(p, end, c)) return symbols;
   const SpaceRun run = space_run(p, end);
   if (kTail && run.end == end) return end;
   if (run.newline_end) return run.newline_end;
@@ -147,20 +149,67 @@ inline Word match_word(Byte p, Byte end) noexcept {
 }
 
 /// [^\r\n\p{L}\p{N}]?U*V+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?U+V*(?i:'s|'t|'re|'ve|'m|'ll|'d)?
-/// |\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+/// |\p{N}{1,kDigits}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+      of tekken without 's and the like
+template <int kDigits, bool kContractions>
 inline Byte scan_o200k(Byte p, Byte end) noexcept {
   const Char c = char_at(p);
-  if (c.cls & kNumber) return scan_number(p, end, c, 3);
+  if (c.cls & kNumber) return scan_number(p, end, c, kDigits);
   const bool is_letter = c.cls & kLetter;
   const bool may_prefix = !is_letter && !(c.cls & kNewline);
   const Word after = may_prefix && p + c.len < end ? match_word(p + c.len, end) : Word{nullptr, nullptr};
   const Word here = is_letter || (c.cls & kMark) ? match_word(p, end) : Word{nullptr, nullptr};
   for (Byte match : {after.lower, here.lower, after.upper, here.upper}) {
-    if (match) return match + contraction(match, end, true);
+    if (match) return kContractions ? match + contraction(match, end, true) : match;
   }
   if (Byte symbols = scan_symbols<true>(p, end, c)) return symbols;
   const SpaceRun run = space_run(p, end);
   return run.newline_end ? run.newline_end : end_of_spaces(run, p, end);
+}
+
+/// Within [\u4e00-\u9fa5\u3040-\u30ff].
+inline bool is_han_or_kana(Byte p) noexcept {
+  if (*p == 0xE3) return p[1] >= 0x81 && p[1] <= 0x83;
+  if (*p == 0xE4) return p[1] >= 0xB8;
+  return (*p >= 0xE5 && *p <= 0xE8) || (*p == 0xE9 && (p[1] < 0xBE || (p[1] == 0xBE && p[2] <= 0xA5)));
+}
+
+/// \p{N}{1,3}, then [\u4e00-\u9fa5\u3040-\u30ff]+, and then in each of the pieces, of which nothing looks beyond:
+/// [!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+/// What no alternative matches is a piece as far as the next match.
+inline Byte scan_deepseek(Byte p, Byte end) noexcept {
+  constexpr uint8_t kWord = kLetter | kMark;
+  const Char c = char_at(p);
+  if (c.cls & kNumber) return scan_number(p, end, c, 3);
+  const bool apart = is_han_or_kana(p);
+  const auto at = [&](Byte q) -> Char {  // of no length beyond the piece
+    if (q >= end || is_han_or_kana(q) != apart) return {0, 0};
+    const Char found = char_at(q);
+    return found.cls & kNumber ? Char{0, 0} : found;
+  };
+  const auto run = [&](Byte q, uint8_t mask) {
+    for (Char next = at(q); next.cls & mask; next = at(q)) q += next.len;
+    return q;
+  };
+  const auto is_plain_letter = [&](Byte q) { return q < end && ((*q | 0x20) >= 'a' && (*q | 0x20) <= 'z'); };
+  if (*p < 0x80 && (c.cls & kSign) && is_plain_letter(p + 1)) {
+    Byte q = p + 1;
+    while (is_plain_letter(q)) ++q;
+    return q;
+  }
+  const Char next = at(p + c.len);
+  if ((c.cls & kWord) || (!(c.cls & (kNewline | kSign)) && (next.cls & kWord))) return run(p + c.len, kWord);
+  if ((c.cls & kSign) || (*p == ' ' && (next.cls & kSign))) return run(run(p + c.len, kSign), kNewline);
+  if (c.cls & kSpace) {
+    const SpaceRun spaces = space_run(p, end);
+    if (spaces.newline_end) return spaces.newline_end;
+    return end_of_spaces(spaces, p, at(spaces.end).len ? end : spaces.end);
+  }
+  p += c.len;
+  for (Char rest = next; rest.len != 0; rest = at(p)) {
+    if ((rest.cls & (kWord | kSign | kSpace)) || (at(p + rest.len).cls & kWord)) break;
+    p += rest.len;
+  }
+  return p;
 }
 
 /// Runs of the class, and runs of everything else.
@@ -217,6 +266,12 @@ std::optional<WindowPattern> window_of(Pattern pattern) {
       return kWindowQwen2;
     case Pattern::kO200k:
       return kWindowO200k;
+    case Pattern::kTekken:
+      return kWindowTekken;
+    case Pattern::kQwen35:
+      return kWindowQwen35;
+    case Pattern::kDeepSeek:
+      return kWindowDeepSeek;
     case Pattern::kSpaceRuns:
       return kWindowSpaceRuns;
     case Pattern::kSpaceEach:
@@ -239,7 +294,13 @@ auto with_scanner(Pattern pattern, Use&& use) {
     case Pattern::kQwen2:
       return use(scan_cl100k<1, false>);
     case Pattern::kO200k:
-      return use(scan_o200k);
+      return use(scan_o200k<3, true>);
+    case Pattern::kTekken:
+      return use(scan_o200k<1, false>);
+    case Pattern::kQwen35:
+      return use(scan_cl100k<1, false, kLetter | kMark>);
+    case Pattern::kDeepSeek:
+      return use(scan_deepseek);
     case Pattern::kDigitRuns:
       return use([](Byte a, Byte b) { return scan_trait_runs(a, b, kNumeric); });
     case Pattern::kDigitsEach:
@@ -327,16 +388,32 @@ void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text)
   }
 }
 
-// All patterns that have windows begin a piece at the blank between two letters.
+// Where the patterns that have windows begin a piece, whatever stands farther away: at the blank between two letters,
+// and those that know words also at a newline, or a sign beyond ASCII, after a letter.
 size_t find_seam(const std::vector<Pattern>& stages, std::string_view text, size_t at, size_t limit) {
   const auto cuts_there = [](Pattern pattern) { return window_of(pattern).has_value(); };
-  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  const auto knows_words = [&](Pattern pattern) {
+    return cuts_there(pattern) && pattern != Pattern::kSpaceRuns && pattern != Pattern::kSpaceEach;
+  };
   if (std::none_of(stages.begin(), stages.end(), cuts_there)) return text.size();
-  const size_t end = std::min(limit, text.size());
-  for (size_t i = std::max<size_t>(at, 1); i + 1 < end; ++i) {
-    if (text[i] == ' ' && letter(text[i - 1]) && letter(text[i + 1])) return i;
+  const bool words = std::any_of(stages.begin(), stages.end(), knows_words);
+  const Byte base = reinterpret_cast<Byte>(text.data()), end = base + text.size();
+  const auto inner = [](uint8_t byte) { return (byte & 0xC0) == 0x80; };
+  Byte p = base + std::max<size_t>(at, 1);
+  while (p < end && inner(*p)) ++p;
+  if (p >= end) return text.size();
+  Byte last = p - 1;
+  while (inner(*last)) --last;
+  for (const Byte stop = base + std::min(limit, text.size()); p < stop;) {
+    const Char here = char_at(p);
+    const Byte next = p + here.len;
+    const bool letter = char_at(last).cls & kLetter;
+    if (letter && *p == ' ' && next < end && (char_at(next).cls & kLetter)) break;
+    if (words && letter && (*p == '\n' || (*p >= 0x80 && (here.cls & kSign)))) break;
+    last = p;
+    p = next;
   }
-  return text.size();
+  return p < base + std::min(limit, text.size()) ? static_cast<size_t>(p - base) : text.size();
 }
 
 void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {

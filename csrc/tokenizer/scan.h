@@ -30,7 +30,10 @@ enum class Pattern : uint8_t {
   kByteDigitRuns =
       12,  // runs of digits of GPT-2's byte alphabet: 0-9 and the bytes it shows as superscripts and fractions
   kByteDigitsEach = 13,
-  kCount = 14
+  kTekken = 14,    // Mistral's: as o200k with single digits, without contractions
+  kQwen35 = 15,    // as Qwen2 with marks in words
+  kDeepSeek = 16,  // V3 and R1: three expressions one after the other
+  kCount = 17
 };
 
 /// The pieces of a text, a batch at a time, so that a long text needs no list of them all.

@@ -23,7 +23,8 @@ const Alphabet kHard = {"a",      "b",      "s",      "S",          "t",      "l
                         "B",      " ",      " ",      "  ",         "\n",     "\r\n",   "\t",     "'",      "'s",
                         "'LL",    "!",      "/",      "//",         "1",      "23",     "\u00a0", "\u3000", "\u00df",
                         "\u00c9", "\u0661", "\u00b2", "\u017f",     "\u02b0", "\u0301", "\u65e5", "\u3002", "\u201c",
-                        "\u2014", "\u0e01", "\u0e31", "\U0001f600", "\u200d", "\u01c5", "\u0085"};
+                        "\u2014", "\u0e01", "\u0e31", "\U0001f600", "\u200d", "\u01c5", "\u0085", "\u30ab", "\u30fb",
+                        "\u3099", "\u9fa5", "\u9fa6", "\u4dff",     "\x01",   "\u1100"};
 const Alphabet kPlain = {"a",  "the", "word",   "Upper", "camelCase", " ",  " ",     " ",
                          "  ", "\n",  "\n    ", ".",     ",",         "'s", "12345", "("};
 
@@ -146,6 +147,31 @@ TEST(tokenizer, windows_at_every_distance_from_a_long_run) {
       }
     }
   }
+}
+
+// What begins at a seam is cut as if nothing stood before it, and the other way round.
+TEST(tokenizer, seams_cut_a_text_where_its_pieces_do) {
+  Random random(11);
+  std::vector<size_t> whole, left, right;
+  size_t seams = 0;
+  for (int i = 0; i < (quick() ? 300 : 4000); ++i) {
+    const std::string text = random_text(random, i % 2 ? kHard : kPlain, random.integer(2, 40));
+    for (int pattern = 0; pattern < static_cast<int>(Pattern::kCount); ++pattern) {
+      const std::vector<Pattern> stages{static_cast<Pattern>(pattern)};
+      split_pieces(stages, text, whole);
+      const size_t from = static_cast<size_t>(random.integer(0, static_cast<int64_t>(text.size())));
+      const size_t at = find_seam(stages, text, from, from + 100);
+      if (at == text.size()) continue;
+      ++seams;
+      split_pieces(stages, text.substr(0, at), left);
+      split_pieces(stages, text.substr(at), right);
+      for (const size_t end : right) left.push_back(at + end);
+      if (left == whole) continue;
+      const Note note("pattern " + std::to_string(pattern) + ", seam " + std::to_string(at) + ", text " + text);
+      CHECK(left == whole);
+    }
+  }
+  CHECK(seams > 500);
 }
 
 TEST(tokenizer, many_pieces_merged_at_once_are_merged_as_each_alone) {

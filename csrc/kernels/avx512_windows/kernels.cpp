@@ -60,8 +60,5 @@ LLMCORE_INLINE uint32_t* put_positions(uint64_t bits, uint32_t offset, uint32_t*
 
 extern "C" {
 extern const llmcore::WindowKernel llmcore_kernels_avx512_windows[llmcore::kNumWindowPatterns];
-const llmcore::WindowKernel llmcore_kernels_avx512_windows[] = {
-    window_kernel<llmcore::kWindowGpt2>,      window_kernel<llmcore::kWindowCl100k>,
-    window_kernel<llmcore::kWindowQwen2>,     window_kernel<llmcore::kWindowO200k>,
-    window_kernel<llmcore::kWindowSpaceRuns>, window_kernel<llmcore::kWindowSpaceEach>};
+const llmcore::WindowKernel llmcore_kernels_avx512_windows[] = LLMCORE_WINDOWS;
 }

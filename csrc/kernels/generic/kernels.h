@@ -63,9 +63,7 @@ constexpr llmcore::KernelTable make_kernel_table(const char* name) {
       attention_fold_kernel,
       attention_finish_kernel,
 #ifndef LLMCORE_NO_WINDOWS
-      {window_kernel<llmcore::kWindowGpt2>, window_kernel<llmcore::kWindowCl100k>, window_kernel<llmcore::kWindowQwen2>,
-       window_kernel<llmcore::kWindowO200k>, window_kernel<llmcore::kWindowSpaceRuns>,
-       window_kernel<llmcore::kWindowSpaceEach>},
+      LLMCORE_WINDOWS,
 #else
       {},
 #endif

@@ -19,10 +19,11 @@ LLMCORE_INLINE int highest_bit(uint64_t bits) { return 63 - __builtin_clzll(bits
 
 /// What 64 bytes of text are, bit i speaks of byte i; all bytes of a character have its class. `high`: of characters
 /// beyond ASCII; `first`: first bytes of characters; `other`: neither letter, number nor space; `caseless`: letters
-/// with neither case; `mark`: \p{M}. Only the lowest `valid` bits count: a last, incomplete character is left out.
+/// with neither case; `mark`: \p{M}; `sign`: \p{P} and \p{S}; `han`: [\u4e00-\u9fa5\u3040-\u30ff]. Only the lowest
+/// `valid` bits count: a last, incomplete character is left out.
 struct Window {
   uint64_t letter, upper, number, space, newline, blank, apostrophe, slash, high;
-  uint64_t lower, mark, first, caseless, other, valid;
+  uint64_t lower, mark, first, caseless, other, sign, han, valid;
 };
 
 /// Characters beyond ASCII: looked up one by one.
@@ -56,7 +57,15 @@ LLMCORE_INLINE void classify_high(const uint8_t* p, const WindowArgs& a, U8x64 x
   w.number |= whole(bits_set<llmcore::kNumberBit>(c));
   w.space |= whole(bits_set<llmcore::kSpaceBit>(c));
   w.mark = whole(bits_set<llmcore::kMarkBit>(c));
+  w.sign |= whole(bits_set<llmcore::kSignBit>(c));
   w.first = ~inner;
+  // By the bytes: of U+3040 to U+30FF, U+4E00 to U+4FFF, U+5000 to U+8FFF, U+9000 to U+9F7F, U+9F80 to U+9FA5.
+  const uint64_t e9 = bits_equal(x, 0xE9);
+  const uint64_t han = (bits_equal(x, 0xE3) & bits_within(x, 0x81, 3) >> 1) |
+                       (bits_equal(x, 0xE4) & bits_within(x, 0xB8, 8) >> 1) | bits_within(x, 0xE5, 4) |
+                       (e9 & bits_within(x, 0x80, 0x3E) >> 1) |
+                       (e9 & bits_equal(x, 0xBE) >> 1 & bits_within(x, 0x80, 0x26) >> 2);
+  w.han = whole(han);
 }
 
 LLMCORE_INLINE Window classify(const uint8_t* p, const WindowArgs& a) {
@@ -72,6 +81,7 @@ LLMCORE_INLINE Window classify(const uint8_t* p, const WindowArgs& a) {
   w.slash = bits_equal(x, '/');
   w.high = high_bits(x);
   w.letter = w.lower | w.upper;
+  w.sign = bits_within(x, 0x21, 0x5E) & ~(w.letter | w.number);
   w.first = w.valid = ~uint64_t{0};
   if (w.high != 0) classify_high(p, a, x, w);
   w.caseless = w.letter & ~w.upper & ~w.lower;
@@ -92,8 +102,9 @@ LLMCORE_INLINE uint64_t first_bytes(const Window& w, uint64_t last) {
 }
 
 /// Starts of the pieces \s*[\r\n]+|\s+(?!\S)|\s+ of `spaces`, and of what follows them if it takes a space along. With
-/// `newlines` 0, of \s+(?!\S)|\s+ alone. A run that touches the window's end has but its start.
-LLMCORE_INLINE uint64_t starts_in_spaces(const Window& w, uint64_t spaces, uint64_t newlines) {
+/// `newlines` 0, of \s+(?!\S)|\s+ alone. What follows counts as the end of the text where it is one of `ends`. A run
+/// that touches the window's end has but its start.
+LLMCORE_INLINE uint64_t starts_in_spaces(const Window& w, uint64_t spaces, uint64_t newlines, uint64_t ends = 0) {
   uint64_t starts = spaces & ~(spaces << 1);
   // After the last newline of a run, unless more newlines follow the blanks there.
   const uint64_t blanks = spaces & ~newlines;
@@ -103,7 +114,7 @@ LLMCORE_INLINE uint64_t starts_in_spaces(const Window& w, uint64_t spaces, uint6
   }
   starts |= after_newline;
   // The last space of a run is left to what follows.
-  const uint64_t last = blanks & ~(spaces >> 1) & (w.valid >> 1);
+  const uint64_t last = blanks & ~(spaces >> 1 | ends >> 1) & (w.valid >> 1);
   return starts | first_bytes(w, last);
 }
 
@@ -164,8 +175,11 @@ struct WordStarts {
   uint64_t spaces;  // the others, and blanks
   uint64_t bits;
 };
+template <bool kMarks = false>
 LLMCORE_INLINE WordStarts word_starts(const Window& w) {
-  const uint64_t letter = w.letter & w.valid, number = w.number & w.valid, other = w.other & w.valid;
+  const uint64_t marks = kMarks ? w.mark : 0;
+  const uint64_t letter = (w.letter | marks) & w.valid, other = w.other & ~marks & w.valid;
+  const uint64_t number = w.number & w.valid;
   const uint64_t newline = w.newline & w.valid, blank = w.blank;
   const uint64_t other_starts = other & ~(other << 1);
   const uint64_t taken = newline & ~(newline + (newline & other << 1));
@@ -178,10 +192,10 @@ LLMCORE_INLINE WordStarts word_starts(const Window& w) {
   return {letter, number, other_starts, taken, spaces, starts};
 }
 
-/// cl100k, Llama-3 and Qwen2 (they differ in the number of digits, and at the end of a text).
-template <int kDigits>
+/// cl100k, Llama-3, Qwen2 and Qwen3.5 (they differ in the number of digits, at the end of a text, and in marks).
+template <int kDigits, bool kMarks = false>
 LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
-  const WordStarts words = word_starts(w);
+  const WordStarts words = word_starts<kMarks>(w);
   const uint64_t number = words.number;
   uint64_t starts = words.bits;
   starts |= kDigits == 1 ? number & w.first : every_third(number, number & ~(number << 1));
@@ -195,13 +209,16 @@ LLMCORE_INLINE Starts cl100k_starts(const Window& w, const uint8_t* p) {
 }
 
 /// o200k without marks: as cl100k, and words begin anew where upper case follows lower case, and keep a contraction.
+/// And tekken, with single digits and no contractions.
+template <int kDigits, bool kContractions>
 LLMCORE_INLINE Starts o200k_starts(const Window& w, const uint8_t* p) {
   const WordStarts words = word_starts(w);
   const uint64_t number = words.number, upper = w.upper;
-  uint64_t starts = words.bits | (upper & w.lower << 1) | every_third(number, number & ~(number << 1));
+  uint64_t starts = words.bits | (upper & w.lower << 1);
+  starts |= kDigits == 1 ? number & w.first : every_third(number, number & ~(number << 1));
   starts = certain_before_last_spaces(w, words.spaces, starts);
   int done = 0;
-  for (uint64_t rest = w.apostrophe & words.letter << 1; rest != 0; rest &= rest - 1) {
+  for (uint64_t rest = kContractions ? w.apostrophe & words.letter << 1 : 0; rest != 0; rest &= rest - 1) {
     const int at = lowest_bit(rest);
     if (at == done) continue;  // a word keeps but one
     if (at > 60) {
@@ -215,7 +232,28 @@ LLMCORE_INLINE Starts o200k_starts(const Window& w, const uint8_t* p) {
     }
   }
   const uint64_t mixed = (w.caseless & upper << 1) | (upper & w.caseless << 1);
-  return certain(w, starts, (number & w.high) | w.mark | mixed | (w.slash & words.taken << 1));
+  const uint64_t long_numbers = kDigits == 1 ? 0 : number & w.high;
+  return certain(w, starts, long_numbers | w.mark | mixed | (w.slash & words.taken << 1));
+}
+
+/// DeepSeek's three expressions; what the last one doesn't match is a hazard.
+LLMCORE_INLINE Starts deepseek_starts(const Window& w) {
+  const uint64_t number = w.number & w.valid, newline = w.newline & w.valid;
+  const uint64_t all_letters = (w.letter | w.mark) & w.valid, all_signs = w.sign & w.valid;
+  const uint64_t letter = all_letters & ~w.han, sign = all_signs & ~w.han;
+  const uint64_t taken = newline & ~(newline + (newline & sign << 1));
+  const uint64_t spaces = w.space & w.valid & ~taken;
+  uint64_t starts = starts_in_spaces(w, spaces, newline, number | w.han);
+  const uint64_t sign_starts = sign & ~(sign << 1) & ~(w.blank << 1);
+  // A sign of ASCII takes the letters of ASCII along.
+  const uint64_t plain = w.letter & ~w.high, leading = sign_starts & ~w.high & plain >> 1;
+  starts |= sign_starts | (after_runs(plain, leading << 1) & letter);
+  starts |= letter & ~(letter << 1) & ((number | w.han | newline | (sign & ~leading)) << 1);
+  const uint64_t han_letter = all_letters & w.han, han_sign = all_signs & w.han;
+  starts |= (han_letter & ~(han_letter << 1)) | (han_sign & ~(han_sign << 1));
+  starts |= every_third(number, number & ~(number << 1));
+  starts = certain_before_last_spaces(w, spaces, starts);
+  return certain(w, starts, (number & w.high) | ~(all_letters | all_signs | number | w.space));
 }
 
 /// Every U+0020, or the first of a run of them.
@@ -238,8 +276,14 @@ LLMCORE_INLINE Starts starts_of(const uint8_t* p, const WindowArgs& a) {
       return cl100k_starts<3>(classify(p, a), p);
     case llmcore::kWindowQwen2:
       return cl100k_starts<1>(classify(p, a), p);
+    case llmcore::kWindowQwen35:
+      return cl100k_starts<1, true>(classify(p, a), p);
+    case llmcore::kWindowDeepSeek:
+      return deepseek_starts(classify(p, a));
+    case llmcore::kWindowTekken:
+      return o200k_starts<1, false>(classify(p, a), p);
     default:
-      return o200k_starts(classify(p, a), p);
+      return o200k_starts<3, true>(classify(p, a), p);
   }
 }
 
@@ -269,3 +313,11 @@ void window_kernel(WindowArgs& a) noexcept {
 }
 
 }  // namespace
+
+/// Those of WindowPattern, in its order.
+#define LLMCORE_WINDOWS                                                               \
+  {window_kernel<llmcore::kWindowGpt2>,     window_kernel<llmcore::kWindowCl100k>,    \
+   window_kernel<llmcore::kWindowQwen2>,    window_kernel<llmcore::kWindowO200k>,     \
+   window_kernel<llmcore::kWindowTekken>,   window_kernel<llmcore::kWindowQwen35>,    \
+   window_kernel<llmcore::kWindowDeepSeek>, window_kernel<llmcore::kWindowSpaceRuns>, \
+   window_kernel<llmcore::kWindowSpaceEach>}

@@ -19,8 +19,8 @@ from llmcore.vocab.bpe_model import byte_level_fields
 from llmcore.vocab.fields import shown
 from llmcore.vocab.hf import read_merges
 from llmcore.vocab.hf_general import WORD_PIECE
-from llmcore.vocab.hf_parts import ONIGURUMA, NormalizerCode, PreTokenizerCode, plain_part, regex_part
-from llmcore.vocab.patterns import DEEPSEEK_REGEXES, TEKKEN_REGEX, Stage
+from llmcore.vocab.hf_parts import NormalizerCode, PreTokenizerCode, plain_part
+from llmcore.vocab.patterns import Stage
 from llmcore.vocab.spec import FIRST_TEXT, NO_ID, SECOND_TEXT, AddedToken, Kind, ModelSpec, VocabSpec
 
 _REQUIRED = object()
@@ -34,11 +34,10 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan"), (Stage.QWEN2,)),
     **dict.fromkeys(("gpt-4o", "llama4"), (Stage.O200K,)),
     **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone"), _DIGITS_APART),
+    "tekken": (Stage.TEKKEN,),
+    "qwen35": (Stage.QWEN35,),
+    **dict.fromkeys(("deepseek-v3", "deepseek-r1"), (Stage.DEEPSEEK,)),
     "falcon": (Stage.PUNCTUATION, Stage.GPT2, Stage.BYTE_DIGIT_RUNS, Stage.THREE_DIGITS),
-}
-_REGEXES: dict[str, tuple[str, ...]] = {
-    "tekken": (TEKKEN_REGEX,),
-    **dict.fromkeys(("deepseek-v3", "deepseek-r1"), DEEPSEEK_REGEXES),
 }
 _WHOLE_WORDS = {"tekken", "llama-bpe", "llama3", "llama-v3"}
 
@@ -85,8 +84,8 @@ def _byte_level(
     values: dict[str, GGUFValue], tokens: list[str], types: list[int], special: dict[str, int | None]
 ) -> VocabSpec:
     pre = _get(values, "tokenizer.ggml.pre", "str", "default")
-    if pre not in _STAGES and pre not in _REGEXES:
-        known = ", ".join([*_STAGES, *_REGEXES])
+    if pre not in _STAGES:
+        known = ", ".join(_STAGES)
         raise TokenizerError(f"GGUF: the way {shown(pre)} to split text can't be reproduced; {known} can")
     vocab: dict[str, int] = {}
     for id, (text, kind) in enumerate(zip(tokens, types, strict=True)):
@@ -102,7 +101,6 @@ def _byte_level(
         **fields,
         merges=merges,
         stages=_STAGES.get(pre, ()),
-        pre_tokenizers=tuple(regex_part(regex, ONIGURUMA) for regex in _REGEXES.get(pre, ())),
         added=added,
         whole_words=pre in _WHOLE_WORDS,
         prefix_ids=(bos,) if add_bos and bos is not None else (),

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.fields import array, flag, obj, refuse, shown, text, token_id
-from llmcore.vocab.patterns import STAGE_OF_REGEX, Stage
+from llmcore.vocab.patterns import REGEXES_OF_STAGE, STAGE_OF_REGEX, Stage, split_part
 from llmcore.vocab.spec import FIRST_TEXT, SECOND_TEXT, BrokenBytes, FirstSpace, PairTemplate, SpacePrefix
 
 _MAX_DEPTH = 16
@@ -116,8 +116,11 @@ def read_pre_tokenizer(value: object) -> Splitter:
     byte_level = False
     metaspace = False
     prefix = SpacePrefix.NEVER
+    covered = 0  # parts that a stage before them stands for
     for i, part in enumerate(parts):
         kind = part.get("type")
+        if i < covered:
+            continue
         if metaspace:
             raise refuse(f"{shown(kind)} behind Metaspace", "pre_tokenizer")
         if kind == "ByteLevel" and not byte_level:
@@ -134,7 +137,9 @@ def read_pre_tokenizer(value: object) -> Splitter:
             if flag(part.get("split", True), "pre_tokenizer.split"):
                 stages.append(Stage.SPACE_EACH)
         else:
-            stage = _stage(part)
+            stage = _stage_of_several(parts[i:]) or _stage(part)
+            if len(regexes := REGEXES_OF_STAGE.get(stage, ())) > 1:
+                covered = i + len(regexes)
             if byte_level and stage not in _BEHIND_BYTES:
                 raise refuse(f"{shown(kind)} behind ByteLevel", "pre_tokenizer")
             stages.append(_BEHIND_BYTES[stage] if byte_level else stage)
@@ -151,6 +156,15 @@ def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
     if not isinstance(scheme, str) or scheme not in schemes:
         raise TokenizerError(f"pre_tokenizer.prepend_scheme: {shown(scheme)} is none of always, first, never")
     return schemes[scheme]
+
+
+def _stage_of_several(parts: list[dict[str, Any]]) -> Stage | None:
+    """The stage that is equal to the first of the `parts` together, several Splits."""
+    for stage, regexes in REGEXES_OF_STAGE.items():
+        splits = [split_part(regex) for regex in regexes]
+        if len(splits) > 1 and [{"invert": False, **part} for part in parts[: len(splits)]] == splits:
+            return stage
+    return None
 
 
 def _stage(part: dict[str, Any]) -> Stage:

@@ -14,7 +14,7 @@ from llmcore.vocab.hf import show_token
 from llmcore.vocab.hf_general import WORD_PIECE
 from llmcore.vocab.hf_parts import FANCY, NormalizerCode, PreTokenizerCode
 from llmcore.vocab.oniguruma import to_oniguruma
-from llmcore.vocab.patterns import REGEX_OF_STAGE, Stage
+from llmcore.vocab.patterns import REGEXES_OF_STAGE, Stage, split_part
 from llmcore.vocab.spec import FIRST_TEXT, FirstSpace, Kind, SpacePrefix, VocabSpec
 
 _MARK = "\u2581"
@@ -165,14 +165,10 @@ def _given_pre_tokenizer(spec: VocabSpec) -> dict[str, Any]:
     if codes != {PreTokenizerCode.SPLIT_REGEX} or not spec.byte_level or spec.stages:
         raise _refuse("this way to split text")
     splits = [
-        _split(to_oniguruma(regex.decode()), "Removed", True) if dialect == FANCY else _split(regex.decode())
+        split_part(to_oniguruma(regex.decode()), "Removed", True) if dialect == FANCY else split_part(regex.decode())
         for _, _, _, dialect, _, _, regex in spec.pre_tokenizers
     ]
     return {"type": "Sequence", "pretokenizers": [*splits, _byte_level(False, use_regex=False)]}
-
-
-def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
 
 
 def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
@@ -197,16 +193,16 @@ def _pre_tokenizer(spec: VocabSpec) -> dict[str, Any] | None:
     # Stages on bytes were read from behind ByteLevel and go back there.
     on_bytes = {Stage.BYTE_DIGIT_RUNS, Stage.BYTE_DIGITS_EACH}
     cut = next((i for i, stage in enumerate(spec.stages) if stage in on_bytes), len(spec.stages))
-    parts = [_part(s) for s in spec.stages[:cut]] + [_byte_level(prefix, False)] + [_part(s) for s in spec.stages[cut:]]
-    return {"type": "Sequence", "pretokenizers": parts}
+    before, behind = ([p for s in stages for p in _parts(s)] for stages in (spec.stages[:cut], spec.stages[cut:]))
+    return {"type": "Sequence", "pretokenizers": [*before, _byte_level(prefix, False), *behind]}
 
 
-def _part(stage: Stage) -> dict[str, Any]:
-    if stage in REGEX_OF_STAGE:
-        return _split(REGEX_OF_STAGE[stage])
+def _parts(stage: Stage) -> list[dict[str, Any]]:
+    if stage in REGEXES_OF_STAGE:
+        return [split_part(regex) for regex in REGEXES_OF_STAGE[stage]]
     if stage == Stage.PUNCTUATION:
-        return {"type": "Punctuation", "behavior": "Contiguous"}
-    return {"type": "Digits", "individual_digits": stage in (Stage.DIGITS_EACH, Stage.BYTE_DIGITS_EACH)}
+        return [{"type": "Punctuation", "behavior": "Contiguous"}]
+    return [{"type": "Digits", "individual_digits": stage in (Stage.DIGITS_EACH, Stage.BYTE_DIGITS_EACH)}]
 
 
 def _post_processor(spec: VocabSpec, names: dict[int, str]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ last space of a text differently, and then every id after it is another.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class Stage(IntEnum):
@@ -26,6 +27,9 @@ class Stage(IntEnum):
     SPACE_EACH = 11
     BYTE_DIGIT_RUNS = 12
     BYTE_DIGITS_EACH = 13
+    TEKKEN = 14
+    QWEN35 = 15
+    DEEPSEEK = 16
 
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -37,6 +41,7 @@ LLAMA3_REGEX = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35_REGEX = QWEN2_REGEX.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 # tiktoken's own spelling has possessive `{1,3}+` and `$`, which mean other things to Oniguruma, the engine behind
 # tokenizer.json. This one means the same to both.
 CL100K_REGEX = (
@@ -47,9 +52,7 @@ O200K_REGEX = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
 TEKKEN_REGEX = O200K_REGEX.replace(_CONTRACTIONS + "?", "").replace(r"\p{N}{1,3}", r"\p{N}")
-# One after the other.
 DEEPSEEK_REGEXES = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
@@ -65,6 +68,8 @@ STAGE_OF_REGEX = {
     QWEN2_REGEX: Stage.QWEN2,
     CL100K_REGEX: Stage.CL100K,
     O200K_REGEX: Stage.O200K,
+    TEKKEN_REGEX: Stage.TEKKEN,
+    QWEN35_REGEX: Stage.QWEN35,
     r"[0-9][0-9][0-9]": Stage.THREE_DIGITS,
 }
 
@@ -78,11 +83,20 @@ STAGE_OF_NAME = {
     "qwen2": Stage.QWEN2,
     "o200k": Stage.O200K,
 }
-REGEX_OF_STAGE = {
-    Stage.GPT2: GPT2_REGEX,
-    Stage.CL100K: CL100K_REGEX,
-    Stage.LLAMA3: LLAMA3_REGEX,
-    Stage.QWEN2: QWEN2_REGEX,
-    Stage.O200K: O200K_REGEX,
-    Stage.THREE_DIGITS: r"[0-9][0-9][0-9]",
+# Several where one takes the pieces of the other.
+REGEXES_OF_STAGE = {
+    Stage.GPT2: (GPT2_REGEX,),
+    Stage.CL100K: (CL100K_REGEX,),
+    Stage.LLAMA3: (LLAMA3_REGEX,),
+    Stage.QWEN2: (QWEN2_REGEX,),
+    Stage.O200K: (O200K_REGEX,),
+    Stage.THREE_DIGITS: (r"[0-9][0-9][0-9]",),
+    Stage.TEKKEN: (TEKKEN_REGEX,),
+    Stage.QWEN35: (QWEN35_REGEX,),
+    Stage.DEEPSEEK: DEEPSEEK_REGEXES,
 }
+
+
+def split_part(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    """The part of a tokenizer.json that splits at `regex`."""
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
