@@ -116,11 +116,12 @@ void AddedMatcher::build() {
 size_t AddedMatcher::next_start(std::string_view text, size_t at) const noexcept {
   static_assert(std::endian::native == std::endian::little);
   for (; !firsts_.empty() && at + 9 <= text.size(); at += 8) {
-    uint64_t word, after;
+    uint64_t word;
     std::memcpy(&word, text.data() + at, 8);
-    std::memcpy(&after, text.data() + at + 1, 8);
     uint64_t found = bytes_in(word, firsts_);
-    if (!seconds_.empty()) found &= bytes_in(after, seconds_);
+    if (found == 0) continue;
+    std::memcpy(&word, text.data() + at + 1, 8);
+    if (!seconds_.empty()) found &= bytes_in(word, seconds_);
     if (found != 0) return at + static_cast<size_t>(std::countr_zero(found)) / 8;
   }
   while (at < text.size() && !starts_[static_cast<uint8_t>(text[at])]) ++at;

@@ -30,7 +30,14 @@ from llmcore.vocab.fields import (
     token_id,
 )
 from llmcore.vocab.hf_general import from_parts, model_kind
-from llmcore.vocab.hf_pipeline import read_decoder, read_normalizer, read_post_processor, read_pre_tokenizer
+from llmcore.vocab.hf_pipeline import (
+    Splitter,
+    read_decoder,
+    read_normalizer,
+    read_post_processor,
+    read_pre_tokenizer,
+    splits_at_spaces,
+)
 from llmcore.vocab.spec import AddedToken, VocabSpec
 
 _MAX_ADDED = 1 << 16
@@ -94,7 +101,9 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         if model.get(name):
             raise refuse(name, "model")
     normalizer = read_normalizer(root.get("normalizer"))
-    splitter = read_pre_tokenizer(root.get("pre_tokenizer"))
+    cuts = root.get("pre_tokenizer")
+    # Gemma's has nothing to split at where marks are in the place of all spaces.
+    splitter = Splitter() if normalizer.metaspace and splits_at_spaces(cuts) else read_pre_tokenizer(cuts)
     decoder = read_decoder(root.get("decoder"))
     if splitter.byte_level != decoder.byte_level:
         raise refuse("a decoder of another kind than the pre-tokenizer", "decoder")
@@ -123,7 +132,9 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
         fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
     stages = splitter.stages
-    if normalizer.metaspace and not stages and not whole_words:  # which sees the text as one word
+    if (
+        (normalizer.metaspace or splitter.metaspace) and not stages and not whole_words
+    ):  # which sees the text as one word
         stages = space_stage(fields["tokens"], fields["kinds"])
     around = read_post_processor(root.get("post_processor"), fields["size"])
     del fields["size"]

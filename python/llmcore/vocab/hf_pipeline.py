@@ -146,6 +146,12 @@ def read_pre_tokenizer(value: object) -> Splitter:
     return Splitter(tuple(stages), byte_level, metaspace, prefix)
 
 
+def splits_at_spaces(value: object) -> bool:
+    """True for Gemma's pre-tokenizer, which splits after spaces."""
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    return flatten(value, "pretokenizers", "pre_tokenizer") == [split]
+
+
 def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
     if part.get("replacement", _MARK) != _MARK:
         raise refuse(f"Metaspace with {shown(part['replacement'])}", "pre_tokenizer")
