@@ -70,6 +70,16 @@ def optional(name: str) -> Any:
         return None
 
 
+def hugging_face(path: Path) -> dict[str, Make]:
+    tokenizers = optional("tokenizers")
+
+    def make() -> Encode:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        return lambda text: tokenizer.encode(text).ids
+
+    return {"tokenizers": make} if tokenizers else {}
+
+
 def makers_of_cl100k(folder: Path) -> dict[str, Make]:
     """What makes a fresh encoder of each library, all with cl100k."""
     path = DATA / "tokenizers" / "tiktoken" / "cl100k_base.tiktoken"
@@ -77,13 +87,7 @@ def makers_of_cl100k(folder: Path) -> dict[str, Make]:
     saved = folder / "tokenizer.json"
     ours.save(saved)
     found: dict[str, Make] = {"llmcore": lambda: llmcore.Tokenizer.load(path).encode_to_numpy}
-    if tokenizers := optional("tokenizers"):
-
-        def hugging_face() -> Encode:
-            tokenizer = tokenizers.Tokenizer.from_file(str(saved))
-            return lambda text: tokenizer.encode(text).ids
-
-        found["tokenizers"] = hugging_face
+    found |= hugging_face(saved)
     if tiktoken := optional("tiktoken"):
         from llmcore.vocab.tiktoken import ENCODINGS, read_ranks
 
@@ -151,6 +155,43 @@ def race(makers: dict[str, Make], texts: list[str], rounds: int) -> dict[str, di
         }
         for name, own in figures.items()
     }
+
+
+def families(folder: Path) -> dict[str, Path]:
+    """A tokenizer.json for each way to cut text, some made of another's vocabulary."""
+    known = DATA / "tokenizers"
+    found = {
+        "BERT": known / "bert-base-uncased" / "tokenizer.json",
+        "Falcon": known / "falcon-tokenizer" / "tokenizer.json",
+        "GPT-NeoX": known / "gpt-neox-20b" / "20B_tokenizer.json",
+        "Phi-3": known / "phi-3" / "tokenizer.json",
+        "T5": known / "t5-small" / "tokenizer.json",
+    }
+
+    def edited(name: str, base: str, **parts: Any) -> None:
+        found[name] = folder / f"{name}.json"
+        root = json.loads((known / base / "tokenizer.json").read_text(encoding="utf-8"))
+        found[name].write_text(json.dumps({**root, **parts}), encoding="utf-8")
+
+    from llmcore.vocab.patterns import REGEXES_OF_STAGE, Stage, split_part
+
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    for name, stage in (("Mistral", Stage.TEKKEN), ("Qwen3.5", Stage.QWEN35), ("DeepSeek-V3", Stage.DEEPSEEK)):
+        cuts = [*(split_part(regex) for regex in REGEXES_OF_STAGE[stage]), to_bytes]
+        edited(name, "gpt2", normalizer={"type": "NFC"}, pre_tokenizer={"type": "Sequence", "pretokenizers": cuts})
+    digits = {"type": "Digits", "individual_digits": True}
+    cuts = [digits, {**to_bytes, "use_regex": True}]
+    edited("StarCoder", "gpt2", pre_tokenizer={"type": "Sequence", "pretokenizers": cuts})
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    after_spaces = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    undone = [{**marks, "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    decoder = {"type": "Sequence", "decoders": undone}
+    edited("Gemma", "phi-3", normalizer=marks, pre_tokenizer=after_spaces, decoder=decoder)
+    return found
+
+
+def makers_of(path: Path) -> dict[str, Make]:
+    return {"llmcore": lambda: llmcore.Tokenizer.load(path).encode_to_numpy, **hugging_face(path)}
 
 
 def best(action: Callable[[], Any], rounds: int) -> float:
@@ -259,6 +300,8 @@ def main() -> int:
         for name, texts in corpora().items():
             results["encode"][f"{name}, cl100k"] = race(makers, texts, options.rounds)
         results["encode"]["English, Llama-2"] = race(makers_of_llama2(), corpora()["English"][:250], options.rounds)
+        for name, path in families(Path(folder)).items():
+            results["encode"][f"English, {name}"] = race(makers_of(path), corpora()["English"][:100], 1)
         results["worst cases"] = worst_cases(options.rounds)
         results["loading, ms"] = loading(options.rounds)
         results["training, s"] = training(max(1, options.rounds // 2))

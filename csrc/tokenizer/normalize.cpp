@@ -227,18 +227,30 @@ CharacterMap::CharacterMap(std::string_view blob) {
   std::memcpy(trie_.data(), blob.data() + 4, size);
   replacements_ = blob.substr(4 + size);
   replacements_.push_back('\0');
+  for (uint8_t c = 1; c < 128; ++c) spared_[c] = spares_before_ascii(c);
+}
+
+bool CharacterMap::spares_before_ascii(uint8_t c) const noexcept {
+  size_t after = offset(unit(0)) ^ c;
+  const uint32_t node = unit(after);
+  if ((node & kLabel) != c) return true;
+  if (node >> 8 & 1) return false;
+  after ^= offset(node);
+  for (uint8_t next = 1; next < 128; ++next) {
+    if ((unit(after ^ next) & kLabel) == next) return false;
+  }
+  return true;
 }
 
 // The units of darts-clone: 8 bits of label, a bit that a value follows, and where the children are.
 template <class Found>
 void CharacterMap::walk(std::string_view text, Found found) const noexcept {
-  const auto offset = [](uint32_t unit) { return unit >> 10 << ((unit & 0x200) >> 6); };
   size_t at = offset(unit(0));
   for (size_t i = 0; i < text.size() && text[i] != '\0'; ++i) {
     const auto byte = static_cast<uint8_t>(text[i]);
     at ^= byte;
     const uint32_t node = unit(at);
-    if ((node & 0x800000FFu) != byte) return;
+    if ((node & kLabel) != byte) return;
     at ^= offset(node);
     if ((node >> 8 & 1) && !found(i + 1, unit(at) & 0x7FFFFFFFu)) return;
   }
@@ -254,6 +266,15 @@ std::string_view CharacterMap::longest(std::string_view text, size_t& length) co
   });
   if (length == 0 || place >= replacements_.size()) return {};
   return replacements_.data() + place;
+}
+
+size_t CharacterMap::spared_end(std::string_view text, size_t at, char stop) const noexcept {
+  const size_t begin = at;
+  while (at < text.size() && static_cast<uint8_t>(text[at]) < 0x80 && text[at] != stop &&
+         spared_[static_cast<uint8_t>(text[at])]) {
+    ++at;
+  }
+  return at > begin && at < text.size() && static_cast<uint8_t>(text[at]) >= 0x80 ? at - 1 : at;
 }
 
 const char* CharacterMap::first(std::string_view text) const noexcept {
@@ -383,7 +404,38 @@ void Normalizer::replace(MappedText& text, const std::vector<Regex::Match>& matc
   text = std::move(out);
 }
 
+/// Stretches of ASCII at once; whatever stands beside it is no mark that goes with it, or is taken off.
 void Normalizer::bert(MappedText& text) const {
+  constexpr size_t kWorthIt = 16;
+  MappedText out = text.like();
+  const std::string_view all = text.text;
+  for (size_t at = 0; at < all.size();) {
+    const size_t plain = ascii_end(all, at);
+    for (; at < plain; ++at) {
+      const uint8_t c = static_cast<uint8_t>(all[at]);
+      uint32_t code = c;
+      if (spec_.flags & kBertClean) {
+        if (c == 0 || (traits_of(c) & kBertControl)) continue;
+        if (class_of(c) & kSpace) code = ' ';
+      }
+      if (spec_.flags & kBertLower && c >= 'A' && c <= 'Z') code = c + 32u;
+      out.push(code, text.origin(at));
+    }
+    size_t end = at, after = at;
+    while (after < all.size() && after - end < kWorthIt) {
+      end = after;
+      while (end < all.size() && static_cast<uint8_t>(all[end]) >= 0x80) ++end;
+      after = ascii_end(all, end);
+    }
+    MappedText rest(text, at, end);
+    bert_characters(rest);
+    out.push(rest, 0, rest.text.size());
+    at = end;
+  }
+  text = std::move(out);
+}
+
+void Normalizer::bert_characters(MappedText& text) const {
   const uint32_t flags = spec_.flags;
   if (flags & kBertClean) {
     rewrite(text, [](uint32_t code, Origin origin, MappedText& out) {
@@ -417,6 +469,12 @@ void Normalizer::precompiled(MappedText& text) const {
     return text.mapped ? Origin{text.origins[begin].begin, text.origins[end - 1].end} : Origin{0, 0};
   };
   for (size_t at = 0; at < all.size();) {
+    // These are clusters of their own, but for \r.
+    if (const size_t plain = map_->spared_end(all, at, '\r'); plain > at) {
+      out.push(text, at, plain);
+      at = plain;
+      continue;
+    }
     const size_t end = cluster_end(p, at, all.size());
     const char* changed = end - at < 6 ? map_->first(all.substr(at, end - at)) : nullptr;
     if (changed) {
@@ -463,6 +521,12 @@ void Normalizer::sentencepiece(MappedText& text) const {
   if (spec_.flags & kSpmDummyPrefix) out.push(space, here(1));
   bool after_space = remove_extra;
   for (; at < all.size(); at += length) {
+    if (const size_t plain = map_ && !spared_ ? map_->spared_end(all, at, ' ') : at; plain > at) {
+      out.push(text, at, plain);
+      length = plain - at;
+      after_space = false;
+      continue;
+    }
     std::string_view piece = next();
     while (after_space && piece.starts_with(' ')) piece.remove_prefix(1);
     if (!piece.empty()) {

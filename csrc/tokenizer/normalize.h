@@ -2,6 +2,7 @@
 // Normalisers: the parts of a tokenizer.json's "normalizer", each as Hugging Face tokenizers has it, and
 // SentencePiece's own. They run one after the other over a stretch of text between added tokens.
 
+#include <array>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -22,14 +23,21 @@ class CharacterMap {
   std::string_view longest(std::string_view text, size_t& length) const noexcept;
   /// The replacement of the shortest prefix of `text` that has one, as Hugging Face's reader takes it; null: none.
   const char* first(std::string_view text) const noexcept;
+  /// The end of the ASCII from `at` on that has no replacement, whatever follows; `stop` isn't in it.
+  size_t spared_end(std::string_view text, size_t at, char stop) const noexcept;
 
  private:
+  // A unit's label, or the bit of one that is a value.
+  static constexpr uint32_t kLabel = 0x800000FF;
+  static size_t offset(uint32_t unit) noexcept { return unit >> 10 << ((unit & 0x200) >> 6); }
   uint32_t unit(size_t at) const noexcept { return at < trie_.size() ? trie_[at] : 0; }
+  bool spares_before_ascii(uint8_t c) const noexcept;
   template <class Found>
   void walk(std::string_view text, Found found) const noexcept;
 
   std::vector<uint32_t> trie_;
-  std::string replacements_;  // each ends with a zero
+  std::string replacements_;        // each ends with a zero
+  std::array<bool, 128> spared_{};  // no key has this character alone, or with another of ASCII after it
 };
 
 enum class NormalizerKind : uint8_t {
@@ -82,6 +90,7 @@ class Normalizer {
   void change(MappedText& text, size_t most) const;
   void replace(MappedText& text, const std::vector<Regex::Match>& matches, size_t most) const;
   void bert(MappedText& text) const;
+  void bert_characters(MappedText& text) const;
   void precompiled(MappedText& text) const;
   void sentencepiece(MappedText& text) const;
 

@@ -31,7 +31,6 @@ void cut_characters(std::string_view piece, Cuts& cuts, Test test) {
 /// Gives a match to its neighbours, as the behaviour says; what is left of `cuts` are the pieces.
 template <class Cuts>
 void behave(Cuts& cuts, SplitBehavior behavior) {
-  Cuts kept;
   bool last = false;
   switch (behavior) {
     case SplitBehavior::kIsolated:
@@ -40,30 +39,35 @@ void behave(Cuts& cuts, SplitBehavior behavior) {
       std::erase_if(cuts, [](const auto& cut) { return cut.match; });
       return;
     case SplitBehavior::kMergedWithPrevious:
-    case SplitBehavior::kContiguous:
-      for (const auto& cut : cuts) {
+    case SplitBehavior::kContiguous: {
+      auto kept = cuts.begin();
+      for (const auto cut : cuts) {
         const bool joins = behavior == SplitBehavior::kContiguous ? cut.match == last : cut.match && !last;
-        if (joins && !kept.empty()) {
-          kept.back().end = cut.end;
+        if (joins && kept != cuts.begin()) {
+          kept[-1].end = cut.end;
         } else {
-          kept.push_back(cut);
+          *kept++ = cut;
         }
         last = cut.match;
       }
-      break;
-    case SplitBehavior::kMergedWithNext:
-      for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) {
-        if (cut->match && !last && !kept.empty()) {
-          kept.back().begin = cut->begin;
+      cuts.erase(kept, cuts.end());
+      return;
+    }
+    case SplitBehavior::kMergedWithNext: {
+      auto kept = cuts.end();
+      for (auto at = cuts.end(); at != cuts.begin();) {
+        const auto cut = *--at;
+        if (cut.match && !last && kept != cuts.end()) {
+          kept->begin = cut.begin;
         } else {
-          kept.push_back(*cut);
+          *--kept = cut;
         }
-        last = cut->match;
+        last = cut.match;
       }
-      std::reverse(kept.begin(), kept.end());
-      break;
+      cuts.erase(cuts.begin(), kept);
+      return;
+    }
   }
-  cuts = std::move(kept);
 }
 
 }  // namespace
@@ -94,13 +98,13 @@ PreTokenizer::PreTokenizer(PreTokenizerSpec spec) : spec_(std::move(spec)) {
 
 void PreTokenizer::find(std::string_view piece, std::vector<Cut>& cuts) const {
   const auto* p = reinterpret_cast<const uint8_t*>(piece.data());
-  const auto from_matches = [&](const std::vector<Regex::Match>& matches) {
-    size_t done = 0;
-    for (const Regex::Match& m : matches) {
-      if (m.begin > done) cuts.push_back({done, m.begin, false});
-      cuts.push_back({m.begin, m.end, true});
-      done = m.end;
-    }
+  size_t done = 0;
+  const auto push_match = [&](size_t begin, size_t end) {
+    if (begin > done) cuts.push_back({done, begin, false});
+    cuts.push_back({begin, end, true});
+    done = end;
+  };
+  const auto push_rest = [&] {
     if (piece.size() > done) cuts.push_back({done, piece.size(), false});
   };
   switch (spec_.kind) {
@@ -112,18 +116,16 @@ void PreTokenizer::find(std::string_view piece, std::vector<Cut>& cuts) const {
       return;
     }
     case PreTokenizerKind::kSplitText:
-    case PreTokenizerKind::kMetaspace: {
-      std::vector<Regex::Match> matches;
-      for (size_t at = 0; !spec_.text.empty() && (at = piece.find(spec_.text, at)) != piece.npos;
-           at = matches.back().end) {
-        matches.push_back({at, at + spec_.text.size()});
+    case PreTokenizerKind::kMetaspace:
+      for (size_t at = 0; !spec_.text.empty() && (at = piece.find(spec_.text, done)) != piece.npos;) {
+        push_match(at, at + spec_.text.size());
       }
-      return from_matches(matches);
-    }
+      return push_rest();
     case PreTokenizerKind::kSplitRegex: {
       std::vector<Regex::Match> matches;
       regex_->find_all(piece, matches);
-      return from_matches(matches);
+      for (const Regex::Match& m : matches) push_match(m.begin, m.end);
+      return push_rest();
     }
     case PreTokenizerKind::kWhitespace: {
       // A run of word characters, or of what is neither that nor white space.

@@ -215,7 +215,9 @@ inline Byte scan_deepseek(Byte p, Byte end) noexcept {
 /// Runs of the class, and runs of everything else.
 /// Runs of what Hugging Face's Punctuation and Digits split off: they know other versions of Unicode than patterns do.
 inline Byte scan_trait_runs(Byte p, Byte end, CodeTrait trait, bool each = false) noexcept {
-  const auto has_trait = [trait](Byte q) { return (traits_of(decode_utf8(q)) & trait) != 0; };
+  const auto has_trait = [trait](Byte q) {
+    return ((*q < 0x80 ? kTraitBlocks[*q] : traits_of(decode_utf8(q))) & trait) != 0;  // ASCII has the first block
+  };
   const bool wanted = has_trait(p);
   p += utf8_length(*p);
   if (wanted && each) return p;
@@ -366,7 +368,7 @@ void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text)
   const auto append = [&](size_t stage, Byte from, Byte to) {
     const uint32_t offset = static_cast<uint32_t>(from - base);
     const size_t count = ends.size(), bytes = static_cast<size_t>(to - from);
-    ends.resize(count + (bytes <= kWindowBytes ? bytes : kPieceBatch));  // pieces of few bytes are found one by one
+    ends.resize(count + (bytes <= kWindowBytes ? bytes : kPieceBatch));
     uint32_t* out = ends.data() + count;
     const size_t n = next_pieces(stage < stages.size() ? stages[stage] : Pattern::kNone, from, to, out);
     for (size_t i = 0; i < n; ++i) out[i] += offset;
@@ -378,13 +380,19 @@ void PieceBatch::next(const std::vector<Pattern>& stages, std::string_view text)
   for (size_t s = 1; s < stages.size(); ++s) {
     outer_.swap(ends);
     ends.clear();
-    uint32_t done = 0;
-    for (const uint32_t to : outer_) {
-      while (done < to) {
-        append(s, base + done, base + to);
-        done = ends.back();
+    with_scanner(stages[s], [&](auto scan) {
+      uint32_t done = 0;
+      for (const uint32_t to : outer_) {
+        while (done < to) {
+          if (to - done > kWindowBytes) {
+            append(s, base + done, base + to);
+          } else {
+            ends.push_back(static_cast<uint32_t>(scan(base + done, base + to) - base));
+          }
+          done = ends.back();
+        }
       }
-    }
+    });
   }
 }
 

@@ -283,13 +283,24 @@ void Tokenizer::encode_cut(const View& view, Output& out) const {
     bpe_.encode_pieces(cut.text.data(), pieces.ends, cut.readable_end, out.state, out.ids);
     return;
   }
+  PieceCache& known = out.state.merged;  // here of the model's: places aren't kept
   size_t begin = 0;
   for (const uint32_t end : pieces.ends) {
     const std::string_view piece = cut.text.substr(begin, end - begin);
     std::vector<Symbol>& symbols = model_ ? out.symbols : out.state.symbols;
     if (model_) {
+      const bool kept = !out.spans && piece.size() <= PieceCache::kBytes;
+      const uint64_t hash = kept ? hash_text(piece) : 0;
+      if (kept) {
+        if (const std::span<const uint32_t> ids = known.find(piece, hash); !ids.empty()) {
+          out.ids.insert(out.ids.end(), ids.begin(), ids.end());
+          begin = end;
+          continue;
+        }
+      }
       symbols.clear();
       model_->encode(piece, symbols);
+      if (kept) known.keep(piece, hash, std::span<const Symbol>(symbols));
     } else if (out.dropout) {
       bpe_.encode_with_dropout(piece, out.dropout->rate, out.dropout->random, out.state);
     } else {
