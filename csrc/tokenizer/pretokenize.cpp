@@ -96,7 +96,8 @@ PreTokenizer::PreTokenizer(PreTokenizerSpec spec) : spec_(std::move(spec)) {
   }
 }
 
-void PreTokenizer::find(std::string_view piece, std::vector<Cut>& cuts) const {
+/// `matches` is working memory.
+void PreTokenizer::find(std::string_view piece, std::vector<Regex::Match>& matches, std::vector<Cut>& cuts) const {
   const auto* p = reinterpret_cast<const uint8_t*>(piece.data());
   size_t done = 0;
   const auto push_match = [&](size_t begin, size_t end) {
@@ -121,12 +122,11 @@ void PreTokenizer::find(std::string_view piece, std::vector<Cut>& cuts) const {
         push_match(at, at + spec_.text.size());
       }
       return push_rest();
-    case PreTokenizerKind::kSplitRegex: {
-      std::vector<Regex::Match> matches;
+    case PreTokenizerKind::kSplitRegex:
+      matches.clear();
       regex_->find_all(piece, matches);
       for (const Regex::Match& m : matches) push_match(m.begin, m.end);
       return push_rest();
-    }
     case PreTokenizerKind::kWhitespace: {
       // A run of word characters, or of what is neither that nor white space.
       const auto kind = [&](size_t i) {
@@ -210,6 +210,7 @@ void PreTokenizer::rewrite(Pieces& pieces) const {
 
 /// Cuts every piece, and drops what the behaviour removes.
 void PreTokenizer::cut(Pieces& pieces) const {
+  std::vector<Regex::Match> matches;
   std::vector<Cut> cuts;
   std::vector<uint32_t> ends;
   MappedText kept = pieces.text.like();
@@ -222,7 +223,7 @@ void PreTokenizer::cut(Pieces& pieces) const {
   };
   for (const uint32_t end : pieces.ends) {
     cuts.clear();
-    find(std::string_view(pieces.text.text).substr(begin, end - begin), cuts);
+    find(std::string_view(pieces.text.text).substr(begin, end - begin), matches, cuts);
     for (Cut& c : cuts) c.match = c.match != spec_.inverted;
     behave(cuts, spec_.behavior);
     size_t at = begin;

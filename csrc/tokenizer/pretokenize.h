@@ -73,7 +73,7 @@ class PreTokenizer {
     size_t begin, end;
     bool match;
   };
-  void find(std::string_view piece, std::vector<Cut>& cuts) const;
+  void find(std::string_view piece, std::vector<Regex::Match>& matches, std::vector<Cut>& cuts) const;
   void rewrite(Pieces& pieces) const;
   void cut(Pieces& pieces) const;
 

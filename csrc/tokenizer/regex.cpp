@@ -25,8 +25,10 @@ constexpr int32_t kMaxBehind = 64;
 constexpr size_t kStepsPerByte = 400;
 constexpr size_t kFreeSteps = 1 << 20;
 constexpr size_t kMaxStack = 1 << 20;
+constexpr size_t kMaxSplits = 256;  // that know what may follow
 
 enum Assertion : int32_t { kTextBegin, kTextEnd, kTextEndOrNewline, kLineBegin, kLineEnd, kWordEdge, kNoWordEdge };
+constexpr int32_t kNoStarts = -1;
 enum SubKind : int32_t { kAhead, kNotAhead, kBehind, kNotBehind, kAtomic };
 
 }  // namespace
@@ -49,7 +51,13 @@ class RegexCompiler {
     regex_.may_be_empty_ = code.min == 0;
     code.insts.push_back({Op::kMatch});
     regex_.program_ = std::move(code.insts);
-    find_starts(0, regex_.program_.size());
+    for (const CodeSet& set : regex_.sets_) set_starts_.push_back(starts_of(set));
+    if (regex_.may_be_empty_) {
+      regex_.starts_.fill(true);
+    } else {
+      regex_.starts_ = starts_from(0);
+    }
+    for (size_t pc = 0; pc < regex_.program_.size() && regex_.splits_.size() < kMaxSplits; ++pc) find_choices(pc);
     for (CodeSet& set : regex_.sets_) set.index();
   }
 
@@ -538,12 +546,16 @@ class RegexCompiler {
     return set;
   }
 
-  /// Notes the first bytes that a match may have; all of them where that takes more than a look at the sets.
-  void find_starts(size_t from, size_t depth_left) {
+  /// The bytes that what stands at `from` may begin with: all of them where it may match nothing.
+  Regex::Bytes starts_from(size_t from) const {
+    Regex::Bytes starts{};
+    const auto add = [&](int32_t set) {
+      const Regex::Bytes& more = set_starts_[static_cast<size_t>(set)];
+      for (size_t byte = 0; byte < starts.size(); ++byte) starts[byte] |= more[byte];
+    };
     std::vector<bool> seen(regex_.program_.size());
     std::vector<size_t> pending{from};
-    bool any = regex_.may_be_empty_;
-    while (!pending.empty() && depth_left > 0 && !any) {
+    while (!pending.empty()) {
       const size_t pc = pending.back();
       pending.pop_back();
       if (seen[pc]) continue;
@@ -552,10 +564,10 @@ class RegexCompiler {
       const auto go = [&](int32_t offset) { pending.push_back(pc + static_cast<size_t>(offset)); };
       switch (inst.op) {
         case Op::kSet:
-          add_starts(regex_.sets_[static_cast<size_t>(inst.a)]);
+          add(inst.a);
           break;
         case Op::kRepeat:
-          add_starts(regex_.sets_[static_cast<size_t>(inst.a)]);
+          add(inst.a);
           if (inst.b == 0) go(1);
           break;
         case Op::kSplit:
@@ -565,20 +577,36 @@ class RegexCompiler {
         case Op::kJump:
           go(inst.a);
           break;
-        case Op::kSub:
-          if (inst.a == kAtomic) go(1);
-          go(inst.b + 1);
+        case Op::kSub:  // what looks ahead or behind is left out
+          go(inst.a == kAtomic ? 1 : inst.b + 1);
           break;
-        case Op::kMatch:  // of an atomic group that may be empty; what follows it is looked at anyway
-          break;
+        case Op::kMatch:
+          starts.fill(true);
+          return starts;
         default:
           go(1);
       }
     }
-    if (any) regex_.starts_.fill(true);
+    return starts;
   }
 
-  void add_starts(const CodeSet& set) {
+  /// Lets a kSplit know what its two choices may begin with, if that isn't everything.
+  void find_choices(size_t pc) {
+    Inst& inst = regex_.program_[pc];
+    if (inst.op != Op::kSplit) return;
+    inst.c = kNoStarts;
+    const auto at = [&](int32_t offset) { return starts_from(pc + static_cast<size_t>(offset)); };
+    const Regex::Starts starts{at(inst.a), at(inst.b)};
+    const auto all = [](const Regex::Bytes& bytes) {
+      return std::all_of(bytes.begin(), bytes.end(), [](bool b) { return b; });
+    };
+    if (all(starts.first) && all(starts.other)) return;
+    inst.c = static_cast<int32_t>(regex_.splits_.size());
+    regex_.splits_.push_back(starts);
+  }
+
+  static Regex::Bytes starts_of(const CodeSet& set) {
+    Regex::Bytes starts{};
     const auto lead = [](uint32_t code) -> uint32_t {
       return code < 0x80      ? code
              : code < 0x800   ? 0xC0 | code >> 6
@@ -586,13 +614,15 @@ class RegexCompiler {
                               : 0xF0 | code >> 18;
     };
     for (const auto& r : set.ranges()) {
-      for (uint32_t byte = lead(r.first); byte <= lead(r.last); ++byte) regex_.starts_[byte] = true;
+      for (uint32_t byte = lead(r.first); byte <= lead(r.last); ++byte) starts[byte] = true;
     }
+    return starts;
   }
 
   std::string_view pattern_;
   RegexDialect dialect_;
   Regex& regex_;
+  std::vector<Regex::Bytes> set_starts_;  // bytes that characters of each set may begin with
   size_t at_ = 0;
   Flags flags_;
 };
@@ -686,10 +716,18 @@ class RegexRun {
           ok = repeat(inst, pc, at);
           ++pc;
           break;
-        case Regex::Op::kSplit:
-          push({Kind::kGo, static_cast<uint32_t>(pc + static_cast<size_t>(inst.b)), at, 0});
-          pc += static_cast<size_t>(inst.a);
+        case Regex::Op::kSplit: {
+          bool first = true, other = true;
+          if (inst.c != kNoStarts && at < text_.size()) {
+            const Regex::Starts& starts = regex_.splits_[static_cast<size_t>(inst.c)];
+            first = starts.first[bytes_[at]];
+            other = starts.other[bytes_[at]];
+          }
+          if (first && other) push({Kind::kGo, static_cast<uint32_t>(pc + static_cast<size_t>(inst.b)), at, 0});
+          ok = first || other;
+          pc += static_cast<size_t>(first ? inst.a : inst.b);
           break;
+        }
         case Regex::Op::kJump:
           pc += static_cast<size_t>(static_cast<std::ptrdiff_t>(inst.a));
           break;

@@ -40,11 +40,17 @@ class Regex {
     Op op;
     int32_t a = 0, b = 0, c = 0;
   };
+  using Bytes = std::array<bool, 256>;
+  /// Bytes that what a kSplit goes on with may begin with, and its other choice.
+  struct Starts {
+    Bytes first, other;
+  };
 
   std::vector<Inst> program_;
   std::vector<CodeSet> sets_;
   int32_t slots_ = 0;
-  std::array<bool, 256> starts_{};  // bytes that a match may begin with
+  std::vector<Starts> splits_;  // by a kSplit's c; those that tell something
+  Bytes starts_{};              // bytes that a match may begin with
   bool may_be_empty_ = false;
   Words words_ = Words::kOniguruma;
 };
