@@ -176,6 +176,7 @@ REGEXES = {
     "atomic": r"(?>a+|\w)b?|\R|\x{e9}|\u3042",
     "counts": r"(?:ab?){2,3}|\s{2}|x{,2}y|[0-9]{2,}",
     "empty": r"x*",
+    "many alternatives": "|".join([*(f"{chr(0x1000 + i)}x" for i in range(300)), "ab?", "(?:c|d)e", "[ef]"]),
 }
 PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     **{name: {"type": name} for name in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")},
@@ -233,6 +234,32 @@ def test_known_expressions_have_scanners(stage: Stage, tmp_path: Path) -> None:
     ours_too = ["".join(rng.choices(pieces, k=rng.randrange(1, 200))) for _ in range(CASES)]
     for text in [*texts(CASES, 5), *ours_too]:
         assert ours._core.pieces(text) == [text[a:b] for _, (a, b) in theirs.pre_tokenize_str(text)], repr(text)
+
+
+MARK = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
+AFTER_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+
+
+@pytest.mark.parametrize("marks", ["unsplit", "Gemma", "normalizer"])
+@pytest.mark.parametrize("known", [True, False])
+def test_unknown_characters_beside_spaces(marks: str, known: bool, tmp_path: Path) -> None:
+    """They are one unknown token where the space is unknown, too."""
+    vocab = {token: at for at, token in enumerate(["<unk>", "a", "b", *(["\u2581"] * known)])}
+    model = {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "vocab": vocab, "merges": []}
+    normalizer = None if marks == "unsplit" else replace("\u2581", String=" ")
+    cuts = {"unsplit": MARK, "Gemma": AFTER_SPACES, "normalizer": None}[marks]
+    root = root_of(model, normalizer=normalizer, pre_tokenizer=cuts, decoder=MARK)
+    ours, theirs = load(root, tmp_path), hugging_face(root)
+    rng = random.Random(4)
+    for text in ("a\u00e9 b", *("".join(rng.choices("ab  \u00e9\u00df", k=30)) for _ in range(CASES))):
+        assert ours.encode(text) == theirs.encode(text).ids, repr(text)
+
+
+@pytest.mark.parametrize("part", [AFTER_SPACES, split_part(DEEPSEEK_REGEXES[0])])
+def test_a_flag_is_no_number(part: dict[str, Any], tmp_path: Path) -> None:
+    normalizer = replace("\u2581", String=" ")
+    with pytest.raises(TokenizerError, match="invert"):
+        load(root_of(BYTES, normalizer=normalizer, pre_tokenizer={**part, "invert": 0}, decoder=MARK), tmp_path)
 
 
 def test_dropout(corpus: list[str], data_dir: Path) -> None:

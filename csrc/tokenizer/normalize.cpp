@@ -293,6 +293,11 @@ Normalizer::Normalizer(NormalizerSpec spec) : spec_(std::move(spec)) {
   }
   const bool mapped = spec_.kind == NormalizerKind::kPrecompiled || spec_.kind == NormalizerKind::kSentencePiece;
   if (mapped && !spec_.first.empty()) map_ = std::make_shared<CharacterMap>(spec_.first);
+  for (size_t c = 0; spec_.kind == NormalizerKind::kBert && c < bert_ascii_.size(); ++c) {
+    MappedText one(std::string(1, static_cast<char>(c)), 0, false);
+    bert_characters(one);
+    bert_ascii_[c] = one.text.empty() ? int8_t{-1} : static_cast<int8_t>(one.text[0]);
+  }
   std::vector<Trie::Key> spared;
   const bool spares = spec_.kind == NormalizerKind::kSentencePiece;
   for (size_t at = 0, end = 0; spares && (end = spec_.second.find('\0', at)) != spec_.second.npos; at = end + 1) {
@@ -404,7 +409,7 @@ void Normalizer::replace(MappedText& text, const std::vector<Regex::Match>& matc
   text = std::move(out);
 }
 
-/// Stretches of ASCII at once; whatever stands beside it is no mark that goes with it, or is taken off.
+/// ASCII by a table, as what stands beside it changes nothing there; the rest in stretches.
 void Normalizer::bert(MappedText& text) const {
   constexpr size_t kWorthIt = 16;
   MappedText out = text.like();
@@ -412,14 +417,8 @@ void Normalizer::bert(MappedText& text) const {
   for (size_t at = 0; at < all.size();) {
     const size_t plain = ascii_end(all, at);
     for (; at < plain; ++at) {
-      const uint8_t c = static_cast<uint8_t>(all[at]);
-      uint32_t code = c;
-      if (spec_.flags & kBertClean) {
-        if (c == 0 || (traits_of(c) & kBertControl)) continue;
-        if (class_of(c) & kSpace) code = ' ';
-      }
-      if (spec_.flags & kBertLower && c >= 'A' && c <= 'Z') code = c + 32u;
-      out.push(code, text.origin(at));
+      const int8_t code = bert_ascii_[static_cast<uint8_t>(all[at])];
+      if (code >= 0) out.push(static_cast<uint32_t>(code), text.origin(at));
     }
     size_t end = at, after = at;
     while (after < all.size() && after - end < kWorthIt) {

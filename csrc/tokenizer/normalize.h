@@ -98,6 +98,7 @@ class Normalizer {
   std::shared_ptr<const Regex> regex_;
   std::shared_ptr<const CharacterMap> map_;
   std::shared_ptr<const Trie> spared_;
+  std::array<int8_t, 128> bert_ascii_{};  // what BERT's makes of ASCII; -1: nothing
 };
 
 /// All of `parts` one after the other. Throws LimitError when the text grows out of proportion.

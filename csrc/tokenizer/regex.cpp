@@ -25,10 +25,10 @@ constexpr int32_t kMaxBehind = 64;
 constexpr size_t kStepsPerByte = 400;
 constexpr size_t kFreeSteps = 1 << 20;
 constexpr size_t kMaxStack = 1 << 20;
-constexpr size_t kMaxSplits = 256;  // that know what may follow
+constexpr size_t kMaxSplits = 256;  // that know what may follow,
+constexpr int32_t kNoStarts = -1;   // and what others have for it
 
 enum Assertion : int32_t { kTextBegin, kTextEnd, kTextEndOrNewline, kLineBegin, kLineEnd, kWordEdge, kNoWordEdge };
-constexpr int32_t kNoStarts = -1;
 enum SubKind : int32_t { kAhead, kNotAhead, kBehind, kNotBehind, kAtomic };
 
 }  // namespace
@@ -57,7 +57,7 @@ class RegexCompiler {
     } else {
       regex_.starts_ = starts_from(0);
     }
-    for (size_t pc = 0; pc < regex_.program_.size() && regex_.splits_.size() < kMaxSplits; ++pc) find_choices(pc);
+    for (size_t pc = 0; pc < regex_.program_.size(); ++pc) find_choices(pc);
     for (CodeSet& set : regex_.sets_) set.index();
   }
 
@@ -595,6 +595,7 @@ class RegexCompiler {
     Inst& inst = regex_.program_[pc];
     if (inst.op != Op::kSplit) return;
     inst.c = kNoStarts;
+    if (regex_.splits_.size() == kMaxSplits) return;
     const auto at = [&](int32_t offset) { return starts_from(pc + static_cast<size_t>(offset)); };
     const Regex::Starts starts{at(inst.a), at(inst.b)};
     const auto all = [](const Regex::Bytes& bytes) {

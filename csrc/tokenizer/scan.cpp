@@ -212,7 +212,6 @@ inline Byte scan_deepseek(Byte p, Byte end) noexcept {
   return p;
 }
 
-/// Runs of the class, and runs of everything else.
 /// Runs of what Hugging Face's Punctuation and Digits split off: they know other versions of Unicode than patterns do.
 inline Byte scan_trait_runs(Byte p, Byte end, CodeTrait trait, bool each = false) noexcept {
   const auto has_trait = [trait](Byte q) {
@@ -412,16 +411,16 @@ size_t find_seam(const std::vector<Pattern>& stages, std::string_view text, size
   if (p >= end) return text.size();
   Byte last = p - 1;
   while (inner(*last)) --last;
-  for (const Byte stop = base + std::min(limit, text.size()); p < stop;) {
+  while (p < base + std::min(limit, text.size())) {
     const Char here = char_at(p);
     const Byte next = p + here.len;
     const bool letter = char_at(last).cls & kLetter;
-    if (letter && *p == ' ' && next < end && (char_at(next).cls & kLetter)) break;
-    if (words && letter && (*p == '\n' || (*p >= 0x80 && (here.cls & kSign)))) break;
+    if (letter && *p == ' ' && next < end && (char_at(next).cls & kLetter)) return static_cast<size_t>(p - base);
+    if (words && letter && (*p == '\n' || (*p >= 0x80 && (here.cls & kSign)))) return static_cast<size_t>(p - base);
     last = p;
     p = next;
   }
-  return p < base + std::min(limit, text.size()) ? static_cast<size_t>(p - base) : text.size();
+  return text.size();
 }
 
 void split_pieces(const std::vector<Pattern>& stages, std::string_view text, std::vector<size_t>& ends) {

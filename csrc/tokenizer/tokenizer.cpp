@@ -215,11 +215,10 @@ void Tokenizer::push_symbols(const View& view, size_t begin, const std::vector<S
 /// Cuts with scanners; a long text on several threads, each of which has stretches of it.
 void Tokenizer::encode_scanned(const View& view, Output& out) const {
   std::vector<size_t> begins{0};
-  while (out.threads > 1 && view.text.size() - begins.back() > 2 * kStretch) {
-    const size_t at = begins.back() + kStretch;
+  for (size_t at = 0; out.threads > 1 && view.text.size() - at > 2 * kStretch;) {
+    at += kStretch;
     const size_t seam = find_seam(spec_.stages, view.text, at, at + kSeamWithin);
-    if (seam == view.text.size()) break;
-    begins.push_back(seam);
+    if (seam < view.text.size()) begins.push_back(at = seam);
   }
   if (begins.size() == 1) return encode_stretch(view, out);
   begins.push_back(view.text.size());

@@ -99,11 +99,10 @@ def character_fields(
 
 
 def space_stage(tokens: Sequence[bytes], kinds: bytearray) -> tuple[Stage, ...]:
-    """SPACE_RUNS when no token that merging makes has anything else before a space, else no stage.
+    """SPACE_RUNS when no token that merging makes has anything else before a space, and the space is one; or no stage.
 
-    Splitting text there can't change an id then, and short pieces are encoded faster.
+    Splitting text there can't change an id then, and short pieces are encoded faster. A space without a token would
+    be unknown together with what stands before it.
     """
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind == Kind.NORMAL and b" " in token.lstrip(b" "):
-            return ()
-    return (Stage.SPACE_RUNS,)
+    merged = [token for token, kind in zip(tokens, kinds, strict=True) if kind == Kind.NORMAL and b" " in token]
+    return (Stage.SPACE_RUNS,) if b" " in merged and not any(b" " in token.lstrip(b" ") for token in merged) else ()

@@ -100,7 +100,7 @@ def _byte_level(
     return VocabSpec(
         **fields,
         merges=merges,
-        stages=_STAGES.get(pre, ()),
+        stages=_STAGES[pre],
         added=added,
         whole_words=pre in _WHOLE_WORDS,
         prefix_ids=(bos,) if add_bos and bos is not None else (),

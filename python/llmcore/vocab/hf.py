@@ -132,9 +132,8 @@ def _usual(root: dict[str, Any], added: tuple[AddedToken, ...]) -> VocabSpec:
         fields = character_fields(vocab, added, unk, byte_fallback, metaspace)
         fields["fuse_unk"] = flag(model.get("fuse_unk") or False, "model.fuse_unk")
     stages = splitter.stages
-    if (
-        (normalizer.metaspace or splitter.metaspace) and not stages and not whole_words
-    ):  # which sees the text as one word
+    marked = normalizer.metaspace or splitter.metaspace
+    if marked and not stages and not whole_words:  # which sees the text as one word
         stages = space_stage(fields["tokens"], fields["kinds"])
     around = read_post_processor(root.get("post_processor"), fields["size"])
     del fields["size"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from llmcore.errors import LimitError, TokenizerError
 from llmcore.vocab.fields import array, flag, obj, refuse, shown, text, token_id
-from llmcore.vocab.patterns import REGEXES_OF_STAGE, STAGE_OF_REGEX, Stage, split_part
+from llmcore.vocab.patterns import REGEXES_OF_STAGE, STAGE_OF_REGEX, Stage
 from llmcore.vocab.spec import FIRST_TEXT, SECOND_TEXT, BrokenBytes, FirstSpace, PairTemplate, SpacePrefix
 
 _MAX_DEPTH = 16
@@ -116,11 +117,8 @@ def read_pre_tokenizer(value: object) -> Splitter:
     byte_level = False
     metaspace = False
     prefix = SpacePrefix.NEVER
-    covered = 0  # parts that a stage before them stands for
-    for i, part in enumerate(parts):
+    for i, (part, several) in enumerate(_grouped(parts)):
         kind = part.get("type")
-        if i < covered:
-            continue
         if metaspace:
             raise refuse(f"{shown(kind)} behind Metaspace", "pre_tokenizer")
         if kind == "ByteLevel" and not byte_level:
@@ -137,9 +135,7 @@ def read_pre_tokenizer(value: object) -> Splitter:
             if flag(part.get("split", True), "pre_tokenizer.split"):
                 stages.append(Stage.SPACE_EACH)
         else:
-            stage = _stage_of_several(parts[i:]) or _stage(part)
-            if len(regexes := REGEXES_OF_STAGE.get(stage, ())) > 1:
-                covered = i + len(regexes)
+            stage = several or _stage(part)
             if byte_level and stage not in _BEHIND_BYTES:
                 raise refuse(f"{shown(kind)} behind ByteLevel", "pre_tokenizer")
             stages.append(_BEHIND_BYTES[stage] if byte_level else stage)
@@ -148,8 +144,14 @@ def read_pre_tokenizer(value: object) -> Splitter:
 
 def splits_at_spaces(value: object) -> bool:
     """True for Gemma's pre-tokenizer, which splits after spaces."""
-    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-    return flatten(value, "pretokenizers", "pre_tokenizer") == [split]
+    parts = flatten(value, "pretokenizers", "pre_tokenizer")
+    return len(parts) == 1 and _is_split(parts[0], {"String": " "}, "MergedWithPrevious")
+
+
+def _is_split(part: dict[str, Any], pattern: dict[str, str], behavior: str) -> bool:
+    inverted = flag(part.get("invert", False), "pre_tokenizer.invert")
+    given = (part.get("type"), part.get("pattern"), part.get("behavior"))
+    return given == ("Split", pattern, behavior) and not inverted
 
 
 def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
@@ -164,13 +166,17 @@ def _metaspace_prefix(part: dict[str, Any]) -> SpacePrefix:
     return schemes[scheme]
 
 
-def _stage_of_several(parts: list[dict[str, Any]]) -> Stage | None:
-    """The stage that is equal to the first of the `parts` together, several Splits."""
-    for stage, regexes in REGEXES_OF_STAGE.items():
-        splits = [split_part(regex) for regex in regexes]
-        if len(splits) > 1 and [{"invert": False, **part} for part in parts[: len(splits)]] == splits:
-            return stage
-    return None
+def _grouped(parts: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Stage | None]]:
+    """The parts one by one, but for those that are equal to a stage together: of these the first, with the stage."""
+    together = {stage: regexes for stage, regexes in REGEXES_OF_STAGE.items() if len(regexes) > 1}
+    while parts:
+        stage, count = None, 1
+        for known, regexes in together.items():
+            first = zip(parts, regexes, strict=False)
+            if len(parts) >= len(regexes) and all(_is_split(p, {"Regex": r}, "Isolated") for p, r in first):
+                stage, count = known, len(regexes)
+        yield parts[0], stage
+        parts = parts[count:]
 
 
 def _stage(part: dict[str, Any]) -> Stage:

@@ -60,20 +60,7 @@ DEEPSEEK_REGEXES = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
-# Regular expression -> its stage.
-STAGE_OF_REGEX = {
-    GPT2_REGEX: Stage.GPT2,
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": Stage.GPT2,
-    LLAMA3_REGEX: Stage.LLAMA3,
-    QWEN2_REGEX: Stage.QWEN2,
-    CL100K_REGEX: Stage.CL100K,
-    O200K_REGEX: Stage.O200K,
-    TEKKEN_REGEX: Stage.TEKKEN,
-    QWEN35_REGEX: Stage.QWEN35,
-    r"[0-9][0-9][0-9]": Stage.THREE_DIGITS,
-}
-
-# Name in the API -> its stage (None: no splitting) and the expression a saved tokenizer.json carries.
+# Name in the API -> its stage.
 STAGE_OF_NAME = {
     "gpt2": Stage.GPT2,
     "r50k": Stage.GPT2,
@@ -83,7 +70,7 @@ STAGE_OF_NAME = {
     "qwen2": Stage.QWEN2,
     "o200k": Stage.O200K,
 }
-# Several where one takes the pieces of the other.
+# Stage -> what it is recognised by and saved as: an expression, or several, each of which takes the pieces of the last.
 REGEXES_OF_STAGE = {
     Stage.GPT2: (GPT2_REGEX,),
     Stage.CL100K: (CL100K_REGEX,),
@@ -95,6 +82,9 @@ REGEXES_OF_STAGE = {
     Stage.QWEN35: (QWEN35_REGEX,),
     Stage.DEEPSEEK: DEEPSEEK_REGEXES,
 }
+# Regular expression -> the stage that is equal to it alone.
+STAGE_OF_REGEX = {regexes[0]: stage for stage, regexes in REGEXES_OF_STAGE.items() if len(regexes) == 1}
+STAGE_OF_REGEX[r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"] = Stage.GPT2
 
 
 def split_part(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
