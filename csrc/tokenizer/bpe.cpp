@@ -434,6 +434,9 @@ void Bpe::add_miss(size_t i, size_t at, EncodeState& state) const {
     slot = {key.lo, key.hi | EncodeState::kPending << 60, {index}};
   } else if (slot.count() == EncodeState::kPending) {
     state.misses.back().same = slot.ids[0];
+  } else {
+    slot.hi = key.hi | EncodeState::kPending << 60;
+    slot.ids[0] = index;
   }
 }
 
@@ -498,7 +501,8 @@ uint32_t* Bpe::place_ids(EncodeState& state, EncodeState::Miss& miss, size_t mos
 }
 
 /// The ids of a miss are placed; if they fit there, they also go to the cache of short pieces. Many have a line for
-/// themselves, if it is free.
+/// themselves, if it is free. Only what is pending is written: an earlier miss of the same text may have settled it,
+/// and a line that ids fill is not to be taken for one with a second slot.
 void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, size_t count) {
   miss.count = static_cast<uint32_t>(count);
   state.results_used += count;
@@ -507,7 +511,7 @@ void Bpe::settle(EncodeState& state, EncodeState::Miss& miss, size_t count) {
   const uint32_t* const ids = state.results.data() + miss.begin;
   EncodeState::Line& line = state.line(state.hashes[miss.piece]);
   for (EncodeState::Slot& slot : line.slots) {
-    if (!slot.holds(key)) continue;
+    if (!slot.holds(key) || slot.count() != EncodeState::kPending) continue;
     const bool fits = count <= EncodeState::kIds;
     const bool wide =
         !fits && count <= EncodeState::kWideIds && line.slots[1].hi == 0 && (count < 8 || ids[7] >> 24 == 0);
