@@ -418,13 +418,47 @@ def test_real_vocabulary(file: str, corpus: list[str], data_dir: Path) -> None:
     theirs.no_truncation()
     theirs.no_padding()
     ours = Tokenizer.load(path)
-    for text in [*corpus, *texts(CASES, 4)]:
+    runs = [character * n for character in "-_=" for n in range(1, 60)]  # of which many cuts are as good
+    for text in [*corpus, *texts(CASES, 4), *runs]:
         expected = theirs.encode(text)
         ids, offsets = ours.encode_with_offsets(text, allow_special=True)
         assert ids == expected.ids, repr(text)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
         if text.isascii() and text.isprintable():  # where no character is taken away
             assert offsets == expected.offsets
+
+
+def test_scores_are_those_that_hugging_face_reads(tmp_path: Path) -> None:
+    """Which aren't the nearest floats to the file's decimals."""
+    rng = random.Random(5)
+    scores = [-rng.uniform(0, 20) for _ in range(3000)] + [-rng.random() * 10.0**e for e in range(-320, 308)]
+    scores += [0.0, -1.0, -1e22, -5e-324, -1.7976931348623157e308, -9007199254740993.0, -0.1, -0.3]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [[f"t{at}", score] for at, score in enumerate(scores)]}
+    root = root_of(model)
+    read = [score for _, score in json.loads(hugging_face(root).to_str())["model"]["vocab"]]
+    assert read != scores
+    ours = load(root, tmp_path)
+    assert ours._spec.model is not None
+    assert ours._spec.model.scores is not None
+    assert ours._spec.model.scores.tolist() == read
+
+
+def test_a_stream_decodes_few_tokens_again(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a token is shown otherwise at the beginning of a text than within: a word's parts in BERT."""
+    tokenizer = Tokenizer.load(data_dir / "tokenizers/bert-base-uncased/tokenizer.json")
+    ids = tokenizer.encode("antidisestablishmentarianism " * 50 + "x" * 95 + " 1,5 it's" * 50, False)
+    longest, decode = 0, Tokenizer.decode
+
+    def noted(self: Tokenizer, ids: list[int], *rest: bool) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(self, ids, *rest)
+
+    text = tokenizer.decode(ids)
+    monkeypatch.setattr(Tokenizer, "decode", noted)
+    stream = tokenizer.decode_stream()
+    assert "".join(map(stream.step, ids)) + stream.finish() == text
+    assert longest <= 16
 
 
 def test_special_tokens_are_skipped_by_their_flag(tmp_path: Path) -> None:

@@ -75,9 +75,13 @@ class _PartsStream:
         new = text[self._given : len(text) - text.endswith("\ufffd")]  # of which more bytes may make a character
         self._given += len(new)
         if len(self._ids) >= self._limit:
-            tail = self._tokenizer.decode(self._ids[-_WINDOW // 2 :])
-            if tail and text.endswith(tail) and len(text) - len(tail) <= self._given:
-                self._ids = self._ids[-_WINDOW // 2 :]
+            # The last ones alone, if what follows their first, which may be shown otherwise at the beginning of a text,
+            # is shown as it was here, and all that is held back is within it.
+            last = self._ids[-_WINDOW // 2 :]
+            tail = self._tokenizer.decode(last)
+            follows = len(tail) - len(self._tokenizer.decode(last[:1]))
+            if follows > 0 and text[-follows:] == tail[-follows:] and len(text) - follows <= self._given:
+                self._ids = last
                 self._given -= len(text) - len(tail)
             self._limit = max(_WINDOW, 2 * len(self._ids))
         return new

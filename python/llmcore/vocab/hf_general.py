@@ -76,6 +76,9 @@ def _byte_level_bpe(root: dict[str, Any], model: dict[str, Any], added: tuple[Ad
         return {**fields, "pre_tokenizers": read_pre_tokenizers(root.get("pre_tokenizer"), spell_bytes=False)}
 
 
+_POWERS = [float(f"1e{places}") for places in range(309)]
+
+
 def _scored(model: dict[str, Any]) -> tuple[dict[str, int], list[float]]:
     """The vocabulary of a Unigram model: token -> id, and scores by id."""
     vocab: dict[str, int] = {}
@@ -89,8 +92,24 @@ def _scored(model: dict[str, Any]) -> tuple[dict[str, int], list[float]]:
         if not pair[1] <= 0.0:
             raise TokenizerError(f"model.vocab[{at}]: the score {shown(pair[1])} is no logarithm of a probability")
         vocab[pair[0]] = at
-        scores.append(float(pair[1]))
+        scores.append(_as_hugging_face_reads(float(pair[1])))
     return vocab, scores
+
+
+def _as_hugging_face_reads(score: float) -> float:
+    """The value that serde_json, which Hugging Face tokenizers reads files with, makes of the decimals of `score`.
+
+    Its digits as an integer, rounded to a float, by a power of ten, rounded again: often the next float. Which cut of a
+    text is the best one can depend on it, where two have the same tokens in another order.
+    """
+    digits, _, exponent = repr(score).partition("e")
+    whole, _, fraction = digits.partition(".")
+    places = int(exponent or 0) - len(fraction)
+    value = float(int(whole + fraction))
+    while places < -308:
+        value /= 1e308
+        places += 308
+    return value * _POWERS[places] if places >= 0 else value / _POWERS[-places]
 
 
 def _text_model(
