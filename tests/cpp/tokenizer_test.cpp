@@ -499,6 +499,22 @@ TEST(tokenizer, sixteen_threads_encode_at_once) {
   for (const int count : wrong) CHECK_EQ(count, 0);
 }
 
+TEST(tokenizer, threads_share_a_long_text) {
+  Random random(4);
+  const Tokenizer tokenizer(small_tokenizer(random));
+  std::string text = random_text(random, kPlain, 150'000) + "<|end|>";
+  text += random_text(random, kHard, 100'000) + random_text(random, {"d", "e", "f", "g", "h", " "}, 100'000);
+  std::vector<uint32_t> expected;
+  tokenizer.encode(text, true, true, expected);
+  for (const int threads : {2, 3, 7}) {
+    const std::vector<IdParts> parts = tokenizer.encode_batch({text}, true, true, threads);
+    CHECK(parts[0].size() > 2);
+    std::vector<uint32_t> ids;
+    for (const std::vector<uint32_t>& part : parts[0]) ids.insert(ids.end(), part.begin(), part.end());
+    CHECK(ids == expected);
+  }
+}
+
 // What is damaged is refused, or read as it stands, within the bounds of the text.
 TEST(tokenizer, a_damaged_vocabulary_is_read_within_its_bounds) {
   const std::string whole =
