@@ -77,6 +77,7 @@ EDITS: dict[str, tuple[Edit, type[LlmcoreError], str]] = {
     "unigram without scores": (model(type="Unigram"), TokenizerError, "array"),
     "unigram score": (model(type="Unigram", vocab=[["a", "b"]]), TokenizerError, r"vocab\[0\]"),
     "unigram score of nothing": (model(type="Unigram", vocab=[["a", float("nan")]]), TokenizerError, "finite|NaN"),
+    "unigram score below all floats": (model(type="Unigram", vocab=[["a", -(10**390)]]), TokenizerError, "probability"),
     "unigram score above 0": (model(type="Unigram", vocab=[["a", 1.5]]), TokenizerError, "1.5"),
     "unigram token twice": (model(type="Unigram", vocab=[["a", 0], ["a", -1]]), TokenizerError, "twice"),
     "unigram unknown id": (model(type="Unigram", vocab=[["a", 0]], unk_id=1), TokenizerError, "unk_id"),

@@ -5,6 +5,7 @@ vocab/hf.py takes a file when it comes down to one of the usual forms, for which
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def _scored(model: dict[str, Any]) -> tuple[dict[str, int], list[float]]:
             raise TokenizerError(f"model.vocab[{at}]: must be a token and its score, found {shown(item)}")
         if pair[0] in vocab:
             raise TokenizerError(f"model.vocab[{at}]: {shown(pair[0])} stands there twice")
-        if not pair[1] <= 0.0:
+        if not -sys.float_info.max <= pair[1] <= 0.0:
             raise TokenizerError(f"model.vocab[{at}]: the score {shown(pair[1])} is no logarithm of a probability")
         vocab[pair[0]] = at
         scores.append(_as_hugging_face_reads(float(pair[1])))
