@@ -298,7 +298,7 @@ void encode_again_and_again(Random& random, const Alphabet& alphabet, int64_t lo
   EncodeState state, plain;
   std::vector<std::string> known;
   std::vector<std::vector<uint32_t>> alone;
-  const int rounds = 300;
+  const int rounds = 300;  // so many that the cache grows to its end and old pieces come after that
   for (int round = 0; round < rounds; ++round) {
     for (int i = 0; i < 400; ++i) {
       known.push_back(random_text(random, alphabet, random.integer(1, i % 10 ? longest : 200)));
